@@ -1,0 +1,193 @@
+import { SiglipError } from '../errors';
+import type { NativeBuffer } from '../native/addon';
+import { loadAddon } from '../native/load';
+import type { DType, HostArray, Spec } from '../native/spec';
+import { bytesOf, elementsOf, MAX_RANK } from '../native/spec';
+
+/** What a program takes as an input: memory of the device, or an array of the host to copy in. */
+export type RunInput = DeviceArray | HostArray;
+
+/** A typed array of the host by the dtype it holds. */
+export interface HostArrayOf {
+  float32: Float32Array;
+  int32: Int32Array;
+  uint8: Uint8Array;
+}
+
+/**
+ * Memory of the device that outlives a program: weights, optimizer state, batches, results.
+ *
+ * Writes, reads and runs take effect in the order in which they were called, so no call needs to
+ * wait for another but to see a result. Dispose an array when it is no longer needed; disposing one
+ * that queued work still uses is safe. An array that is only forgotten is freed when the garbage
+ * collector gets to it.
+ *
+ * @example
+ * ```ts
+ * using weights = DeviceArray.from(new Float32Array([1, 2, 3, 4]), [2, 2]);
+ * await weights.read(); // Float32Array [1, 2, 3, 4]
+ * ```
+ */
+export class DeviceArray<D extends DType = DType> implements Spec {
+  readonly dtype: D;
+  readonly shape: readonly number[];
+  /** Bytes of its elements. */
+  readonly bytes: number;
+  /** The native memory; for programs, not for users. */
+  readonly buffer: NativeBuffer;
+
+  private constructor(dtype: D, shape: readonly number[]) {
+    checkShape(shape);
+    this.dtype = dtype;
+    this.shape = [...shape];
+    this.bytes = bytesOf(this);
+    this.buffer = new (loadAddon().Buffer)(this.bytes);
+  }
+
+  /**
+   * A copy of a typed array.
+   *
+   * @param data - its class gives the dtype.
+   * @param shape - extents whose product is `data.length`; default `[data.length]`.
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   */
+  static from(data: Float32Array, shape?: readonly number[]): DeviceArray<'float32'>;
+  static from(data: Int32Array, shape?: readonly number[]): DeviceArray<'int32'>;
+  static from(data: Uint8Array, shape?: readonly number[]): DeviceArray<'uint8'>;
+  static from(data: HostArray, shape?: readonly number[]): DeviceArray;
+  static from(data: HostArray, shape: readonly number[] = [data.length]): DeviceArray {
+    const dtype = dtypeOf('DeviceArray.from', data);
+    checkShape(shape);
+    checkLength('DeviceArray.from', data, shape);
+    const array = new DeviceArray(dtype, shape);
+    array.buffer.write(0, bytesIn(data));
+    return array;
+  }
+
+  /**
+   * An array of zeros.
+   *
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   */
+  static zeros(spec: Spec): DeviceArray {
+    if (!Object.hasOwn(HOST_ARRAYS, spec.dtype)) {
+      throw new SiglipError(
+        'ERR_DTYPE',
+        `DeviceArray.zeros: dtype must be float32, int32 or uint8, got ${spec.dtype}`,
+      );
+    }
+    return new DeviceArray(spec.dtype, spec.shape);
+  }
+
+  /**
+   * An array whose contents nobody may rely on, for a program to fill.
+   *
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   */
+  static empty(spec: Spec): DeviceArray {
+    return DeviceArray.zeros(spec);
+  }
+
+  /** Whether {@link dispose} was called. */
+  get disposed(): boolean {
+    return this.buffer.disposed;
+  }
+
+  /**
+   * The contents, as they are when everything queued so far is done.
+   *
+   * @throws ERR_DISPOSED
+   */
+  async read(): Promise<HostArrayOf[D]> {
+    this.checkAlive('read');
+    const array: HostArray = new HOST_ARRAYS[this.dtype](elementsOf(this.shape));
+    await this.buffer.read(0, bytesIn(array));
+    // The class was chosen by this.dtype one line above, which the type system cannot follow.
+    return array as HostArrayOf[D];
+  }
+
+  /**
+   * Replaces the contents; `data` may be reused as soon as this returns.
+   *
+   * @param data - as many elements of the same dtype.
+   * @throws ERR_DISPOSED, ERR_DTYPE, ERR_SHAPE
+   */
+  write(data: HostArrayOf[D]): void {
+    this.checkAlive('write');
+    const dtype = dtypeOf('DeviceArray.write', data);
+    if (dtype !== this.dtype) {
+      throw new SiglipError(
+        'ERR_DTYPE',
+        `DeviceArray.write: data must be ${this.dtype}, got ${dtype}`,
+      );
+    }
+    checkLength('DeviceArray.write', data, this.shape);
+    this.buffer.write(0, bytesIn(data));
+  }
+
+  /** Gives the memory back once queued work is done with it. May be repeated. */
+  dispose(): void {
+    this.buffer.dispose();
+  }
+
+  /** {@link dispose}, for `using`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  private checkAlive(method: string): void {
+    if (this.disposed) {
+      throw new SiglipError(
+        'ERR_DISPOSED',
+        `DeviceArray.${method}: the array must be alive, got a disposed one`,
+      );
+    }
+  }
+}
+
+const HOST_ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array } as const;
+
+// By the internal name and not by instanceof: an array of another realm (a vm context, as test
+// runners use) is as good.
+function dtypeOf(who: string, data: HostArray): DType {
+  switch (Object.prototype.toString.call(data)) {
+    case '[object Float32Array]':
+      return 'float32';
+    case '[object Int32Array]':
+      return 'int32';
+    case '[object Uint8Array]':
+      return 'uint8';
+    default:
+      throw new SiglipError(
+        'ERR_DTYPE',
+        `${who}: data must be a Float32Array, Int32Array or Uint8Array, got ${Object.prototype.toString.call(data).slice(8, -1)}`,
+      );
+  }
+}
+
+function bytesIn(data: HostArray): Uint8Array {
+  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+}
+
+function checkShape(shape: readonly number[]): void {
+  const possible =
+    shape.length >= 1 &&
+    shape.length <= MAX_RANK &&
+    shape.every((extent) => Number.isSafeInteger(extent) && extent > 0) &&
+    Number.isSafeInteger(elementsOf(shape));
+  if (!possible) {
+    throw new SiglipError(
+      'ERR_SHAPE',
+      `DeviceArray: shape must have 1 to ${String(MAX_RANK)} positive integers, got [${shape.join(', ')}]`,
+    );
+  }
+}
+
+function checkLength(who: string, data: HostArray, shape: readonly number[]): void {
+  if (data.length !== elementsOf(shape)) {
+    throw new SiglipError(
+      'ERR_SHAPE',
+      `${who}: data must have ${String(elementsOf(shape))} elements for [${shape.join(', ')}], got ${String(data.length)}`,
+    );
+  }
+}

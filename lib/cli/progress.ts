@@ -1,0 +1,66 @@
+// One line that tells how far a long job is: share done, rate, time left. On a terminal it is
+// redrawn in place; elsewhere (a log, CI) a new line appears every few seconds.
+import type { WriteStream } from 'node:tty';
+
+export interface ProgressOptions {
+  readonly total: number;
+  /** What is counted: `steps`, `images`. */
+  readonly unit: string;
+  /** Default: standard error, so that standard output stays clean. */
+  readonly stream?: NodeJS.WritableStream;
+}
+
+const barWidth = 24;
+const redrawMs = 100;
+const logEveryMs = 10_000;
+
+export class Progress {
+  private readonly started = performance.now();
+  private readonly stream: NodeJS.WritableStream;
+  private readonly live: boolean;
+  private last = -Infinity;
+  private lineLength = 0;
+
+  constructor(private readonly options: ProgressOptions) {
+    this.stream = options.stream ?? process.stderr;
+    this.live = (this.stream as Partial<WriteStream>).isTTY === true;
+  }
+
+  /** Shows that `done` of the total are done; `detail` is free text behind the numbers. */
+  update(done: number, detail = ''): void {
+    const now = performance.now();
+    const finished = done >= this.options.total;
+    if (!finished && now - this.last < (this.live ? redrawMs : logEveryMs)) return;
+    this.last = now;
+    const line = this.line(done, now, detail);
+    if (this.live) {
+      this.stream.write(`\r${line.padEnd(this.lineLength)}`);
+      this.lineLength = line.length;
+      if (finished) this.stream.write('\n');
+    } else {
+      this.stream.write(`${line}\n`);
+    }
+  }
+
+  private line(done: number, now: number, detail: string): string {
+    const { total, unit } = this.options;
+    const share = total === 0 ? 1 : Math.min(done / total, 1);
+    const filled = Math.round(share * barWidth);
+    const bar = '█'.repeat(filled) + '░'.repeat(barWidth - filled);
+    const seconds = (now - this.started) / 1000;
+    const rate = seconds > 0 ? done / seconds : 0;
+    const left = share >= 1 ? seconds : rate > 0 ? (total - done) / rate : NaN;
+    const label = share >= 1 ? 'took' : 'left';
+    const percent = `${String(Math.floor(share * 100))}%`.padStart(4);
+    return `${bar}${percent} ${String(done)}/${String(total)} ${unit}  ${rate.toPrecision(3)}/s  ${label} ${duration(left)}${detail === '' ? '' : `  ${detail}`}`;
+  }
+}
+
+/** Seconds as `1:05` or `1:02:03`. */
+export function duration(seconds: number): string {
+  if (!Number.isFinite(seconds)) return '–';
+  const whole = Math.round(seconds);
+  const two = (n: number): string => String(n).padStart(2, '0');
+  const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  return h > 0 ? `${String(h)}:${two(m)}:${two(s)}` : `${String(m)}:${two(s)}`;
+}

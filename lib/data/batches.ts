@@ -1,0 +1,159 @@
+// Batches of training pairs from a source.
+import { Philox4x32 } from '../array/random';
+import { SiglipError } from '../errors';
+import { augment, checkAugment, type AugmentOptions } from './augment';
+import { PairSource, type PairTable } from './pair_table';
+import { ConceptSampler, type SamplerState } from './sampler';
+import type { Example, Source } from './source';
+import type { Stream, StreamState } from './stream';
+
+/** Images and texts that belong together, row by row. */
+export interface Batch {
+  /** Number of this batch since the start of the stream, from 0. */
+  readonly step: number;
+  /** RGB, (B, S, S, 3). */
+  readonly images: Uint8Array;
+  /** Pixels per side, S. */
+  readonly size: number;
+  /** One text per image, (B). */
+  readonly texts: readonly string[];
+  /** Token ids, (B, T), when the source has them. */
+  readonly tokens: Int32Array | undefined;
+  /** Concept of each image, all different, (B). */
+  readonly concepts: Int32Array;
+}
+
+/** How batches are drawn. */
+export interface BatchOptions {
+  /** Pairs per batch, at most the number of concepts of the source. */
+  readonly batch: number;
+  /** Integer from 0 to 2^53 − 1, default 0. */
+  readonly seed?: number | undefined;
+  /** Pixels per side of the images given out, default: as the source has them. */
+  readonly size?: number | undefined;
+  /** Random changes to the images, default none. */
+  readonly augment?: AugmentOptions | undefined;
+}
+
+/** Where the random words for changing an example begin, however many reading it took. */
+const AUGMENT_POSITION = 1024;
+
+/**
+ * Endless stream of batches: which examples, with which text and which changes follows from the
+ * seed, the batch's number and the place in the batch. Close it to release the source's readers.
+ *
+ * @example
+ * const batches = new BatchStream(new PairSource(table), { batch: 128, seed: 1 });
+ * const { images, tokens } = await batches.next();
+ */
+export class BatchStream implements Stream<Batch> {
+  private readonly sampler: ConceptSampler;
+  private readonly options: BatchOptions;
+  private step = 0;
+
+  /** @throws ERR_ARGUMENT when an option is out of its range */
+  constructor(
+    private readonly source: Source,
+    options: BatchOptions,
+  ) {
+    const { batch, seed = 0, size } = options;
+    if (size !== undefined && (!Number.isInteger(size) || size < 1)) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `BatchStream: size must be a positive integer, got ${String(size)}`,
+      );
+    }
+    checkAugment(options.augment ?? {});
+    this.options = options;
+    this.sampler = new ConceptSampler(source.concepts, batch, seed);
+  }
+
+  async next(): Promise<Batch> {
+    const { batch, seed = 0, augment: changes = {} } = this.options;
+    const indices = this.sampler.next();
+    const read = [...indices].map(async (index, row) => {
+      const random = new Philox4x32(seed, this.step * batch + row);
+      return { random, ...(await this.source.read(index, random)) };
+    });
+    const examples = await Promise.all(read);
+    const size = this.options.size ?? examples[0].size;
+    const bytes = size * size * 3;
+    const images = new Uint8Array(batch * bytes);
+    for (const [row, example] of examples.entries()) {
+      example.random.position = AUGMENT_POSITION;
+      const out = images.subarray(row * bytes, (row + 1) * bytes);
+      augment(example.pixels, example.size, changes, example.random, out, size);
+    }
+    return {
+      step: this.step++,
+      images,
+      size,
+      texts: examples.map(({ text }) => text),
+      tokens: this.tokensOf(examples),
+      concepts: indices.map((index) => this.source.concepts[index]),
+    };
+  }
+
+  private tokensOf(examples: readonly Example[]): Int32Array | undefined {
+    const length = examples[0]?.tokens?.length;
+    if (length === undefined) return undefined;
+    const tokens = new Int32Array(examples.length * length);
+    for (const [row, { tokens: ids }] of examples.entries()) {
+      if (ids?.length !== length) {
+        throw new SiglipError(
+          'ERR_DATA',
+          `BatchStream: tokens of ${this.source.name} must have the length ${String(length)}, ` +
+            `got ${String(ids?.length)}`,
+        );
+      }
+      tokens.set(ids, row * length);
+    }
+    return tokens;
+  }
+
+  state(): StreamState {
+    const { epoch, position, deferred } = this.sampler.state();
+    return { step: this.step, epoch, position, deferred };
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- what is thrown must be a rejection
+  async restore(state: StreamState): Promise<void> {
+    const { step, ...sampler } = (state ?? {}) as unknown as SamplerState & { step: number };
+    if (!Number.isSafeInteger(step) || step < 0) {
+      throw new SiglipError(
+        'ERR_DATA',
+        `BatchStream.restore: state must be of a stream of batches, got ${JSON.stringify(state)}`,
+      );
+    }
+    this.sampler.restore(sampler);
+    this.step = step;
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+/**
+ * What a worker thread needs to make the batches of a {@link PairTable}: the `input` of
+ * {@link openPairBatches}.
+ */
+export interface PairBatchesInput {
+  readonly table: PairTable;
+  readonly options: BatchOptions;
+}
+
+/**
+ * Batches of a table, in the form that `Prefetch` runs on a worker thread.
+ *
+ * @example
+ * const batches = await Prefetch.open<Batch>({
+ *   module: pairBatchesModule, factory: 'openPairBatches', input: { table, options },
+ * });
+ */
+export function openPairBatches(input: PairBatchesInput): Stream<Batch> {
+  return new BatchStream(new PairSource(input.table), input.options);
+}
+
+/** The file to give to `Prefetch` as `module` together with the factory `openPairBatches`. */
+export const pairBatchesModule = __filename;

@@ -1,0 +1,125 @@
+// A preset turned into data: what to train on, and what to measure on.
+import { readEmoji, readEmojiNames, type Emoji, type EmojiNames, type EmojiStyle } from './emoji';
+import { emojiDrawings, type DrawingOptions } from './emoji_drawings';
+import type { EmojiPreset } from './emoji_presets';
+import { splitEmoji } from './emoji_split';
+import { pairTable, type PairTable, type WeightedText } from './pair_table';
+
+/** The emoji that training sees, or those that it never sees. */
+export type EmojiPart = 'train' | 'heldOut';
+
+/** What one language calls the emoji of a part. */
+export interface EmojiTexts {
+  /** Rows of the part's images that have a name here, ascending. */
+  readonly rows: Int32Array;
+  /** The names, one per row of `rows`. */
+  readonly texts: readonly string[];
+}
+
+/**
+ * The emoji of a preset with their drawings and names.
+ *
+ * @example
+ * const data = new EmojiData(emojiPreset('animals-food'));
+ * const table = await data.trainingTable((texts) => tokenizer.encode(texts));
+ * const images = await data.images('twemoji', 'train');        // (259, 32, 32, 3)
+ * const { texts } = data.names('en', 'train');                  // 259 names
+ */
+export class EmojiData {
+  /** Emoji of each part, in Unicode's order. */
+  readonly emoji: Readonly<Record<EmojiPart, readonly Emoji[]>>;
+  private readonly namesOf = new Map<string, EmojiNames>();
+
+  /**
+   * @param options where packages and the cache of drawings are
+   * @throws ERR_FILE when a package is missing
+   */
+  constructor(
+    readonly preset: EmojiPreset,
+    private readonly options: DrawingOptions = {},
+  ) {
+    const { groups, heldOut, splitSeed } = preset;
+    this.emoji = splitEmoji(readEmoji({ ...options, groups }), heldOut, splitSeed);
+  }
+
+  /**
+   * Drawings of a part in one style, (N, S, S, 3); drawn once, then cached.
+   *
+   * @param size S, default that of the preset
+   */
+  images(style: EmojiStyle, part: EmojiPart, size = this.preset.size): Promise<Uint8Array> {
+    return emojiDrawings(this.emoji[part], style, size, this.options);
+  }
+
+  /** Names of a part in one language. */
+  names(locale: string, part: EmojiPart): EmojiTexts {
+    const { names } = this.annotations(locale, part);
+    const rows = Int32Array.from(names.keys()).filter((row) => names[row] !== undefined);
+    return { rows, texts: names.filter((name) => name !== undefined) };
+  }
+
+  /** Every language of the preset: trained ones first, then the unseen ones. */
+  get locales(): readonly string[] {
+    const { near, far, ownScript } = this.preset.unseenLocales;
+    return [...this.preset.locales, ...near, ...far, ...ownScript];
+  }
+
+  /**
+   * Every text that training or evaluation may use: what a tokenizer restricted to the used pieces
+   * has to know.
+   */
+  texts(): string[] {
+    const texts = new Set<string>();
+    for (const locale of this.locales) {
+      for (const part of ['train', 'heldOut'] as const) {
+        const { names, keywords } = this.annotations(locale, part);
+        for (const name of names) if (name !== undefined) texts.add(name);
+        if (this.preset.keywordShare > 0) for (const word of keywords.flat()) texts.add(word);
+      }
+    }
+    return [...texts];
+  }
+
+  /**
+   * The training pairs: every trained emoji in every training style, with its names (and keywords,
+   * where the preset has a share for them) in the trained languages, each language equally likely.
+   *
+   * @param tokenize gives (M, T) token ids for M texts; left out, batches carry texts only
+   */
+  async trainingTable(tokenize?: (texts: readonly string[]) => Int32Array): Promise<PairTable> {
+    const { name, size, trainStyles, locales, keywordShare } = this.preset;
+    const count = this.emoji.train.length;
+    const bytes = count * size * size * 3;
+    const pixels = new Uint8Array(trainStyles.length * bytes);
+    const concepts = new Int32Array(trainStyles.length * count);
+    for (const [i, style] of trainStyles.entries()) {
+      pixels.set(await this.images(style, 'train'), i * bytes);
+      for (let row = 0; row < count; row++) concepts[i * count + row] = row;
+    }
+    const annotations = locales.map((locale) => this.annotations(locale, 'train'));
+    const texts = Array.from({ length: count }, (_, row) =>
+      annotations.flatMap((one): WeightedText[] => textsOf(one, row, keywordShare)),
+    );
+    return pairTable({ name, size, pixels, concepts, texts, tokenize });
+  }
+
+  private annotations(locale: string, part: EmojiPart): EmojiNames {
+    const key = `${part} ${locale}`;
+    let found = this.namesOf.get(key);
+    if (found === undefined) {
+      found = readEmojiNames(this.emoji[part], locale, this.options);
+      this.namesOf.set(key, found);
+    }
+    return found;
+  }
+}
+
+/** Texts of one emoji in one language, of weight 1 in all. */
+function textsOf({ names, keywords }: EmojiNames, row: number, share: number): WeightedText[] {
+  const name = names[row];
+  if (name === undefined) return [];
+  const words = share > 0 ? keywords[row] : [];
+  if (words.length === 0) return [{ text: name, weight: 1 }];
+  const named = share < 1 ? [{ text: name, weight: 1 - share }] : [];
+  return [...named, ...words.map((text) => ({ text, weight: share / words.length }))];
+}

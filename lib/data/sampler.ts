@@ -1,0 +1,127 @@
+// Which examples form the next batch: shuffled epochs that flow into each other, without two
+// examples of one concept in a batch.
+import { Philox4x32 } from '../array/random';
+import { SiglipError } from '../errors';
+
+/** Where a {@link ConceptSampler} stands. */
+export interface SamplerState {
+  /** Passes through all examples begun before the present one. */
+  readonly epoch: number;
+  /** Examples taken from the present permutation. */
+  readonly position: number;
+  /** Examples passed over because their concept was in the batch already; served first. */
+  readonly deferred: readonly number[];
+}
+
+/**
+ * Draws batches of examples with distinct concepts. Every epoch is a new permutation of all
+ * examples, a function of the seed and the epoch alone. An example whose concept is already in the
+ * batch waits for the next batch; one that still waits when its turn comes again is not queued
+ * twice, which keeps the queue shorter than the source however uneven the concepts are.
+ *
+ * @example
+ * const sampler = new ConceptSampler(source.concepts, 128, 42);
+ * const indices = sampler.next(); // 128 examples
+ */
+export class ConceptSampler {
+  private epoch = 0;
+  private position = 0;
+  private deferred: number[] = [];
+  private permutation: Int32Array;
+
+  /**
+   * @param concepts concept of each example
+   * @param batch examples per batch, at most the number of distinct concepts
+   * @param seed integer from 0 to 2^53 − 1
+   * @throws ERR_ARGUMENT
+   */
+  constructor(
+    private readonly concepts: Int32Array,
+    readonly batch: number,
+    private readonly seed: number,
+  ) {
+    const distinct = new Set(concepts).size;
+    if (!Number.isInteger(batch) || batch < 1 || batch > distinct) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `ConceptSampler: batch must be an integer from 1 to the number of concepts ` +
+          `${String(distinct)}, got ${String(batch)}`,
+      );
+    }
+    this.permutation = this.permute(0);
+  }
+
+  /** Indices of the examples of the next batch, (batch). */
+  next(): Int32Array {
+    const taken = new Set<number>();
+    const batch = new Int32Array(this.batch);
+    let count = 0;
+    const take = (index: number): boolean => {
+      const concept = this.concepts[index];
+      if (count === this.batch || taken.has(concept)) return false;
+      taken.add(concept);
+      batch[count++] = index;
+      return true;
+    };
+    this.deferred = this.deferred.filter((index) => !take(index));
+    const waiting = new Set(this.deferred);
+    while (count < this.batch) {
+      if (this.position === this.permutation.length) {
+        this.epoch++;
+        this.position = 0;
+        this.permutation = this.permute(this.epoch);
+      }
+      const index = this.permutation[this.position++];
+      if (waiting.has(index) || take(index)) continue;
+      waiting.add(index);
+      this.deferred.push(index);
+    }
+    return batch;
+  }
+
+  /** Where the sampler stands; plain JSON. */
+  state(): SamplerState {
+    return { epoch: this.epoch, position: this.position, deferred: [...this.deferred] };
+  }
+
+  /**
+   * Continues from a state of a sampler with the same concepts, batch and seed.
+   *
+   * @throws ERR_DATA when the state cannot be of this sampler
+   */
+  restore(state: SamplerState): void {
+    const { epoch, position } = state;
+    const deferred: unknown = state.deferred;
+    const length = this.concepts.length;
+    const isIndex = (value: unknown, limit: number): boolean =>
+      Number.isInteger(value) && (value as number) >= 0 && (value as number) < limit;
+    if (
+      !isIndex(epoch, Number.MAX_SAFE_INTEGER) ||
+      !isIndex(position, length + 1) ||
+      !Array.isArray(deferred) ||
+      !deferred.every((index) => isIndex(index, length))
+    ) {
+      throw new SiglipError(
+        'ERR_DATA',
+        `ConceptSampler.restore: state must be of a sampler of ${String(length)} examples, ` +
+          `got ${JSON.stringify(state)}`,
+      );
+    }
+    this.epoch = epoch;
+    this.position = position;
+    this.deferred = [...(deferred as number[])];
+    this.permutation = this.permute(epoch);
+  }
+
+  private permute(epoch: number): Int32Array {
+    const random = new Philox4x32(this.seed, `shuffle ${String(epoch)}`);
+    const order = Int32Array.from(this.concepts.keys());
+    for (let i = order.length - 1; i > 0; i--) {
+      const j = random.integer(i + 1);
+      const swapped = order[i];
+      order[i] = order[j];
+      order[j] = swapped;
+    }
+    return order;
+  }
+}

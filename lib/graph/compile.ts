@@ -1,0 +1,425 @@
+// From a TypeScript function over symbolic tensors to a program the native side can run: trace,
+// rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
+// before a byte is allocated.
+import { DeviceArray } from '../array';
+import { SiglipError } from '../errors';
+import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
+import { kernelOf, loadAddon } from '../native/load';
+import type { KernelArgument, KernelCall, Ref } from '../native/kernels';
+import type { HostArray, Spec } from '../native/spec';
+import { dtypeCode } from '../native/spec';
+import { copy } from './intrinsics';
+import { Reshaped, describe } from './op';
+import type { Plan } from './planner';
+import { plan, rootsOf, totalBytes } from './planner';
+import type { Graph } from './rewrite';
+import { rewrites } from './rewrite';
+import type { Node } from './tensor';
+import { Tensor, Trace, recordInto } from './tensor';
+import type { MapTree } from './tree';
+import { flatten, mapTree } from './tree';
+
+export interface CompileOptions {
+  /** Where the program runs. Default `'cpu'`. */
+  readonly device?: 'cpu';
+  /** Top-level inputs whose arrays the program may update in place (weights, optimizer state). */
+  readonly donate?: readonly string[];
+  /** Named intermediates that `runWithTaps` gives: all, or those whose name is listed. */
+  readonly taps?: boolean | readonly string[];
+}
+
+/** What a run takes for one input: an array that stays, or host memory that is copied in. */
+export type RunInput = DeviceArray | HostArray;
+
+/** Bytes a run needs, known from compile() on. */
+export interface ProgramMemory {
+  /** Intermediates and scratch; one arena serves all programs of a device. */
+  readonly arenaBytes: number;
+  /** Arrays the caller brings: weights, state, batch. */
+  readonly inputBytes: number;
+  /** Arrays a run creates; results updated in place are among the inputs. */
+  readonly outputBytes: number;
+  /** The sum: what must fit on the device during a run. */
+  readonly peakBytes: number;
+}
+
+/** Time of one operation in a profiled run. */
+export interface StepTime {
+  readonly label: string;
+  readonly kernel: string;
+  readonly nanoseconds: number;
+}
+
+interface Compiled {
+  readonly native: NativeProgram;
+  readonly plan: Plan;
+  readonly inputs: readonly { readonly path: string; readonly spec: Spec }[];
+  readonly steps: readonly { readonly label: string; readonly kernel: string }[];
+  readonly resultSpecs: readonly Spec[];
+  readonly taps: readonly string[];
+}
+
+/**
+ * Traces `fn` once for inputs of the given specs and prepares it to run.
+ *
+ * @param name - for error messages.
+ * @param specs - a tree of specs, the form of the argument `fn` and `run` take.
+ * @returns a program; the same inputs give the same outputs, bit for bit, on one machine.
+ * @throws ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT, ERR_NOT_DIFFERENTIABLE as the traced operations do.
+ * @example
+ * const program = compile('double', ({ x }) => ({ y: add(x, x) }), { x: float32(2, 3) });
+ * const { y } = await program.run({ x: new Float32Array(6) });
+ */
+export function compile<I extends object, O>(
+  name: string,
+  fn: (inputs: MapTree<I, Spec, Tensor>) => O,
+  specs: I,
+  options: CompileOptions = {},
+): Program<I, O> {
+  const trace = new Trace();
+  const inputs: { path: string; tensor: Tensor }[] = [];
+  const outputs = recordInto(trace, () => {
+    const symbols = mapTree<I, Spec, Tensor>(specs, (spec, path) => {
+      const node = trace.record(undefined, {}, {}, { value: spec }, path);
+      const tensor = node.outputs['value'];
+      if (tensor === undefined)
+        throw new SiglipError('ERR_SHAPE', `compile: ${path} must be a spec`);
+      inputs.push({ path, tensor });
+      return tensor;
+    });
+    return materialize(fn(symbols), trace, inputs, options);
+  });
+  const leaves = flatten(outputs).map(({ path, leaf }) => {
+    if (leaf instanceof Tensor) return leaf;
+    throw new SiglipError('ERR_ARGUMENT', `compile: ${name}'s output ${path} must be a tensor`);
+  });
+  const taps = [...trace.taps].filter(([tapName]) => wanted(tapName, options.taps));
+  let graph: Graph = {
+    nodes: trace.nodes.filter((node) => node.definition !== undefined),
+    results: [...leaves, ...taps.map(([, tensor]) => tensor)],
+  };
+  const resultSpecs = graph.results.map(({ dtype, shape }) => ({ dtype, shape }));
+  for (const rewrite of rewrites) graph = rewrite(graph);
+
+  const encoder = new Encoder(graph);
+  const planned = plan(
+    graph,
+    inputs.map(({ tensor }) => tensor),
+    {
+      donated: donatedTensors(name, inputs, options.donate ?? []),
+      scratchBytes: (node) => encoder.scratchBytes(node),
+    },
+  );
+  const steps = encoder.encode(planned);
+  const native = new (loadAddon().Program)({
+    name,
+    arenaBytes: planned.arenaBytes,
+    bufferBytes: [...planned.buffers],
+    steps: steps.map(({ step }) => step),
+  });
+  return new Program<I, O>(
+    name,
+    {
+      native,
+      plan: planned,
+      inputs: inputs.map(({ path, tensor }) => ({ path, spec: tensor })),
+      steps: steps.map(({ step, kernel }) => ({ label: step.label, kernel })),
+      resultSpecs,
+      taps: taps.map(([tapName]) => tapName),
+    },
+    outputs,
+  );
+}
+
+function wanted(tapName: string, taps: CompileOptions['taps']): boolean {
+  return typeof taps === 'object' ? taps.includes(tapName) : taps === true;
+}
+
+function donatedTensors(
+  name: string,
+  inputs: readonly { readonly path: string; readonly tensor: Tensor }[],
+  donate: readonly string[],
+): ReadonlySet<Tensor> {
+  for (const key of donate) {
+    if (!inputs.some(({ path }) => path.split('.')[0] === key)) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `compile: donate must name inputs of ${name}, got ${key}`,
+      );
+    }
+  }
+  return new Set(
+    inputs
+      .filter(({ path }) => donate.includes(path.split('.')[0] ?? ''))
+      .map(({ tensor }) => tensor),
+  );
+}
+
+// A result needs memory of its own: copy what is an input (unless it was donated) or shares memory
+// with another result.
+function materialize<O>(
+  outputs: O,
+  trace: Trace,
+  inputs: readonly { readonly path: string; readonly tensor: Tensor }[],
+  options: CompileOptions,
+): O {
+  const roots = rootsOf({ nodes: trace.nodes, results: [] });
+  const donated = donatedTensors('the program', inputs, options.donate ?? []);
+  const taken = new Set<Tensor>(inputs.map(({ tensor }) => tensor).filter((x) => !donated.has(x)));
+  return mapTree<O, Tensor, Tensor>(outputs, (leaf) => {
+    if (!(leaf instanceof Tensor)) return leaf;
+    const root = roots.get(leaf) ?? leaf;
+    const own = taken.has(root) ? copy(leaf) : leaf;
+    taken.add(root);
+    return own;
+  }) as O;
+}
+
+// Turns nodes into native steps: kernel calls with their tensors as views.
+class Encoder {
+  private readonly calls = new Map<Node, KernelCall>();
+
+  constructor(private readonly graph: Graph) {
+    const read = new Set<Tensor>(graph.results);
+    for (const node of graph.nodes) {
+      for (const operand of Object.values(node.inputs)) {
+        if (operand instanceof Tensor) read.add(operand);
+        else if (operand !== null) operand.forEach((x) => read.add(x));
+      }
+    }
+    for (const node of graph.nodes) {
+      const kernel = node.definition?.kernel;
+      if (kernel === undefined || kernel === 'alias') continue;
+      const outputs: Record<string, Ref | null> = {};
+      for (const [name, output] of Object.entries(node.outputs)) {
+        const skipped =
+          node.definition?.optionalOutputs?.includes(name) === true && !read.has(output);
+        outputs[name] = skipped ? null : output;
+      }
+      // The builder's type was checked against the operation's operands where it was declared.
+      const call = { ...node.inputs, ...node.attributes, ...outputs } as Parameters<
+        typeof kernel
+      >[0];
+      this.calls.set(node, kernel(call));
+    }
+  }
+
+  scratchBytes(node: Node): number {
+    const call = this.calls.get(node);
+    if (call === undefined) return 0;
+    const { index } = kernelOf(call.kernel);
+    const args = this.arguments(call, null, (ref) => viewOf(ref, 0, 0));
+    return loadAddon().scratchBytes(index, args);
+  }
+
+  encode(planned: Plan): { readonly step: NativeStep; readonly kernel: string }[] {
+    return this.graph.nodes.flatMap((node) => {
+      const call = this.calls.get(node);
+      if (call === undefined) return [];
+      const { index } = kernelOf(call.kernel);
+      const place = planned.scratch.get(node);
+      const bytes = place === undefined ? 0 : this.scratchBytes(node);
+      const scratch: NativeView | null =
+        place === undefined ? null : { ...place, dtype: dtypeCode('uint8'), shape: [bytes] };
+      const args = this.arguments(call, scratch, (ref) => {
+        const tensor = ref instanceof Reshaped ? ref.of : ref;
+        const at = tensor instanceof Tensor ? planned.places.get(tensor) : undefined;
+        if (at === undefined) {
+          throw new SiglipError('ERR_ARGUMENT', `compile: ${node.label} must read computed values`);
+        }
+        return viewOf(ref, at.storage, at.offset);
+      });
+      return [{ step: { kernel: index, label: node.label, args }, kernel: call.kernel }];
+    });
+  }
+
+  private arguments(
+    call: KernelCall,
+    scratch: NativeView | null,
+    view: (ref: Ref) => NativeView,
+  ): NativeArgument[] {
+    const given = call.arguments.values();
+    return kernelOf(call.kernel).arguments.map(({ kind }) => {
+      if (kind === 'scratch') return scratch;
+      return encodeArgument(given.next().value ?? null, view);
+    });
+  }
+}
+
+function encodeArgument(argument: KernelArgument, view: (ref: Ref) => NativeView): NativeArgument {
+  if (argument === null || typeof argument === 'number') return argument;
+  return 'dtype' in argument ? view(argument) : argument.map(view);
+}
+
+function viewOf({ dtype, shape }: Ref, storage: number, offset: number): NativeView {
+  return { storage, offset, dtype: dtypeCode(dtype), shape: [...shape] };
+}
+
+/** A compiled function. Holds no memory of its own but the share in its device's arena. */
+export class Program<I, O> {
+  constructor(
+    readonly name: string,
+    private readonly compiled: Compiled,
+    private readonly outputs: O,
+  ) {}
+
+  /** What a run needs, in bytes. */
+  get memory(): ProgramMemory {
+    const { plan: planned, inputs } = this.compiled;
+    const inputBytes = totalBytes(inputs.map(({ spec }) => spec));
+    const outputBytes = planned.buffers.slice(inputs.length).reduce((sum, bytes) => sum + bytes, 0);
+    const { arenaBytes } = planned;
+    return {
+      arenaBytes,
+      inputBytes,
+      outputBytes,
+      peakBytes: arenaBytes + inputBytes + outputBytes,
+    };
+  }
+
+  /** The operations in the order in which they run. */
+  get steps(): readonly { readonly label: string; readonly kernel: string }[] {
+    return this.compiled.steps;
+  }
+
+  /**
+   * Runs the program off the JavaScript thread. Host arrays are copied in first. Results are new
+   * arrays that the caller disposes, except those updated in place, which are the donated inputs.
+   *
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_DISPOSED for wrong inputs, before anything runs.
+   */
+  async run(inputs: MapTree<I, Spec, RunInput>): Promise<MapTree<O, Tensor, DeviceArray>> {
+    const { results, taps } = await this.execute(inputs, false);
+    taps.forEach((array) => {
+      array.dispose();
+    });
+    return results;
+  }
+
+  /** As run(), with the named intermediates the program was compiled with. */
+  async runWithTaps(
+    inputs: MapTree<I, Spec, RunInput>,
+  ): Promise<{ outputs: MapTree<O, Tensor, DeviceArray>; taps: Map<string, DeviceArray> }> {
+    const { results, taps } = await this.execute(inputs, false);
+    return { outputs: results, taps };
+  }
+
+  /** As run(), with the time of every operation. */
+  async profile(
+    inputs: MapTree<I, Spec, RunInput>,
+  ): Promise<{ outputs: MapTree<O, Tensor, DeviceArray>; times: StepTime[] }> {
+    const { results, taps, nanoseconds } = await this.execute(inputs, true);
+    taps.forEach((array) => {
+      array.dispose();
+    });
+    const times = this.compiled.steps.map((step, i) => ({
+      ...step,
+      nanoseconds: nanoseconds?.[i] ?? 0,
+    }));
+    return { outputs: results, times };
+  }
+
+  /** Gives back the program's share of the arena. Idempotent. */
+  dispose(): void {
+    this.compiled.native.dispose();
+  }
+
+  private async execute(
+    tree: MapTree<I, Spec, RunInput>,
+    profile: boolean,
+  ): Promise<{
+    results: MapTree<O, Tensor, DeviceArray>;
+    taps: Map<string, DeviceArray>;
+    nanoseconds: Float64Array | undefined;
+  }> {
+    const { native, plan: planned, inputs, resultSpecs, taps } = this.compiled;
+    const temporary: DeviceArray[] = [];
+    const owned: DeviceArray[] = [];
+    try {
+      const given = flatten(tree);
+      if (given.length !== inputs.length) {
+        throw new SiglipError(
+          'ERR_ARGUMENT',
+          `${this.name}: inputs must be ${String(inputs.length)} arrays, got ${String(given.length)}`,
+        );
+      }
+      const arrays = inputs.map(({ path, spec }, i) => {
+        const leaf = given[i];
+        if (leaf?.path !== path) {
+          throw new SiglipError(
+            'ERR_ARGUMENT',
+            `${this.name}: input ${String(i)} must be ${path}, got ${leaf?.path ?? 'nothing'}`,
+          );
+        }
+        return this.admit(leaf.leaf as RunInput, path, spec, temporary);
+      });
+      // One array per buffer of results that the program does not update in place.
+      const created = new Map<number, DeviceArray>();
+      const resultArrays = planned.results.map((buffer, i) => {
+        const existing = arrays[buffer] ?? created.get(buffer);
+        if (existing !== undefined) return existing;
+        const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] });
+        created.set(buffer, array);
+        owned.push(array);
+        return array;
+      });
+      const buffers = [
+        ...arrays,
+        ...[...created].sort(([a], [b]) => a - b).map(([, array]) => array),
+      ];
+      const nanoseconds = await native.run(
+        buffers.map((array) => array.buffer),
+        profile,
+      );
+      const leafCount = resultArrays.length - taps.length;
+      let next = 0;
+      const results = mapTree<O, Tensor, DeviceArray>(this.outputs, () => {
+        const array = resultArrays[next++];
+        if (array === undefined)
+          throw new SiglipError('ERR_ARGUMENT', `${this.name}: lost a result`);
+        return array;
+      });
+      return {
+        results,
+        taps: new Map(
+          taps.flatMap((tapName, i) => {
+            const array = resultArrays[leafCount + i];
+            return array === undefined ? [] : [[tapName, array] as const];
+          }),
+        ),
+        nanoseconds,
+      };
+    } catch (error) {
+      owned.forEach((array) => {
+        array.dispose();
+      });
+      throw error;
+    } finally {
+      temporary.forEach((array) => {
+        array.dispose();
+      });
+    }
+  }
+
+  private admit(input: RunInput, path: string, spec: Spec, temporary: DeviceArray[]): DeviceArray {
+    if (!(input instanceof DeviceArray)) {
+      const array = DeviceArray.from(input, spec.shape);
+      temporary.push(array);
+      this.checkInput(array, path, spec);
+      return array;
+    }
+    this.checkInput(input, path, spec);
+    return input;
+  }
+
+  private checkInput(array: DeviceArray, path: string, spec: Spec): void {
+    const sameShape =
+      array.shape.length === spec.shape.length &&
+      array.shape.every((n, axis) => n === spec.shape[axis]);
+    if (array.dtype === spec.dtype && sameShape) return;
+    throw new SiglipError(
+      array.dtype === spec.dtype ? 'ERR_SHAPE' : 'ERR_DTYPE',
+      `${this.name}: ${path} must be ${describe(spec)}, got ${describe(array)}`,
+    );
+  }
+}

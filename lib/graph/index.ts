@@ -1,0 +1,11 @@
+export type { CompileOptions, ProgramMemory, RunInput, StepTime } from './compile';
+export { Program, compile } from './compile';
+export { checkpoint, gradient } from './gradient';
+export { add, copy, fill, stopGradient } from './intrinsics';
+export type { GradientContext, GradientRule, KernelArguments, OpDefinition } from './op';
+export { describe, elements, expectRank, expectSpec, extent, op, Reshaped } from './op';
+export { scope, tap, Tensor } from './tensor';
+export type { MapTree, PathLeaf } from './tree';
+export { flatten, mapTree } from './tree';
+export type { DType, Spec } from '../native/spec';
+export { float32, int32, uint8 } from '../native/spec';

@@ -1,0 +1,188 @@
+// Rewrites of a finished graph, each a plain function from graph to graph that needs no device:
+//   - prune: operations whose results nobody reads are dropped;
+//   - fuseActivations: a pointwise activation moves into the epilogue of the product before it;
+//   - fuseResiduals: `add(x, y)` moves into the operation that computes y.
+// What can be fused into what is declared by the operations themselves (OpDefinition.fusions).
+import { substitute } from './gradient';
+import type { Node } from './tensor';
+import { Tensor, operandsOf } from './tensor';
+
+/** A list of operations in execution order with the tensors that must survive. */
+export interface Graph {
+  readonly nodes: readonly Node[];
+  readonly results: readonly Tensor[];
+}
+
+export type Rewrite = (graph: Graph) => Graph;
+
+/** Drops every operation that contributes neither to a result nor to memory updated in place. */
+export const prune: Rewrite = ({ nodes, results }) => {
+  const needed = new Set<Tensor>(results);
+  const kept: Node[] = [];
+  for (const node of [...nodes].reverse()) {
+    const used = Object.values(node.outputs).some((output) => needed.has(output));
+    if (!used && node.definition !== undefined) continue;
+    kept.push(node);
+    for (const x of operandsOf(node)) needed.add(x);
+  }
+  return { nodes: kept.reverse(), results };
+};
+
+/** How often each tensor is read, a result counting as one reading. */
+export function countUses({ nodes, results }: Graph): ReadonlyMap<Tensor, number> {
+  const uses = new Map<Tensor, number>();
+  const count = (x: Tensor): void => {
+    uses.set(x, (uses.get(x) ?? 0) + 1);
+  };
+  for (const node of nodes) operandsOf(node).forEach(count);
+  results.forEach(count);
+  return uses;
+}
+
+// A node like `node` with some parts replaced and outputs of its own.
+function rebuilt(
+  node: Node,
+  changes: Partial<Pick<Node, 'inputs' | 'attributes' | 'label'>>,
+): Node {
+  const outputs: Record<string, Tensor> = {};
+  const result: Node = { ...node, ...changes, outputs };
+  for (const [name, output] of Object.entries(node.outputs)) {
+    outputs[name] = new Tensor(result, name, output);
+  }
+  return result;
+}
+
+// The same operation reading other tensors; its outputs keep their identity.
+function reading(node: Node, substitutions: ReadonlyMap<Tensor, Tensor>): Node {
+  return operandsOf(node).some((x) => substitutions.has(x))
+    ? { ...node, inputs: substitute(node.inputs, substitutions) }
+    : node;
+}
+
+// Which node computes a tensor, and at which positions it is read. Tensor.node is of no use here: it
+// names the node as it was first recorded.
+function indexOf({ nodes }: Graph): {
+  producers: ReadonlyMap<Tensor, Node>;
+  readers: ReadonlyMap<Tensor, readonly number[]>;
+} {
+  const producers = new Map<Tensor, Node>();
+  const readers = new Map<Tensor, number[]>();
+  nodes.forEach((node, position) => {
+    for (const output of Object.values(node.outputs)) producers.set(output, node);
+    for (const x of operandsOf(node)) readers.set(x, [...(readers.get(x) ?? []), position]);
+  });
+  return { producers, readers };
+}
+
+/** gelu(linear(x)) becomes one operation that gives both the activation and what went into it. */
+export const fuseActivations: Rewrite = (graph) => {
+  const { producers } = indexOf(graph);
+  const absorbed = new Map<Node, Node>(); // producer -> the activation it takes over
+  for (const node of graph.nodes) {
+    const [x] = operandsOf(node);
+    const producer = x === undefined ? undefined : producers.get(x);
+    const activation = producer?.definition?.fusions?.activation;
+    if (producer === undefined || activation === undefined || absorbed.has(producer)) continue;
+    if (activation.of !== node.definition?.name || producer.outputs[activation.output] !== x)
+      continue;
+    absorbed.set(producer, node);
+  }
+  const gone = new Set(absorbed.values());
+  const substitutions = new Map<Tensor, Tensor>();
+  const nodes: Node[] = [];
+  for (const node of graph.nodes) {
+    if (gone.has(node)) continue;
+    const current = reading(node, substitutions);
+    const consumer = absorbed.get(node);
+    const activation = node.definition?.fusions?.activation;
+    if (consumer === undefined || activation === undefined) {
+      nodes.push(current);
+      continue;
+    }
+    const fused = rebuilt(current, {
+      attributes: { ...node.attributes, ...activation.attributes },
+      label: `${node.label}+${activation.of}`,
+    });
+    replaceOutput(substitutions, node, activation.output, fused, activation.before);
+    for (const name of Object.keys(consumer.outputs)) {
+      replaceOutput(substitutions, consumer, name, fused, activation.output);
+    }
+    nodes.push(fused);
+  }
+  return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
+};
+
+function replaceOutput(
+  substitutions: Map<Tensor, Tensor>,
+  from: Node,
+  fromName: string,
+  to: Node,
+  toName: string,
+): void {
+  const before = from.outputs[fromName];
+  const after = to.outputs[toName];
+  if (before !== undefined && after !== undefined) substitutions.set(before, after);
+}
+
+/** add(x, y) becomes the residual operand of the operation that computes y, if nobody else reads y. */
+export const fuseResiduals: Rewrite = (graph) => {
+  const uses = countUses(graph);
+  const { producers, readers } = indexOf(graph);
+  const fusions = new Map<Node, { readonly producer: Node; readonly other: Tensor }>();
+  const leaving = new Set<Node>();
+  graph.nodes.forEach((node, position) => {
+    if (node.definition?.name !== 'add') return;
+    const { a, b } = node.inputs;
+    if (!(a instanceof Tensor) || !(b instanceof Tensor) || a === b) return;
+    const candidates: readonly (readonly [Tensor, Tensor])[] = [
+      [b, a],
+      [a, b],
+    ];
+    for (const [y, other] of candidates) {
+      const producer = producers.get(y);
+      const residual = producer?.definition?.fusions?.residual;
+      if (producer === undefined || residual === undefined || leaving.has(producer)) continue;
+      if (producer.outputs[residual.output] !== y || producer.inputs[residual.operand] !== null)
+        continue;
+      // The producer moves to where the sum is: y must be read by the sum alone, and what else it
+      // gives (a bias gradient) not before.
+      const free = Object.values(producer.outputs).every((output) =>
+        output === y
+          ? uses.get(y) === 1
+          : (readers.get(output) ?? []).every((reader) => reader > position),
+      );
+      if (!free) continue;
+      fusions.set(node, { producer, other });
+      leaving.add(producer);
+      return;
+    }
+  });
+  const substitutions = new Map<Tensor, Tensor>();
+  const nodes: Node[] = [];
+  for (const node of graph.nodes) {
+    // A sum that was itself chosen to leave cannot occur: `add` takes no residual.
+    if (leaving.has(node)) continue;
+    const fusion = fusions.get(node);
+    const residual = fusion?.producer.definition?.fusions?.residual;
+    if (fusion === undefined || residual === undefined) {
+      nodes.push(reading(node, substitutions));
+      continue;
+    }
+    const { producer, other } = fusion;
+    const fused = rebuilt(producer, {
+      inputs: substitute({ ...producer.inputs, [residual.operand]: other }, substitutions),
+      label: `${producer.label}+add`,
+    });
+    for (const name of Object.keys(producer.outputs)) {
+      replaceOutput(substitutions, producer, name, fused, name);
+    }
+    for (const name of Object.keys(node.outputs)) {
+      replaceOutput(substitutions, node, name, fused, residual.output);
+    }
+    nodes.push(fused);
+  }
+  return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
+};
+
+/** All rewrites, in the order in which compile() applies them. */
+export const rewrites: readonly Rewrite[] = [prune, fuseActivations, fuseResiduals, prune];

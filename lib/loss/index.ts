@@ -1,0 +1,2 @@
+export type { SigmoidLossOptions } from './sigmoid';
+export { sigmoidLoss } from './sigmoid';

@@ -1,0 +1,41 @@
+export type {
+  FixedVisionConfig,
+  ModelConfig,
+  NaflexVisionConfig,
+  TextConfig,
+  TowerConfig,
+  VisionConfig,
+} from './config';
+export { checkConfig, gridSide } from './config';
+export type {
+  InitialLogits,
+  Initializer,
+  LeafBuilder,
+  ParameterSpec,
+  TextParameters,
+  TwoTowersParameters,
+  VisionParameters,
+} from './parameters';
+export {
+  initialize,
+  initialValues,
+  parameterCount,
+  parameterTable,
+  textParameters,
+  twoTowersParameters,
+  visionParameters,
+} from './parameters';
+export type { TextOutput, TextTowerOptions } from './text_tower';
+export { textInputSpec, textTower } from './text_tower';
+export type { TwoTowersInput, TwoTowersOutput } from './two_towers';
+export { twoTowers, twoTowersInputSpecs } from './two_towers';
+export type { Release, VariantName, VariantOptions } from './variants';
+export { NAFLEX_GRID, releases, TEXT_LENGTH, variant, VOCABULARY } from './variants';
+export type {
+  ImageInput,
+  PatchInput,
+  VisionInput,
+  VisionOutput,
+  VisionTowerOptions,
+} from './vision_tower';
+export { EMBEDDING_EPS, visionInputSpecs, visionTower } from './vision_tower';

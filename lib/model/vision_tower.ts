@@ -1,0 +1,171 @@
+// Vision tower: patches -> tokens + positions -> blocks -> final norm -> MAP head. No class token,
+// no registers, no projection: the pooled token is the embedding before normalisation.
+// Sources: big_vision models/vit.py and models/proj/image_text/naflex_vit.py.
+import { SiglipError } from '../errors';
+import type { Spec, Tensor } from '../graph';
+import { describe, expectSpec, extent, float32, int32, scope, tap, uint8 } from '../graph';
+import {
+  addPositions,
+  addResizedPositions,
+  encoder,
+  imagePatchEmbedding,
+  mapHead,
+  rowPatchEmbedding,
+} from '../nn';
+import * as ops from '../ops';
+import type { FixedVisionConfig, ModelConfig, NaflexVisionConfig } from './config';
+import type { VisionParameters } from './parameters';
+
+/** Input of a fixed-resolution tower. */
+export interface ImageInput<Leaf> {
+  /** (B, 3, S, S) float32, normalised to [−1, 1]. */
+  readonly images: Leaf;
+}
+
+/** Input of a NaFlex tower: images of different grids, padded to one length L. */
+export interface PatchInput<Leaf> {
+  /** (B, L, P·P·3) float32 in [−1, 1], a patch flattened as (row, column, colour). */
+  readonly patches: Leaf;
+  /** (B, 2) int32, rows (gh, gw) with gh·gw ≤ L. */
+  readonly shapes: Leaf;
+  /** (B, L) uint8: 1 for the gh·gw real patches, 0 for padding. */
+  readonly mask: Leaf;
+}
+
+/** What a vision tower takes; which of the two is the config's `layout`. */
+export type VisionInput<Leaf> = ImageInput<Leaf> | PatchInput<Leaf>;
+
+/** What a vision tower gives. */
+export interface VisionOutput {
+  /** (B, N, D) after the final norm: input of the MAP head, feature of dense tasks. */
+  readonly tokens: Tensor;
+  /** (B, D) output of the MAP head; absent where the tower is not pooled. */
+  readonly pooled: Tensor | undefined;
+  /** (B, D) `pooled` at unit length; absent where the tower is not pooled. */
+  readonly embedding: Tensor | undefined;
+}
+
+export interface VisionTowerOptions {
+  /** Recompute blocks in the backward instead of keeping their inside. Default false. */
+  readonly checkpoint?: boolean | undefined;
+}
+
+/** Added to the norm when an embedding is brought to unit length. */
+export const EMBEDDING_EPS = 1e-8;
+
+/**
+ * Specs of a tower's input, for compile().
+ *
+ * @param batch - images
+ * @param length - tokens L of a NaFlex batch; default: the cells of the position grid
+ */
+export function visionInputSpecs(
+  { vision }: ModelConfig,
+  batch: number,
+  length = vision.positions,
+): VisionInput<Spec> {
+  const { patch } = vision;
+  if (vision.layout === 'fixed') {
+    return { images: float32(batch, 3, vision.imageSize, vision.imageSize) };
+  }
+  return {
+    patches: float32(batch, length, patch * patch * 3),
+    shapes: int32(batch, 2),
+    mask: uint8(batch, length),
+  };
+}
+
+/**
+ * Records a vision tower under the scope `vision`.
+ *
+ * Taps: `patchEmbedding` (before positions), `embedded`, `blocks.{i}.attention`,
+ * `blocks.{i}.attentionResidual`, `blocks.{i}.mlp`, `blocks.{i}.output`, `tokens`, `pooled`,
+ * `embedding`. A trace with two vision towers puts each into a scope of its own.
+ *
+ * @throws ERR_SHAPE, ERR_DTYPE when the input does not fit the config.
+ */
+export function visionTower(
+  parameters: VisionParameters<Tensor>,
+  config: ModelConfig,
+  input: VisionInput<Tensor>,
+  options: VisionTowerOptions = {},
+): VisionOutput {
+  const { vision, layerNormEps: eps } = config;
+  return scope('vision', () => {
+    const { embedded, keyMask } =
+      vision.layout === 'fixed'
+        ? embedImages(parameters, vision, input)
+        : embedPatches(parameters, vision, input);
+    const tokens = tap(
+      'tokens',
+      encoder(tap('embedded', embedded), parameters, {
+        heads: vision.heads,
+        eps,
+        keyMask,
+        checkpoint: options.checkpoint,
+      }),
+    );
+    const { head } = parameters;
+    if (head === undefined) return { tokens, pooled: undefined, embedding: undefined };
+    const pooled = tap(
+      'pooled',
+      scope('head', () => mapHead(tokens, head, { heads: vision.heads, eps, keyMask })),
+    );
+    const embedding = tap('embedding', ops.l2Normalize(pooled, { eps: EMBEDDING_EPS }));
+    return { tokens, pooled, embedding };
+  });
+}
+
+interface Embedded {
+  /** (B, N, D) */
+  readonly embedded: Tensor;
+  /** (B, N) uint8 */
+  readonly keyMask: Tensor | undefined;
+}
+
+function embedImages(
+  parameters: VisionParameters<Tensor>,
+  { imageSize, patch }: FixedVisionConfig,
+  input: VisionInput<Tensor>,
+): Embedded {
+  if (!('images' in input)) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      'visionTower: input must be { images } for a fixed-resolution tower, got NaFlex patches',
+    );
+  }
+  const { images } = input;
+  const expected = float32(images.shape[0] ?? 1, 3, imageSize, imageSize);
+  expectSpec('visionTower', 'images', images, expected);
+  const tokens = tap(
+    'patchEmbedding',
+    imagePatchEmbedding(images, patch, parameters.patchEmbedding),
+  );
+  return { embedded: addPositions(tokens, parameters.positions), keyMask: undefined };
+}
+
+function embedPatches(
+  parameters: VisionParameters<Tensor>,
+  { patch }: NaflexVisionConfig,
+  input: VisionInput<Tensor>,
+): Embedded {
+  if (!('patches' in input)) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      'visionTower: input must be { patches, shapes, mask } for a NaFlex tower, got images',
+    );
+  }
+  const { patches, shapes, mask } = input;
+  if (patches.shape.length !== 3) {
+    throw new SiglipError(
+      'ERR_SHAPE',
+      `visionTower: patches must have shape (B, L, P·P·3), got ${describe(patches)}`,
+    );
+  }
+  const [batch, length] = [extent(patches, 0), extent(patches, 1)];
+  expectSpec('visionTower', 'patches', patches, float32(batch, length, patch * patch * 3));
+  expectSpec('visionTower', 'shapes', shapes, int32(batch, 2));
+  expectSpec('visionTower', 'mask', mask, uint8(batch, length));
+  const tokens = tap('patchEmbedding', rowPatchEmbedding(patches, parameters.patchEmbedding));
+  return { embedded: addResizedPositions(tokens, parameters.positions, shapes), keyMask: mask };
+}

@@ -1,0 +1,126 @@
+// The typed face of the native addon. What it does is said here; how, in native/binding.
+import type { SiglipError, SiglipErrorCode } from '../errors';
+import type { ArgumentSignature } from './kernels';
+
+/** Instruction sets the kernels are compiled for. */
+export type InstructionSet = 'generic' | 'avx2' | 'avx512';
+
+/** What the addon says of itself. */
+export interface NativeDescription {
+  /** The instruction set in use: the widest this machine has, or what `SIGLIP2_ISA` asks for. */
+  readonly isa: InstructionSet;
+  /** Threads a kernel runs on: the physical cores, or `SIGLIP2_THREADS`. */
+  readonly threads: number;
+  readonly kernels: readonly { readonly name: string; readonly arguments: ArgumentSignature[] }[];
+}
+
+/** An array in the arena (`storage` −1) or in one of a run's buffers; `offset` in bytes. */
+export interface NativeView {
+  readonly storage: number;
+  readonly offset: number;
+  readonly dtype: 0 | 1 | 2;
+  readonly shape: readonly number[];
+}
+
+/** An argument of a step, in C++ order; scratch is a uint8 view, or null when none is needed. */
+export type NativeArgument = NativeView | readonly NativeView[] | number | null;
+
+/** One kernel call of a program. */
+export interface NativeStep {
+  readonly kernel: number;
+  /** Appears in the error of a step that fails. */
+  readonly label: string;
+  readonly args: readonly NativeArgument[];
+}
+
+/** A flat list of kernel calls over one planned arena and the buffers of a run. */
+export interface ProgramDescription {
+  readonly name: string;
+  readonly arenaBytes: number;
+  /** Least bytes of each buffer of a run; views are checked against these once, here. */
+  readonly bufferBytes: readonly number[];
+  readonly steps: readonly NativeStep[];
+}
+
+/**
+ * Device memory. Writes, reads and runs of a device take effect in the order in which they were
+ * called; a buffer disposed while queued work needs it stays alive until that is done.
+ */
+export interface NativeBuffer {
+  readonly bytes: number;
+  readonly disposed: boolean;
+  /** Copies `data` before it returns; it lands behind the work already queued. */
+  write(offset: number, data: Uint8Array): void;
+  /** Fills `into` behind the work already queued. Rejects with ERR_ARGUMENT if it was detached. */
+  read(offset: number, into: Uint8Array): Promise<void>;
+  /** Idempotent. */
+  dispose(): void;
+}
+
+/** A checked program. */
+export interface NativeProgram {
+  /** Queues one run. With `profile`, gives the nanoseconds of each step. */
+  run(buffers: readonly NativeBuffer[], profile: boolean): Promise<Float64Array | undefined>;
+  /** Gives back its claim on the arena once queued runs are done. Idempotent. */
+  dispose(): void;
+}
+
+/**
+ * Element formats of weight files and what they become: floats float32, signed integers int32
+ * (int64 must fit, or ERR_WEIGHTS), uint8 and bool uint8.
+ */
+export type FileFormat =
+  | 'float64'
+  | 'float32'
+  | 'float16'
+  | 'bfloat16'
+  | 'int64'
+  | 'int32'
+  | 'int16'
+  | 'int8'
+  | 'uint8'
+  | 'bool';
+
+/** A file opened for reading pieces of it. Its size is fixed when it is opened. */
+export interface NativeMappedFile {
+  readonly bytes: number;
+  readonly disposed: boolean;
+  /** A copy of `length` bytes. */
+  slice(offset: number, length: number): Uint8Array;
+  /** Converts `elements` elements and writes them as {@link NativeBuffer.write} would. */
+  load(
+    offset: number,
+    format: FileFormat,
+    into: NativeBuffer,
+    intoOffset: number,
+    elements: number,
+  ): void;
+  /** Idempotent. */
+  dispose(): void;
+}
+
+/** Native memory alive in the process. */
+export interface NativeMemory {
+  readonly buffers: number;
+  readonly bufferBytes: number;
+  readonly arenaBytes: number;
+}
+
+/** The class native code throws. */
+export type ErrorClass = new (code: SiglipErrorCode, message: string) => SiglipError;
+
+/** The exports of the addon. */
+export interface Addon {
+  /** Hands over the class of all errors. May be repeated; the last one wins. */
+  initialize(errorClass: ErrorClass): void;
+  describe(): NativeDescription;
+  /** Bytes of scratch one call needs; the arguments as in a step, their storage ignored. */
+  scratchBytes(kernel: number, args: readonly NativeArgument[]): number;
+  /** Zero-filled and 64-byte aligned. ERR_OUT_OF_MEMORY when the system refuses. */
+  readonly Buffer: new (bytes: number) => NativeBuffer;
+  readonly Program: new (description: ProgramDescription) => NativeProgram;
+  readonly MappedFile: new (path: string) => NativeMappedFile;
+  memory(): NativeMemory;
+  /** Peak of fused multiply-adds measured for that long on all threads, FLOP/s. Blocks. */
+  peak(seconds: number): number;
+}

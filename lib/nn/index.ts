@@ -1,0 +1,16 @@
+export type { AttentionOptions, AttentionParameters } from './attention';
+export { attend, attention } from './attention';
+export type { BlockOptions, BlockParameters } from './block';
+export { block, blockAtToken } from './block';
+export type { EncoderOptions, EncoderParameters } from './encoder';
+export { encoder } from './encoder';
+export type { LayerNormParameters } from './layer_norm';
+export { layerNorm } from './layer_norm';
+export type { LinearParameters } from './linear';
+export { linear } from './linear';
+export type { MapHeadParameters } from './map_head';
+export { mapHead } from './map_head';
+export type { MlpParameters } from './mlp';
+export { mlp } from './mlp';
+export { imagePatchEmbedding, rowPatchEmbedding } from './patch_embedding';
+export { addPositions, addResizedPositions } from './positions';

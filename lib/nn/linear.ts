@@ -1,0 +1,13 @@
+import type { Tensor } from '../graph';
+import * as ops from '../ops';
+
+/** Parameters of a linear layer: weight (out, in), bias (out). */
+export interface LinearParameters<Leaf> {
+  readonly weight: Leaf;
+  readonly bias: Leaf;
+}
+
+/** x (…, in) -> x · weightᵀ + bias (…, out). */
+export function linear(x: Tensor, { weight, bias }: LinearParameters<Tensor>): Tensor {
+  return ops.linear(x, weight, bias);
+}

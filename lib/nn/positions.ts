@@ -1,0 +1,20 @@
+// Learned positions, added to the tokens.
+import type { Tensor } from '../graph';
+import { extent } from '../graph';
+import * as ops from '../ops';
+
+/** tokens (B, T, D) + positions (T, D), the same for the whole batch. */
+export function addPositions(tokens: Tensor, positions: Tensor): Tensor {
+  return ops.addRow(tokens, positions);
+}
+
+/**
+ * tokens (B, L, D) + the learned grid resized to every image's own grid of patches (bilinear,
+ * antialiased). Tokens beyond gh·gw get no position; they are padding and must be masked.
+ *
+ * @param grid - (n·n, D), n × n cells row by row
+ * @param shapes - (B, 2) int32, rows (gh, gw) with gh·gw ≤ L
+ */
+export function addResizedPositions(tokens: Tensor, grid: Tensor, shapes: Tensor): Tensor {
+  return ops.add(tokens, ops.positionResize(grid, shapes, extent(tokens, 1)));
+}

@@ -1,0 +1,14 @@
+export type { TrainingPosition, TrainingState } from './checkpoint';
+export { latestCheckpoint, loadTraining, saveTraining } from './checkpoint';
+export type { StepMetrics } from './metrics';
+export { MetricsLog, readMetrics } from './metrics';
+export type { OptimizerConfig, OptimizerState, OptimizerUpdate } from './optimizer';
+export { defaultOptimizer, scheduleInput, stateSpecs, updateParameters } from './optimizer';
+export type { ScheduleConfig } from './schedule';
+export { cosineSchedule } from './schedule';
+export type { StepConfig, StepInputs, StepOutputs, StepScalars } from './step';
+export { compileStep } from './step';
+export type { TrainerConfig, TrainOptions } from './trainer';
+export { Trainer } from './trainer';
+export type { PairBatch, PixelInput, TwoTowersStep, TwoTowersStepConfig } from './two_towers';
+export { compileTwoTowersStep } from './two_towers';

@@ -1,0 +1,349 @@
+// A checkpoint folder in Hugging Face layout, loaded and saved.
+import { statSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { DeviceArray } from '../array';
+import { SiglipError } from '../errors';
+import { flatten } from '../graph';
+import type { ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
+import { twoTowersParameters } from '../model';
+import type { HostArray } from '../native/spec';
+import { elementsOf } from '../native/spec';
+import { formatConfig, parseConfig } from './config';
+import type { HuggingFaceTensor } from './hugging_face_names';
+import { huggingFaceTensors } from './hugging_face_names';
+import { readJsonFile } from './json_file';
+import type { Preprocessor } from './preprocessor_config';
+import { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
+import type { StoredTensor, TensorSource } from './safetensors';
+import { valuesOf } from './safetensors';
+import { INDEX_FILE, openWeights, SINGLE_FILE, stageWeights } from './shards';
+import { publishTogether } from './staged_files';
+import type { Weights } from './weights';
+import { expectNotAborted } from './weights';
+
+const CONFIG_FILE = 'config.json';
+const PREPROCESSOR_FILE = 'preprocessor_config.json';
+
+/** A model as it lies on a device. */
+export interface Checkpoint {
+  readonly config: ModelConfig;
+  readonly preprocessor: Preprocessor;
+  /** Float32 whatever the file holds. The caller disposes them. */
+  readonly parameters: TwoTowersParameters<DeviceArray>;
+}
+
+/**
+ * The config of a checkpoint folder.
+ *
+ * @throws SiglipError ERR_FILE when there is none, ERR_CONFIG when it does not describe a model
+ */
+export async function readModelConfig(folder: string): Promise<ModelConfig> {
+  const content = await readJsonFile(folder, CONFIG_FILE, 'ERR_CONFIG');
+  if (content !== undefined) return parseConfig(content, join(folder, CONFIG_FILE));
+  const isFolder = statSync(folder, { throwIfNoEntry: false })?.isDirectory() === true;
+  throw new SiglipError(
+    'ERR_FILE',
+    isFolder
+      ? `${folder}: folder must hold ${CONFIG_FILE}, got a folder without it`
+      : `${folder}: model must be a folder in Hugging Face layout, got no such folder`,
+  );
+}
+
+/**
+ * How the model of a checkpoint folder prepares images; what SigLIP 2 does when the folder does not
+ * say.
+ *
+ * @throws SiglipError ERR_CONFIG
+ */
+export async function readPreprocessor(folder: string, config: ModelConfig): Promise<Preprocessor> {
+  const content = await readJsonFile(folder, PREPROCESSOR_FILE, 'ERR_CONFIG');
+  if (content === undefined) return defaultPreprocessor(config);
+  const file = join(folder, PREPROCESSOR_FILE);
+  return fitting(parsePreprocessor(content, config.vision.layout, file), config, file);
+}
+
+// A processor for another model is the most common reason for embeddings that mean nothing.
+function fitting(preprocessor: Preprocessor, { vision }: ModelConfig, file: string): Preprocessor {
+  if (preprocessor.layout === 'fixed' && vision.layout === 'fixed') {
+    const { height, width } = preprocessor;
+    if (height === vision.imageSize && width === vision.imageSize) return preprocessor;
+    throw new SiglipError(
+      'ERR_CONFIG',
+      `${file}: size must be ${String(vision.imageSize)} × ${String(vision.imageSize)} as in ${CONFIG_FILE}, ` +
+        `got ${String(height)} × ${String(width)}`,
+    );
+  }
+  if (preprocessor.layout === 'naflex' && preprocessor.patch !== vision.patch) {
+    throw new SiglipError(
+      'ERR_CONFIG',
+      `${file}: patch_size must be ${String(vision.patch)} as in ${CONFIG_FILE}, got ${String(preprocessor.patch)}`,
+    );
+  }
+  return preprocessor;
+}
+
+/** How a checkpoint is loaded. */
+export interface LoadCheckpointOptions {
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Loads config.json, preprocessor_config.json and the weights of a folder. Every tensor is checked
+ * against the config before the first is read: missing and unexpected names and disagreeing shapes
+ * are listed. Old `position_ids` buffers are ignored.
+ *
+ * @throws SiglipError ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_OUT_OF_MEMORY, ERR_ABORTED
+ * @example
+ * const { config, preprocessor, parameters } = await loadCheckpoint('./siglip2-base-patch16-224');
+ */
+export async function loadCheckpoint(
+  folder: string,
+  options: LoadCheckpointOptions = {},
+): Promise<Checkpoint> {
+  const config = await readModelConfig(folder);
+  const preprocessor = await readPreprocessor(folder, config);
+  const weights = openWeights(folder);
+  try {
+    return { config, preprocessor, parameters: await loadParameters(weights, config, options) };
+  } finally {
+    weights.dispose();
+  }
+}
+
+/**
+ * Loads the parameters of a model from weights with Hugging Face names.
+ *
+ * @throws SiglipError ERR_WEIGHTS, ERR_OUT_OF_MEMORY, ERR_ABORTED
+ */
+export async function loadParameters(
+  weights: Weights,
+  config: ModelConfig,
+  { signal }: LoadCheckpointOptions = {},
+): Promise<TwoTowersParameters<DeviceArray>> {
+  const tensors = huggingFaceTensors(config);
+  expectTensors(weights, tensors, config);
+  const loaded = new Map<string, DeviceArray>();
+  try {
+    for (const { name, parts } of tensors) {
+      let first = 0;
+      for (const { path, shape } of parts) {
+        loaded.set(path, await weights.load(name, { shape, first, signal }));
+        first += elementsOf(shape);
+      }
+    }
+    return twoTowersParameters(config, ({ path }) => taken(loaded, path));
+  } catch (error) {
+    for (const array of loaded.values()) array.dispose();
+    throw error;
+  }
+}
+
+function taken<T>(byPath: ReadonlyMap<string, T>, path: string): T {
+  const value = byPath.get(path);
+  if (value !== undefined) return value;
+  throw new SiglipError('ERR_WEIGHTS', `weights: parameters must include ${path}, got none`);
+}
+
+const FLOATS: ReadonlySet<string> = new Set(['F64', 'F32', 'F16', 'BF16']);
+
+function expectTensors(
+  weights: Weights,
+  expected: readonly HuggingFaceTensor[],
+  config: ModelConfig,
+): void {
+  const names = new Set(expected.map(({ name }) => name));
+  const missing = [...names].filter((name) => !weights.tensors.has(name));
+  const unexpected = [...weights.tensors.keys()].filter(
+    (name) => !names.has(name) && !name.endsWith('.position_ids'),
+  );
+  if (missing.length > 0 || unexpected.length > 0) {
+    throw new SiglipError(
+      'ERR_WEIGHTS',
+      [
+        `${weights.source}: tensors must be the ${String(names.size)} that ${CONFIG_FILE} asks for, got ` +
+          `${String(missing.length)} missing and ${String(unexpected.length)} unexpected`,
+        ...listed('missing', missing),
+        ...listed('unexpected', unexpected),
+        ...explanation([...weights.tensors.keys()], config),
+      ].join('\n'),
+    );
+  }
+  for (const { name, shape } of expected) expectShape(weights, name, shape);
+}
+
+function expectShape(weights: Weights, name: string, expected: readonly number[]): void {
+  const info = weights.tensors.get(name);
+  if (info === undefined) return;
+  // Some writers store one number as a scalar.
+  const scalar = info.shape.length === 0 && elementsOf(expected) === 1;
+  if (!scalar && String(info.shape) !== String(expected)) {
+    throw new SiglipError(
+      'ERR_WEIGHTS',
+      `${weights.source}: ${name} must have shape [${expected.join(', ')}] by ${CONFIG_FILE}, got ` +
+        `[${info.shape.join(', ')}]\nto do: ${CONFIG_FILE} is not of these weights; compare ${keysOf(name)}.`,
+    );
+  }
+  if (!FLOATS.has(info.dtype)) {
+    throw new SiglipError(
+      'ERR_WEIGHTS',
+      `${weights.source}: dtype of ${name} must be one of ${[...FLOATS].join(', ')}, got ${info.dtype}\n` +
+        'to do: quantised checkpoints cannot be loaded; take the original one.',
+    );
+  }
+}
+
+function keysOf(name: string): string {
+  const tower = name.startsWith('text') ? 'text_config' : 'vision_config';
+  const keys: readonly (readonly [RegExp, string])[] = [
+    [/text.*position_embedding/u, 'max_position_embeddings and hidden_size'],
+    [/position_embedding/u, 'image_size, patch_size (siglip2: num_patches) and hidden_size'],
+    [/token_embedding/u, 'vocab_size and hidden_size'],
+    [/patch_embedding/u, 'patch_size, hidden_size and model_type'],
+    [/fc[12]/u, 'intermediate_size and hidden_size'],
+    [/text_model\.head/u, 'projection_size and hidden_size'],
+  ];
+  const [, found = 'hidden_size'] = keys.find(([pattern]) => pattern.test(name)) ?? [];
+  return `${found} in ${tower}`;
+}
+
+function listed(what: string, names: readonly string[]): string[] {
+  if (names.length === 0) return [];
+  const more = names.length > 5 ? ` and ${String(names.length - 5)} more` : '';
+  return [`${what}: ${names.slice(0, 5).join(', ')}${more}`];
+}
+
+// What the names say about where the file came from.
+function explanation(names: readonly string[], config: ModelConfig): string[] {
+  const some = (pattern: RegExp): boolean => names.some((name) => pattern.test(name));
+  const [vision, text] = [some(/^vision_model\./u), some(/^text_model\./u)];
+  if (vision && text) return depths(names, config);
+  const tower = vision ? 'vision' : 'text';
+  if (some(/^classifier\./u)) {
+    return [
+      'to do: this is an image classifier tuned from a SigLIP vision tower; it has no text tower. Take the checkpoint with both towers.',
+    ];
+  }
+  if (vision || text) {
+    return [`to do: this is the ${tower} tower alone. Take the checkpoint with both towers.`];
+  }
+  if (some(/^(?:embeddings|encoder|post_layernorm|final_layer_norm)\./u)) {
+    return [
+      'to do: this is one tower saved alone, without the prefix of its names. Take the checkpoint with both towers.',
+    ];
+  }
+  if (some(/^(?:visual|text)\./u)) {
+    return [
+      'to do: these are names of open_clip or timm. Take the checkpoint in transformers format.',
+    ];
+  }
+  if (some(/vision_tower|vision_model\./u)) {
+    return [
+      'to do: this is a larger model that holds a SigLIP tower. Take the SigLIP checkpoint itself.',
+    ];
+  }
+  return [];
+}
+
+function depths(names: readonly string[], config: ModelConfig): string[] {
+  return (['vision', 'text'] as const).flatMap((tower) => {
+    const pattern = new RegExp(`^${tower}_model\\.encoder\\.layers\\.(\\d+)\\.`, 'u');
+    const layers = new Set(names.flatMap((name) => pattern.exec(name)?.[1] ?? [])).size;
+    const { depth } = config[tower];
+    if (layers === depth) return [];
+    return [
+      `to do: compare num_hidden_layers in ${tower}_config, ${String(depth)}, with the ${String(layers)} layers stored.`,
+    ];
+  });
+}
+
+/** What is saved, and how. */
+export interface SaveCheckpointOptions {
+  readonly config: ModelConfig;
+  /** A tree of device or host arrays, of the config's shapes. */
+  readonly parameters: TwoTowersParameters<DeviceArray | Float32Array>;
+  /** Default: what SigLIP 2 does. */
+  readonly preprocessor?: Preprocessor;
+  /** How weights are stored. Default `'F32'`. */
+  readonly dtype?: 'F32' | 'F16' | 'BF16';
+  /** Most bytes of data in one file; more weights are split. Default 5,000,000,000. */
+  readonly maxShardBytes?: number;
+  /** Strings for the header of the weights, beside `format: pt`. */
+  readonly metadata?: Readonly<Record<string, string>>;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Saves a model as a folder that `transformers` and {@link loadCheckpoint} load: config.json,
+ * preprocessor_config.json and the weights. Files appear together, complete, config.json last; what
+ * else the folder holds stays, but weights of an earlier save that the new ones replace are removed.
+ *
+ * @throws SiglipError ERR_CONFIG when the format cannot hold the model, ERR_WEIGHTS when parameters
+ * do not fit the config, ERR_FILE, ERR_ABORTED
+ */
+export async function saveCheckpoint(
+  folder: string,
+  options: SaveCheckpointOptions,
+): Promise<void> {
+  const { config, metadata = {}, signal, maxShardBytes = 5e9 } = options;
+  const tensors = storedTensors(options);
+  const configFile = formatConfig(config);
+  const preprocessor = formatPreprocessor(options.preprocessor ?? defaultPreprocessor(config));
+  await publishTogether(folder, async (files) => {
+    const all = { format: 'pt', ...metadata };
+    const written = await stageWeights(files, tensors, all, maxShardBytes, { signal });
+    await files.writeJson(PREPROCESSOR_FILE, preprocessor);
+    await files.writeJson(CONFIG_FILE, configFile);
+    expectNotAborted('saveCheckpoint', signal);
+    const present = await readdir(folder);
+    return present.filter((name) => isWeightsFile(name) && !written.includes(name));
+  });
+}
+
+function isWeightsFile(name: string): boolean {
+  return (
+    name === SINGLE_FILE || name === INDEX_FILE || /^model-\d{5}-of-\d{5}\.safetensors$/u.test(name)
+  );
+}
+
+function storedTensors(options: SaveCheckpointOptions): Map<string, StoredTensor> {
+  const { config, parameters, dtype = 'F32' } = options;
+  const leaves = new Map(flatten(parameters).map(({ path, leaf }) => [path, leaf as TensorSource]));
+  const stored = new Map<string, StoredTensor>();
+  for (const { name, shape, parts } of huggingFaceTensors(config)) {
+    const sources = parts.map((part) => fittingLeaf(taken(leaves, part.path), part));
+    const data = sources.length === 1 ? sources[0] : () => joined(sources);
+    stored.set(name, { dtype, shape, data });
+  }
+  const known = new Set(
+    huggingFaceTensors(config).flatMap(({ parts }) => parts.map((p) => p.path)),
+  );
+  const extra = [...leaves.keys()].find((path) => !known.has(path));
+  if (extra === undefined) return stored;
+  throw new SiglipError(
+    'ERR_WEIGHTS',
+    `saveCheckpoint: parameters must be those of the config, got ${extra} too`,
+  );
+}
+
+function fittingLeaf(leaf: TensorSource, { path, shape }: ParameterSpec): TensorSource {
+  const actual = 'dtype' in leaf ? leaf.shape : [leaf.length];
+  const fits =
+    'dtype' in leaf ? String(actual) === String(shape) : leaf.length === elementsOf(shape);
+  if (fits) return leaf;
+  throw new SiglipError(
+    'ERR_WEIGHTS',
+    `saveCheckpoint: ${path} must have shape [${shape.join(', ')}], got [${actual.join(', ')}]`,
+  );
+}
+
+async function joined(sources: readonly TensorSource[]): Promise<HostArray> {
+  const arrays = await Promise.all(sources.map(valuesOf));
+  const all = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const array of arrays) {
+    all.set(array, at);
+    at += array.length;
+  }
+  return all;
+}

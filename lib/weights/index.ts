@@ -1,0 +1,29 @@
+export type { HostModel, HostTensor, LoadBigVisionOptions } from './big_vision';
+export { loadBigVision, readBigVision, toBigVision } from './big_vision';
+export { bigVisionName } from './big_vision_names';
+export { formatConfig, parseConfig } from './config';
+export type { Checkpoint, LoadCheckpointOptions, SaveCheckpointOptions } from './hugging_face';
+export {
+  loadCheckpoint,
+  loadParameters,
+  readModelConfig,
+  readPreprocessor,
+  saveCheckpoint,
+} from './hugging_face';
+export { huggingFaceName, huggingFaceTensors } from './hugging_face_names';
+export { NpzFile, openNpz } from './npz';
+export type { StoredDtype } from './number_formats';
+export type {
+  FixedPreprocessor,
+  NaflexPreprocessor,
+  Normalization,
+  Preprocessor,
+  Resample,
+} from './preprocessor_config';
+export { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
+export type { StoredTensor, TensorSource, WriteOptions } from './safetensors';
+export { openSafetensors, SafetensorsFile, writeSafetensors } from './safetensors';
+export type { SafetensorsDtype, TensorInfo } from './safetensors_header';
+export { openWeights, ShardedWeights } from './shards';
+export { publishTogether, StagedFiles } from './staged_files';
+export type { LoadOptions, Weights } from './weights';

@@ -1,0 +1,148 @@
+// The exports of the addon; lib/native/addon.ts says what they mean.
+#include <napi.h>
+
+#include <algorithm>
+#include <chrono>
+#include <future>
+#include <memory>
+#include <utility>
+
+#include "binding/buffer.h"
+#include "binding/environment.h"
+#include "binding/errors.h"
+#include "binding/file.h"
+#include "binding/program.h"
+#include "binding/table.h"
+#include "binding/values.h"
+#include "runtime/device.h"
+#include "runtime/error.h"
+
+namespace siglip {
+namespace {
+
+Napi::Value initialize(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    if (!info[0].IsFunction()) {
+      throw Error("ERR_ARGUMENT",
+                  "initialize: errorClass must be a class, got " + text_of(info[0]));
+    }
+    Environment::of(env).set_error_class(info[0].As<Napi::Function>());
+    // A mistake in the process' environment shows here and not at the first use.
+    active_isa();
+    Device::cpu().threads();
+    return env.Undefined();
+  });
+}
+
+Napi::Value describe(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    Napi::Array list = Napi::Array::New(env);
+    uint32_t index = 0;
+    for (const Kernel& kernel : kernels()) {
+      Napi::Array arguments = Napi::Array::New(env);
+      uint32_t position = 0;
+      for (const Argument& argument : kernel.arguments()) {
+        Napi::Object entry = Napi::Object::New(env);
+        entry.Set("name", argument.name);
+        entry.Set("kind", name_of(argument.kind));
+        arguments.Set(position++, entry);
+      }
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("name", kernel.name());
+      entry.Set("arguments", arguments);
+      list.Set(index++, entry);
+    }
+    Napi::Object description = Napi::Object::New(env);
+    description.Set("isa", name_of(active_isa()));
+    description.Set("threads", Device::cpu().threads());
+    description.Set("kernels", list);
+    return description;
+  });
+}
+
+Napi::Value scratch(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const size_t bytes =
+        scratch_bytes(kernels(), Device::cpu().threads(), parse_call(info[0], info[1]));
+    return Napi::Number::New(info.Env(), static_cast<double>(bytes));
+  });
+}
+
+Napi::Value memory(const Napi::CallbackInfo& info) {
+  const MemoryInUse use = memory_in_use();
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("buffers", static_cast<double>(use.buffers));
+  result.Set("bufferBytes", static_cast<double>(use.buffer_bytes));
+  result.Set("arenaBytes", static_cast<double>(use.arena_bytes));
+  return result;
+}
+
+// The best of many short stretches, since anything else that runs can only make one slower.
+class PeakJob : public Job {
+ public:
+  PeakJob(double seconds, std::promise<double> best) : seconds_(seconds), best_(std::move(best)) {}
+
+  void run(Stream& stream) override {
+    using Clock = std::chrono::steady_clock;
+    const auto since = [](Clock::time_point start) {
+      return std::chrono::duration<double>(Clock::now() - start).count();
+    };
+    constexpr int64_t kRounds = int64_t{1} << 20;
+    const Clock::time_point start = Clock::now();
+    do {
+      const Clock::time_point begin = Clock::now();
+      const double flops = multiply_add(stream, kRounds);
+      rate_ = std::max(rate_, flops / since(begin));
+    } while (since(start) < seconds_ && !stream.cancelled());
+  }
+  void done(std::exception_ptr error) noexcept override {
+    if (error) {
+      best_.set_exception(std::move(error));
+    } else {
+      best_.set_value(rate_);
+    }
+  }
+
+ private:
+  double seconds_;
+  double rate_ = 0;
+  std::promise<double> best_;
+};
+
+Napi::Value peak(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    constexpr double kMaxSeconds = 60;
+    const double seconds = to_number(info[0], "peak: seconds");
+    if (!(seconds > 0 && seconds <= kMaxSeconds)) {
+      throw Error("ERR_ARGUMENT", "peak: seconds must be in (0, 60], got " + text_of(info[0]));
+    }
+    std::promise<double> promise;
+    std::future<double> best = promise.get_future();
+    Device::cpu().submit(std::make_unique<PeakJob>(seconds, std::move(promise)));
+    return Napi::Number::New(info.Env(), best.get());
+  });
+}
+
+Napi::Object export_all(Napi::Env env, Napi::Object exports) {
+  Environment::create(env);
+  exports.Set("initialize", Napi::Function::New<initialize>(env, "initialize"));
+  exports.Set("describe", Napi::Function::New<describe>(env, "describe"));
+  exports.Set("scratchBytes", Napi::Function::New<scratch>(env, "scratchBytes"));
+  exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
+  exports.Set("peak", Napi::Function::New<peak>(env, "peak"));
+  exports.Set("Buffer", BufferObject::define(env));
+  exports.Set("Program", ProgramObject::define(env));
+  exports.Set("MappedFile", FileObject::define(env));
+  return exports;
+}
+
+}  // namespace
+}  // namespace siglip
+
+// The macro makes the registration by which the addon can be loaded in any number of contexts.
+static Napi::Object initialize_addon(Napi::Env env, Napi::Object exports) {
+  return siglip::export_all(env, exports);
+}
+NODE_API_MODULE(NODE_GYP_MODULE_NAME, initialize_addon)

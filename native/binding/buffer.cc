@@ -1,0 +1,199 @@
+#include "binding/buffer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "binding/environment.h"
+#include "binding/errors.h"
+#include "binding/values.h"
+#include "runtime/device.h"
+#include "runtime/error.h"
+
+namespace siglip {
+namespace {
+
+// What is copied into a typed array at a stretch: a few milliseconds of the JavaScript thread.
+constexpr int64_t kPieceBytes = int64_t{16} << 20;
+// Below this a read of an idle buffer is done on the spot.
+constexpr int64_t kSmallRead = int64_t{1} << 20;
+
+class WriteJob : public Job {
+ public:
+  WriteJob(std::shared_ptr<Buffer> buffer, int64_t offset, int64_t bytes,
+           std::unique_ptr<std::byte[]> staged)
+      : buffer_(std::move(buffer)), offset_(offset), bytes_(bytes), staged_(std::move(staged)) {}
+
+  void run(Stream&) override {
+    std::memcpy(buffer_->data() + offset_, staged_.get(), static_cast<size_t>(bytes_));
+  }
+  void done(std::exception_ptr) noexcept override {}
+
+ private:
+  BufferUse buffer_;
+  int64_t offset_;
+  int64_t bytes_;
+  std::unique_ptr<std::byte[]> staged_;
+};
+
+// Carries a copy of the memory as it was in queue order. It goes into the typed array on the
+// JavaScript thread, since only there one can know that the array has not been detached.
+class ReadSettlement : public Settlement {
+ public:
+  ReadSettlement(uint64_t id, int64_t bytes)
+      : Settlement(id), bytes_(bytes), copy_(new std::byte[static_cast<size_t>(bytes)]) {}
+
+  std::byte* copy() { return copy_.get(); }
+  int64_t bytes() const { return bytes_; }
+
+  bool resolve(Napi::Env env, Pending& pending) override {
+    const Bytes into = to_bytes(pending.into.Value(), "read: into");
+    if (into.length < bytes_) {
+      throw Error("ERR_ARGUMENT", "read: into must keep its " + std::to_string(bytes_) +
+                                      " bytes until the end, got " + std::to_string(into.length));
+    }
+    const int64_t piece = std::min(kPieceBytes, bytes_ - done_);
+    std::memcpy(into.data + done_, copy_.get() + done_, static_cast<size_t>(piece));
+    done_ += piece;
+    if (done_ < bytes_) return false;
+    pending.deferred.Resolve(env.Undefined());
+    return true;
+  }
+
+ private:
+  int64_t bytes_;
+  int64_t done_ = 0;
+  std::unique_ptr<std::byte[]> copy_;
+};
+
+class ReadJob : public Job {
+ public:
+  ReadJob(std::shared_ptr<Buffer> buffer, int64_t offset, std::shared_ptr<Channel> channel,
+          std::unique_ptr<ReadSettlement> settlement)
+      : offset_(offset), channel_(std::move(channel)), settlement_(std::move(settlement)) {
+    buffer_.emplace(std::move(buffer));
+  }
+
+  void run(Stream&) override {
+    std::memcpy(settlement_->copy(), (*buffer_)->data() + offset_,
+                static_cast<size_t>(settlement_->bytes()));
+  }
+  void done(std::exception_ptr error) noexcept override {
+    buffer_.reset();
+    settlement_->fail(std::move(error));
+    channel_->post(std::move(settlement_));
+  }
+
+ private:
+  std::optional<BufferUse> buffer_;
+  int64_t offset_;
+  std::shared_ptr<Channel> channel_;
+  std::unique_ptr<ReadSettlement> settlement_;
+};
+
+}  // namespace
+
+void check_range(std::string_view who, int64_t offset, int64_t bytes, int64_t available) {
+  if (offset < 0 || bytes < 0 || bytes > available || offset > available - bytes) {
+    throw Error("ERR_ARGUMENT", std::string(who) + ": the range must lie inside " +
+                                    std::to_string(available) + " bytes, got " +
+                                    std::to_string(bytes) + " bytes at " + std::to_string(offset));
+  }
+}
+
+void queue_write(const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t bytes,
+                 std::unique_ptr<std::byte[]> staged) {
+  Device::cpu().submit(std::make_unique<WriteJob>(buffer, offset, bytes, std::move(staged)));
+}
+
+Napi::Function BufferObject::define(Napi::Env env) {
+  return DefineClass(
+      env, kName,
+      {InstanceAccessor<&BufferObject::bytes>("bytes"),
+       InstanceAccessor<&BufferObject::disposed>("disposed"),
+       InstanceMethod<&BufferObject::write>("write"), InstanceMethod<&BufferObject::read>("read"),
+       InstanceMethod<&BufferObject::dispose>("dispose")});
+}
+
+BufferObject::BufferObject(const Napi::CallbackInfo& info) : ObjectWrap<BufferObject>(info) {
+  guarded(info.Env(), [&] {
+    bytes_ = to_size(info[0], "buffer: bytes");
+    if (bytes_ == 0) throw Error("ERR_ARGUMENT", "buffer: bytes must be at least 1, got 0");
+    buffer_ = std::make_shared<Buffer>(static_cast<size_t>(bytes_));
+    napi_type_tag_object(info.Env(), info.This(), &kTag);
+    int64_t total = 0;
+    napi_adjust_external_memory(info.Env(), bytes_, &total);
+  });
+}
+
+void BufferObject::Finalize(Napi::BasicEnv env) { release(env); }
+
+void BufferObject::release(napi_env env) {
+  if (!buffer_) return;
+  buffer_.reset();
+  int64_t total = 0;
+  napi_adjust_external_memory(env, -bytes_, &total);
+}
+
+const std::shared_ptr<Buffer>& BufferObject::buffer(std::string_view what) const {
+  if (!buffer_)
+    throw Error("ERR_DISPOSED", std::string(what) + " must be alive, got a disposed one");
+  return buffer_;
+}
+
+Napi::Value BufferObject::bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(bytes_));
+}
+
+Napi::Value BufferObject::disposed(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), !buffer_);
+}
+
+Napi::Value BufferObject::write(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const std::shared_ptr<Buffer> target = buffer("write: the buffer");
+    const int64_t offset = to_size(info[0], "write: offset");
+    const Bytes data = to_bytes(info[1], "write: data");
+    check_range("write", offset, data.length, bytes_);
+    write_in_order(target, offset, data.length, [&](std::byte* to) {
+      // A detached or empty array has no address, which memcpy must not be given.
+      if (data.length > 0) std::memcpy(to, data.data, static_cast<size_t>(data.length));
+    });
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value BufferObject::read(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Environment& environment = Environment::of(env);
+  const uint64_t id = environment.open(env, info[1].IsObject() ? info[1] : Napi::Value());
+  const Napi::Promise promise = environment.promise_of(id);
+  try {
+    const std::shared_ptr<Buffer> source = buffer("read: the buffer");
+    const int64_t offset = to_size(info[0], "read: offset");
+    const Bytes into = to_bytes(info[1], "read: into");
+    check_range("read", offset, into.length, bytes_);
+    if (source->idle() && into.length <= kSmallRead) {
+      if (into.length > 0) {
+        std::memcpy(into.data, source->data() + offset, static_cast<size_t>(into.length));
+      }
+      environment.resolve(env, id);
+    } else {
+      Device::cpu().submit(
+          std::make_unique<ReadJob>(source, offset, environment.channel(),
+                                    std::make_unique<ReadSettlement>(id, into.length)));
+    }
+  } catch (...) {
+    environment.reject(env, id, std::current_exception());
+  }
+  return promise;
+}
+
+Napi::Value BufferObject::dispose(const Napi::CallbackInfo& info) {
+  release(info.Env());
+  return info.Env().Undefined();
+}
+
+}  // namespace siglip

@@ -1,0 +1,132 @@
+#include "binding/table.h"
+
+#include "cpu/peak.h"
+#include "ops/adam/adam.h"
+#include "ops/attention/attention.h"
+#include "ops/elementwise/elementwise.h"
+#include "ops/embedding/embedding.h"
+#include "ops/gelu/gelu.h"
+#include "ops/l2_normalize/l2_normalize.h"
+#include "ops/layer_norm/layer_norm.h"
+#include "ops/linear/linear.h"
+#include "ops/matmul/matmul.h"
+#include "ops/normalize_pixels/normalize_pixels.h"
+#include "ops/patchify/patchify.h"
+#include "ops/position_resize/position_resize.h"
+#include "ops/reduce/reduce.h"
+#include "ops/sigmoid_loss/sigmoid_loss.h"
+#include "ops/token/token.h"
+
+namespace siglip {
+namespace {
+
+// A name of the table that this build does not compile becomes null.
+#if defined(__x86_64__)
+#define SIGLIP_ON_X86(function) &function
+#else
+#define SIGLIP_ON_X86(function) nullptr
+#endif
+#if defined(SIGLIP_CUDA)
+#define SIGLIP_ON_CUDA(function) &function
+#else
+#define SIGLIP_ON_CUDA(function) nullptr
+#endif
+
+#define SIGLIP_VARIANTS(function)                                           \
+  Variants<decltype(cpu_generic::function)> {                               \
+    &cpu_generic::function, SIGLIP_ON_X86(cpu_avx2::function),              \
+        SIGLIP_ON_X86(cpu_avx512::function), SIGLIP_ON_CUDA(cuda::function) \
+  }
+
+// The names of a kernel's arguments, in order; their kinds come from its signature.
+#define SIGLIP_KERNEL(function, ...)                                                               \
+  KernelRow<decltype(cpu_generic::function)>::make(#function, SIGLIP_VARIANTS(function).pick(isa), \
+                                                   {__VA_ARGS__})
+
+// Likewise for a kernel that takes scratch, which is not named; `sized_by`, in parentheses, names
+// the arguments that its scratch function takes.
+#define SIGLIP_UNWRAP(...) __VA_ARGS__
+#define SIGLIP_KERNEL_SCRATCH(function, sized_by, ...)               \
+  KernelRow<decltype(cpu_generic::function)>::make(                  \
+      #function, SIGLIP_VARIANTS(function).pick(isa), {__VA_ARGS__}, \
+      SIGLIP_VARIANTS(function##_scratch).pick(isa), {SIGLIP_UNWRAP sized_by})
+
+std::vector<Kernel> rows(Isa isa) {
+  return {
+      SIGLIP_KERNEL_SCRATCH(linear_forward, ("x", "weight"),  //
+                            "x", "weight", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_KERNEL_SCRATCH(linear_backward_input, ("dy", "weight"),  //
+                            "dy", "weight", "residual", "dx"),
+      SIGLIP_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //
+                            "dy", "x", "dweight", "dbias"),
+      SIGLIP_KERNEL_SCRATCH(matmul_forward, ("a", "b", "transpose_a", "transpose_b"),  //
+                            "a", "b", "transpose_a", "transpose_b", "y"),
+      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k"),  //
+                            "q", "k", "v", "key_mask", "scale", "o", "lse"),
+      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k"),  //
+                            "dout", "q", "k", "v", "key_mask", "o", "lse", "scale", "dq", "dk",
+                            "dv"),
+      SIGLIP_KERNEL(layer_norm_forward, "x", "weight", "bias", "eps", "y", "mean", "rstd"),
+      SIGLIP_KERNEL_SCRATCH(layer_norm_backward, ("dy"),  //
+                            "dy", "x", "weight", "mean", "rstd", "residual", "dx", "dweight",
+                            "dbias"),
+      SIGLIP_KERNEL(gelu_forward, "x", "y"),
+      SIGLIP_KERNEL(gelu_backward, "dy", "x", "dx"),
+      SIGLIP_KERNEL(embedding_forward, "table", "ids", "y"),
+      SIGLIP_KERNEL(embedding_backward, "dy", "ids", "dtable"),
+      SIGLIP_KERNEL(patchify_forward, "images", "patch", "patches"),
+      SIGLIP_KERNEL(patchify_backward, "dpatches", "patch", "dimages"),
+      SIGLIP_KERNEL(normalize_pixels_forward, "pixels", "table", "images"),
+      SIGLIP_KERNEL(position_resize_forward, "grid", "shapes", "positions"),
+      SIGLIP_KERNEL_SCRATCH(position_resize_backward, ("dpositions", "shapes"),  //
+                            "dpositions", "shapes", "dgrid"),
+      SIGLIP_KERNEL(token_select_forward, "x", "index", "y"),
+      SIGLIP_KERNEL(token_select_backward, "dy", "index", "dx"),
+      SIGLIP_KERNEL(token_mean_forward, "x", "y"),
+      SIGLIP_KERNEL(token_mean_backward, "dy", "dx"),
+      SIGLIP_KERNEL(l2_normalize_forward, "x", "eps", "y", "norm"),
+      SIGLIP_KERNEL(l2_normalize_backward, "dy", "x", "norm", "eps", "dx"),
+      SIGLIP_KERNEL_SCRATCH(sigmoid_loss_forward, ("images", "texts"),  //
+                            "images", "texts", "logit_scale", "logit_bias", "offset", "batch",
+                            "loss"),
+      SIGLIP_KERNEL_SCRATCH(sigmoid_loss_backward, ("images", "texts"),  //
+                            "dloss", "images", "texts", "logit_scale", "logit_bias", "offset",
+                            "batch", "dimages", "dtexts", "dlogit_scale", "dlogit_bias"),
+      SIGLIP_KERNEL(add_forward, "a", "b", "y"),
+      SIGLIP_KERNEL(add_row_forward, "x", "row", "y"),
+      SIGLIP_KERNEL(repeat_row_forward, "row", "y"),
+      SIGLIP_KERNEL(scale_forward, "x", "factor", "y"),
+      SIGLIP_KERNEL(scale_by_forward, "x", "factor", "y"),
+      SIGLIP_KERNEL(accumulate, "x", "accumulator"),
+      SIGLIP_KERNEL(fill, "value", "y"),
+      SIGLIP_KERNEL(copy_forward, "x", "y"),
+      SIGLIP_KERNEL(sum_rows_forward, "x", "y"),
+      SIGLIP_KERNEL_SCRATCH(dot_forward, ("a"),  //
+                            "a", "b", "y"),
+      SIGLIP_KERNEL_SCRATCH(global_norm_forward, ("tensors"),  //
+                            "tensors", "y"),
+      SIGLIP_KERNEL(root_sum_forward, "scalars", "y"),
+      SIGLIP_KERNEL_SCRATCH(adam_update, ("param"),  //
+                            "param", "m", "v", "grad", "grad_norm", "schedule", "learning_rate",
+                            "beta1", "beta2", "eps", "weight_decay", "clip_norm", "update_squares",
+                            "param_squares"),
+  };
+}
+
+}  // namespace
+
+Isa active_isa() {
+  static const Isa isa = configured_isa();
+  return isa;
+}
+
+const std::vector<Kernel>& kernels() {
+  static const std::vector<Kernel>* table = new std::vector<Kernel>(rows(active_isa()));
+  return *table;
+}
+
+double multiply_add(Stream& stream, int64_t rounds) {
+  return SIGLIP_VARIANTS(multiply_add).pick(active_isa())(stream, rounds);
+}
+
+}  // namespace siglip

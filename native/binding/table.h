@@ -1,0 +1,21 @@
+// The table of operations: one row per kernel.
+#pragma once
+
+#include <vector>
+
+#include "runtime/dispatch.h"
+#include "runtime/kernel.h"
+#include "runtime/stream.h"
+
+namespace siglip {
+
+// The instruction set of this process. Throws ERR_ARGUMENT when SIGLIP2_ISA cannot be used.
+Isa active_isa();
+
+// All kernels, in the form compiled for active_isa(). An index into this list is a kernel's number.
+const std::vector<Kernel>& kernels();
+
+// multiply_add of cpu/peak.h, likewise.
+double multiply_add(Stream& stream, int64_t rounds);
+
+}  // namespace siglip

@@ -1,0 +1,48 @@
+// Packed float32 matrix product with a fused epilogue, the workhorse of linear and matmul:
+//
+//   C = epilogue(op(A) · op(B))        op(A) (m, k), op(B) (k, n), C (m, n)
+//
+// Which multiply-adds make an element of C, and in which order, follows from the shape alone. So
+// neither the tile an element falls in nor the number of threads can change a bit of it. Nothing
+// outside the operands is read.
+#pragma once
+
+#include "cpu/isa.h"
+
+namespace siglip::SIGLIP_CPU {
+
+struct GemmShape {
+  int64_t m = 0;
+  int64_t n = 0;
+  int64_t k = 0;
+  bool transpose_a = false;
+  bool transpose_b = false;
+};
+
+// Row-major as stored: A (m, k), or (k, m) when transposed; B (k, n), or (n, k) when transposed.
+struct GemmOperand {
+  const float* data = nullptr;
+  int64_t stride = 0;  // floats from one row to the next
+};
+
+// In this order: sum += bias; pre = sum; sum = gelu(sum); sum += residual; C = sum.
+// No output may overlap an input: partial sums stay in C while k is worked off in blocks.
+struct GemmOutput {
+  float* data = nullptr;            // C (m, n)
+  int64_t stride = 0;               // of C, pre and residual
+  const float* bias = nullptr;      // (n), or none
+  float* pre = nullptr;             // (m, n), or none
+  bool gelu = false;                // the tanh approximation
+  const float* residual = nullptr;  // (m, n), or none
+  // (m), or none: the sums of op(A) over k. Only where A is transposed, since its packing comes by
+  // every element anyway.
+  float* row_sums = nullptr;
+};
+
+// Bytes of scratch for gemm() on so many threads.
+size_t gemm_scratch(int threads, const GemmShape& shape);
+
+void gemm(Stream& stream, const GemmShape& shape, const GemmOperand& a, const GemmOperand& b,
+          const GemmOutput& output, Scratch scratch);
+
+}  // namespace siglip::SIGLIP_CPU

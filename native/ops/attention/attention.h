@@ -1,0 +1,23 @@
+// Fused multi-head attention, O = softmax(scale · Q Kᵀ) V per image and head, never storing the
+// (Tq, Tk) scores. The forward keeps lse = log Σ_j exp(s_ij) (natural log) per query; the backward
+// recomputes the probabilities from it:
+//   P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  δ = Σ_d dO ∘ O,  dS = P ∘ (dP − δ)
+//   dQ = scale · dS K,  dK = scale · dSᵀ Q
+// Layout is (B, T, H, hd): heads interleaved in a token, as the projections produce them.
+// key_mask (B, Tk) uint8, 1 = attend, 0 = ignore (padding). A row without any key gives zeros.
+#pragma once
+
+#include "cpu/isa.h"
+
+namespace siglip {
+
+SIGLIP_FOR_EACH_TARGET(
+    // q (B, Tq, H, hd), k, v (B, Tk, H, hd) -> o (B, Tq, H, hd), lse (B, H, Tq).
+    void attention_forward(Stream&, In q, In k, In v, MaybeIn key_mask, double scale, Out o,
+                           Out lse, Scratch);
+    size_t attention_forward_scratch(int threads, In q, In k);
+    void attention_backward(Stream&, In dout, In q, In k, In v, MaybeIn key_mask, In o, In lse,
+                            double scale, Out dq, Out dk, Out dv, Scratch);
+    size_t attention_backward_scratch(int threads, In q, In k);)
+
+}  // namespace siglip

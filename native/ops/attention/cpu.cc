@@ -1,0 +1,728 @@
+// Queries lie side by side in the lanes, keys and head width run over the rows of a register tile:
+//   Sᵀ (keys, queries) = K · (c Q)ᵀ    Oᵀ (width, queries) = Vᵀ · Pᵀ    c = scale · log2(e)
+// so that K and V are read as they are, one scalar broadcast at a time, the softmax needs no sum
+// across lanes, and only Q, dO (in) and O, dQ (out) are transposed. Keys go by in blocks with a
+// running maximum and sum per query (online softmax). Masked keys are left out when keys are
+// packed, so they cost nothing and whatever they hold never reaches a result.
+// With fewer queries than half the lanes (the MAP head has one) the lanes run over the head width.
+#include "ops/attention/attention.h"
+
+#include "cpu/check.h"
+#include "cpu/simd.h"
+#include "cpu/tile.h"
+
+namespace siglip::SIGLIP_CPU {
+namespace {
+
+// Panels and queries of one step of the backward.
+constexpr int64_t kBlockPanels = kPanel < 36 ? 72 / kPanel : 2;
+constexpr int64_t kQueryBlock = kBlockPanels * kPanel;
+constexpr int64_t kKeyBlock = 64;  // blocks of K and V and the scores stay in cache
+
+constexpr int64_t kTaskProducts = int64_t{1} << 16;  // multiply-adds of the least task
+constexpr int64_t kForwardChunk = 144;               // queries of one unit of the forward
+constexpr int64_t kBackwardUnits = 16;               // wanted; fewer heads are cut over the keys
+constexpr int64_t kLeastKeyChunk = 256;
+
+constexpr float kLog2E = 1.44269504088896341F;
+constexpr float kLn2 = 0.693147180559945309F;
+
+struct Extents {
+  int64_t batch;
+  int64_t queries;
+  int64_t keys;
+  int64_t heads;
+  int64_t width;
+
+  int64_t items() const { return batch * heads; }
+  int64_t stride() const { return heads * width; }  // from one token of a head to the next
+  int64_t padded_width() const { return ceil_div(width, kLanes) * kLanes; }
+  bool few_queries() const { return 2 * queries <= kLanes; }
+  // First element of (b, t, h, :) in a tensor of `tokens` tokens; item = b · heads + h.
+  int64_t at(int64_t item, int64_t token, int64_t tokens) const {
+    return ((item / heads * tokens + token) * heads + item % heads) * width;
+  }
+};
+
+Extents extents_of(const In& q, const In& k) {
+  return {q.extent(0), q.extent(1), k.extent(1), q.extent(2), q.extent(3)};
+}
+
+Extents check_operands(const char* who, const In& q, const In& k, const In& v,
+                       const MaybeIn& key_mask) {
+  check_rank(who, "q", q, 4);
+  check_rank(who, "k", k, 4);
+  const Extents e = extents_of(q, k);
+  check_extent(who, "k", k, 0, e.batch);
+  check_extent(who, "k", k, 2, e.heads);
+  check_extent(who, "k", k, 3, e.width);
+  check_elements(who, "v", v, k.elements());
+  if (key_mask.present()) check_elements(who, "key_mask", key_mask, e.batch * e.keys);
+  return e;
+}
+
+// Tasks of consecutive units (parts of heads), so that each is worth its start.
+Parts share_out(const Extents& e, int64_t units) {
+  const int64_t products = e.items() * e.queries * larger(e.keys, 1) * e.width;
+  return {units, larger(1, smaller(units, products / kTaskProducts))};
+}
+
+// ---- Lanes -------------------------------------------------------------------------------------
+
+typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
+
+// 2^x for x <= 0 to 1 ulp; 2^-125 instead of anything less, NaN for NaN. The polynomial is
+// exp2_bounded's.
+inline Vec exp2_nonpositive(Vec x) {
+  x = max(splat(-125.0F), x);
+  const Vec shifted = x + splat(12582912.0F);  // 1.5 · 2^23: the low bits now hold round(x)
+  const Vec r = x - (shifted - splat(12582912.0F));
+  Vec p = splat(1.5353362e-4F);
+  p = multiply_add(p, r, splat(1.3398875e-3F));
+  p = multiply_add(p, r, splat(9.6184369e-3F));
+  p = multiply_add(p, r, splat(5.5503324e-2F));
+  p = multiply_add(p, r, splat(2.4022648e-1F));
+  p = multiply_add(p, r, splat(6.9314718e-1F));
+  p = multiply_add(p, r, splat(1.0F));
+  // A product keeps every NaN; adding to the exponent's bits would turn some into numbers.
+  const UintVec exponent = (reinterpret_cast<UintVec>(shifted) << 23) + 0x3f800000U;
+  return p * reinterpret_cast<Vec>(exponent);
+}
+
+// log(x) for a normal x >= 1; NaN for NaN.
+inline Vec log_of_sum(Vec x) {
+  const UintVec bits = reinterpret_cast<UintVec>(x);
+  const IntVec exponent = reinterpret_cast<IntVec>(bits >> 23) - 127;
+  const Vec mantissa = reinterpret_cast<Vec>((bits & 0x7fffffU) | 0x3f800000U);
+  return __builtin_convertvector(exponent, Vec) * splat(kLn2) + log1p_unit(mantissa - splat(1.0F)) +
+         (x - x);
+}
+
+// y = factor · x
+void scale_row(const float* x, float factor, int64_t width, float* y) {
+  for (int64_t d = 0; d < width; d += kLanes) {
+    store_up_to(y + d, load_up_to(x + d, width - d) * splat(factor), width - d);
+  }
+}
+
+void zero_row(int64_t width, float* y) {
+  for (int64_t d = 0; d < width; ++d) y[d] = 0.0F;
+}
+
+// y = x, followed by zeros up to a whole number of vectors.
+void pad_row(const float* x, int64_t width, float* y) {
+  for (int64_t d = 0; d < width; d += kLanes) store(y + d, load_up_to(x + d, width - d));
+}
+
+// Lane i = Σ_d a[i][d] · b[i][d] for i < rows (at least 1); the other lanes are of no meaning.
+// A stride of zero repeats a row.
+Vec row_dots(Rows a, Rows b, int64_t rows, int64_t width) {
+  const float* x[kLanes];
+  const float* y[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    x[i] = a.at(smaller(i, rows - 1));
+    y[i] = b.at(smaller(i, rows - 1));
+  }
+  Vec sum[kLanes] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) {
+    for (int i = 0; i < kLanes; ++i) sum[i] += load(x[i] + d) * load(y[i] + d);
+  }
+  if (d < width) {
+    for (int i = 0; i < kLanes; ++i) {
+      sum[i] += load_partial(x[i] + d, width - d) * load_partial(y[i] + d, width - d);
+    }
+  }
+  transpose(sum);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  }
+  return sum[0];
+}
+
+// ---- Keys --------------------------------------------------------------------------------------
+
+// The keys of one head that count: all of a range, or those the mask lets through.
+struct Keys {
+  Rows k;
+  Rows v;
+  int64_t count;
+};
+
+// Where packed keys go. index[i] is the i-th key that counts; only a mask needs it.
+struct KeyStore {
+  float* k;
+  float* v;
+  int32_t* index;
+};
+
+KeyStore take_keys(const Extents& e, int64_t keys, Carver& carver) {
+  KeyStore keep;
+  keep.k = carver.take<float>(keys * e.padded_width());
+  keep.v = carver.take<float>(keys * e.padded_width());
+  keep.index = carver.take<int32_t>(keys);
+  return keep;
+}
+
+// Keys [begin, end) of an item. mask may be null; packed rows are padded with zeros.
+Keys select_keys(const Extents& e, int64_t item, int64_t begin, int64_t end, const float* k,
+                 const float* v, const uint8_t* mask, bool pack, const KeyStore& keep) {
+  const int64_t origin = e.at(item, 0, e.keys);
+  const Rows all_k = {k + origin, e.stride()};
+  const Rows all_v = {v + origin, e.stride()};
+  if (mask == nullptr && !pack) {
+    return {{all_k.at(begin), e.stride()}, {all_v.at(begin), e.stride()}, end - begin};
+  }
+  const uint8_t* row_mask = mask == nullptr ? nullptr : mask + item / e.heads * e.keys;
+  const int64_t width = e.padded_width();
+  int64_t count = 0;
+  for (int64_t key = begin; key < end; ++key) {
+    if (row_mask != nullptr) {
+      if (row_mask[key] == 0) continue;
+      keep.index[count] = static_cast<int32_t>(key);
+    }
+    pad_row(all_k.at(key), e.width, keep.k + count * width);
+    pad_row(all_v.at(key), e.width, keep.v + count * width);
+    ++count;
+  }
+  return {{keep.k, width}, {keep.v, width}, count};
+}
+
+// Packing pays when several panels read the keys, and pads them for loads of whole vectors.
+bool wants_packing(const Extents& e) {
+  if (e.few_queries()) return e.width % kLanes != 0;
+  return e.queries > 2 * kPanel;
+}
+
+// ---- Forward -----------------------------------------------------------------------------------
+
+struct ForwardWorkspace {
+  int64_t* item;  // whose keys are packed now
+  Keys* keys;
+  KeyStore store;
+  float* queries;  // (padded width, kPanel): a panel of c · Q; or one query
+  float* scores;   // (kKeyBlock, kPanel); or all scores of one query
+  float* outputs;  // (padded width, kPanel), not yet divided by the sum
+};
+
+ForwardWorkspace forward_workspace(const Extents& e, Carver& carver) {
+  ForwardWorkspace w;
+  w.item = carver.take<int64_t>(1);
+  w.keys = carver.take<Keys>(1);
+  w.store = take_keys(e, e.keys, carver);
+  w.queries = carver.take<float>(e.padded_width() * kPanel);
+  w.scores = carver.take<float>(larger(kKeyBlock * kPanel, e.keys + kLanes));
+  w.outputs = carver.take<float>(e.padded_width() * kPanel);
+  return w;
+}
+
+// Up to kVectors · kLanes queries: `count` rows from q, o and lse on. At least one key.
+template <int kVectors>
+void forward_panel(const Keys& keys, Rows q, int64_t count, int64_t width, float c,
+                   const ForwardWorkspace& w, float* o, float* lse) {
+  rows_to_lanes<kVectors>(q, count, width, c, w.queries);
+  Vec highest[kVectors];
+  Vec total[kVectors] = {};
+  for (int j = 0; j < kVectors; ++j) highest[j] = splat(-__builtin_huge_valf());
+
+  const Parts blocks = cut(keys.count, kKeyBlock);
+  for (int64_t block = 0; block < blocks.count; ++block) {
+    const int64_t begin = blocks.begin(block);
+    const int64_t size = blocks.end(block) - begin;
+    Vec now[kVectors];
+    for (int j = 0; j < kVectors; ++j) now[j] = highest[j];
+    for_tiles<kVectors>(size, [&](int64_t key, auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      Vec tile[kRows][kVectors] = {};
+      multiply(width, keys.k.at(begin + key), keys.k.stride, 1, w.queries, kPanel, tile);
+      store_tile(tile, w.scores + key * kPanel, kPanel);
+      for (int i = 0; i < kRows; ++i) {
+        for (int j = 0; j < kVectors; ++j) now[j] = max(tile[i][j], now[j]);
+      }
+    });
+
+    Vec rescale[kVectors];  // of the former blocks; in the first, 2^-125 times nothing
+    Vec sum[kVectors] = {};
+    for (int j = 0; j < kVectors; ++j) rescale[j] = exp2_nonpositive(highest[j] - now[j]);
+    for (int64_t key = 0; key < size; ++key) {
+      for (int j = 0; j < kVectors; ++j) {
+        float* p = w.scores + key * kPanel + j * kLanes;
+        const Vec probability = exp2_nonpositive(load(p) - now[j]);
+        store(p, probability);
+        sum[j] += probability;
+      }
+    }
+    for (int j = 0; j < kVectors; ++j) {
+      total[j] = total[j] * rescale[j] + sum[j];
+      highest[j] = now[j];
+    }
+
+    for_tiles<kVectors>(width, [&](int64_t d, auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      Vec tile[kRows][kVectors] = {};
+      if (block > 0) {
+        load_tile(w.outputs + d * kPanel, kPanel, tile);
+        for (int i = 0; i < kRows; ++i) {
+          for (int j = 0; j < kVectors; ++j) tile[i][j] *= rescale[j];
+        }
+      }
+      multiply(size, keys.v.at(begin) + d, 1, keys.v.stride, w.scores, kPanel, tile);
+      store_tile(tile, w.outputs + d * kPanel, kPanel);
+    });
+  }
+
+  Vec inverse[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    inverse[j] = splat(1.0F) / total[j];
+    const int64_t first = j * kLanes;
+    if (first < count) {
+      store_up_to(lse + first, highest[j] * splat(kLn2) + log_of_sum(total[j]), count - first);
+    }
+  }
+  lanes_to_rows<kVectors>(w.outputs, inverse, count, width, o, q.stride);
+}
+
+// y (padded) = Σ_i weights[i] · rows[i]
+void mix_rows(const float* weights, Rows rows, int64_t count, int64_t padded_width, float* y) {
+  constexpr int kMost = 8;
+  for (int64_t d = 0; d < padded_width; d += kMost * kLanes) {
+    with_constant<kMost>((padded_width - d) / kLanes, [&](auto vectors) {
+      Vec tile[1][decltype(vectors)::value] = {};
+      multiply(count, weights, 0, 1, rows.data + d, rows.stride, tile);
+      store_tile(tile, y + d, 0);
+    });
+  }
+}
+
+// One query. The rows of keys are whole vectors long.
+void forward_row(const Extents& e, const Keys& keys, const float* q, float c,
+                 const ForwardWorkspace& w, float* o, float* lse) {
+  const int64_t width = e.padded_width();
+  pad_row(q, e.width, w.queries);
+  Vec highest = splat(-__builtin_huge_valf());
+  for (int64_t key = 0; key < keys.count; key += kLanes) {
+    const int64_t left = keys.count - key;
+    const Vec s = row_dots({keys.k.at(key), keys.k.stride}, {w.queries, 0}, left, width) * splat(c);
+    store(w.scores + key, s);
+    for (int64_t i = left; i < kLanes; ++i) w.scores[key + i] = -__builtin_huge_valf();
+    highest = max(load(w.scores + key), highest);
+  }
+  const float most = reduce_max(highest);
+  Vec sums = {};
+  for (int64_t key = 0; key < keys.count; key += kLanes) {
+    const Vec probability = exp2_nonpositive(load(w.scores + key) - splat(most));
+    store(w.scores + key, probability);
+    sums += probability;  // what is past the last key adds 2^-125 to a sum of at least 1
+  }
+  const float total = reduce_add(sums);
+  mix_rows(w.scores, keys.v, keys.count, width, w.outputs);
+  scale_row(w.outputs, 1.0F / total, e.width, o);
+  const Vec log_total = log_of_sum(splat(total));
+  *lse = most * kLn2 + log_total[0];
+}
+
+void forward_queries(const Extents& e, int64_t item, int64_t begin, int64_t end, const Keys& keys,
+                     const float* q, float c, const ForwardWorkspace& w, float* o, float* lse) {
+  const int64_t origin = e.at(item, begin, e.queries);
+  const Rows rows = {q + origin, e.stride()};
+  o += origin;
+  lse += item * e.queries + begin;
+  if (keys.count == 0) {
+    for (int64_t i = 0; i < end - begin; ++i) {
+      zero_row(e.width, o + i * e.stride());
+      lse[i] = -__builtin_huge_valf();
+    }
+  } else if (e.few_queries()) {
+    for (int64_t i = 0; i < end - begin; ++i) {
+      forward_row(e, keys, rows.at(i), c, w, o + i * e.stride(), lse + i);
+    }
+  } else {
+    for_panels(end - begin, [&](int64_t, int64_t first, int64_t size, auto vectors) {
+      forward_panel<decltype(vectors)::value>(keys, {rows.at(first), rows.stride}, size, e.width, c,
+                                              w, o + first * e.stride(), lse + first);
+    });
+  }
+}
+
+// ---- Backward ----------------------------------------------------------------------------------
+
+struct BackwardWorkspace {
+  KeyStore store;
+  float* dk;             // (keys of a chunk, padded width), before scale
+  float* dv;             // same
+  float* query_rows;     // (kQueryBlock, padded width)
+  float* dout_rows;      // same
+  float* query_panels;   // (kBlockPanels, padded width, kPanel), times c
+  float* dout_panels;    // same
+  float* dquery_panels;  // same, before scale
+  float* log2_totals;    // (kQueryBlock): lse in powers of 2
+  float* deltas;         // (kQueryBlock): Σ_d dO ∘ O
+  float* probabilities;  // (kBlockPanels, kKeyBlock, kPanel)
+  float* dscores;        // same
+};
+
+int64_t key_chunks(const Extents& e) {
+  const int64_t wanted = ceil_div(kBackwardUnits, larger(1, e.items()));
+  return larger(1, smaller(wanted, e.keys / kLeastKeyChunk));
+}
+
+BackwardWorkspace backward_workspace(const Extents& e, Carver& carver) {
+  const int64_t width = e.padded_width();
+  const int64_t keys = ceil_div(e.keys, key_chunks(e));
+  BackwardWorkspace w;
+  w.store = take_keys(e, keys, carver);
+  w.dk = carver.take<float>(keys * width);
+  w.dv = carver.take<float>(keys * width);
+  w.query_rows = carver.take<float>(kQueryBlock * width);
+  w.dout_rows = carver.take<float>(kQueryBlock * width);
+  w.query_panels = carver.take<float>(kQueryBlock * width);
+  w.dout_panels = carver.take<float>(kQueryBlock * width);
+  w.dquery_panels = carver.take<float>(kQueryBlock * width);
+  w.log2_totals = carver.take<float>(kQueryBlock);
+  w.deltas = carver.take<float>(kQueryBlock);
+  w.probabilities = carver.take<float>(kQueryBlock * kKeyBlock);
+  w.dscores = carver.take<float>(kQueryBlock * kKeyBlock);
+  return w;
+}
+
+// Operands of the backward, as pointers.
+struct Backward {
+  Extents e;
+  const float* dout;
+  const float* q;
+  const float* k;
+  const float* v;
+  const uint8_t* mask;
+  const float* o;
+  const float* lse;
+  float scale;
+  float* dk;
+  float* dv;
+};
+
+// What the keys [begin, begin + size) mean for one panel of queries, the first of which is the
+// block's query `first`: P, dS, and their share of dQ.
+template <int kVectors>
+void backward_panel(const Extents& e, const Keys& keys, int64_t begin, int64_t size, int64_t panel,
+                    int64_t first, const BackwardWorkspace& w) {
+  const int64_t at = panel * kPanel * e.padded_width();
+  const float* queries = w.query_panels + at;
+  const float* dout = w.dout_panels + at;
+  float* dqueries = w.dquery_panels + at;
+  float* probabilities = w.probabilities + panel * kPanel * kKeyBlock;
+  float* dscores = w.dscores + panel * kPanel * kKeyBlock;
+  Vec log2_total[kVectors];
+  Vec delta[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    log2_total[j] = load(w.log2_totals + first + j * kLanes);
+    delta[j] = load(w.deltas + first + j * kLanes);
+  }
+
+  for_tiles<kVectors>(size, [&](int64_t key, auto rows) {
+    Vec tile[decltype(rows)::value][kVectors] = {};
+    multiply(e.width, keys.k.at(begin + key), keys.k.stride, 1, queries, kPanel, tile);
+    store_tile(tile, probabilities + key * kPanel, kPanel);
+  });
+  for (int64_t key = 0; key < size; ++key) {
+    for (int j = 0; j < kVectors; ++j) {
+      float* p = probabilities + key * kPanel + j * kLanes;
+      store(p, exp2_nonpositive(load(p) - log2_total[j]));
+    }
+  }
+  for_tiles<kVectors>(size, [&](int64_t key, auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    Vec tile[kRows][kVectors] = {};
+    multiply(e.width, keys.v.at(begin + key), keys.v.stride, 1, dout, kPanel, tile);
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kVectors; ++j) {
+        const Vec p = load(probabilities + (key + i) * kPanel + j * kLanes);
+        tile[i][j] = p * (tile[i][j] - delta[j]);
+      }
+    }
+    store_tile(tile, dscores + key * kPanel, kPanel);
+  });
+  for_tiles<kVectors>(e.width, [&](int64_t d, auto rows) {
+    Vec tile[decltype(rows)::value][kVectors] = {};
+    if (begin > 0) load_tile(dqueries + d * kPanel, kPanel, tile);
+    multiply(size, keys.k.at(begin) + d, 1, keys.k.stride, dscores, kPanel, tile);
+    store_tile(tile, dqueries + d * kPanel, kPanel);
+  });
+}
+
+// The same for a few queries, in the first panel's memory. dQ is kept by rows.
+void backward_rows(const Extents& e, const Keys& keys, int64_t begin, int64_t size, int64_t count,
+                   float c, const BackwardWorkspace& w) {
+  const int64_t width = e.padded_width();
+  for (int64_t query = 0; query < count; ++query) {
+    float* row = w.query_panels;  // dS of this query, contiguous
+    for (int64_t key = 0; key < size; key += kLanes) {
+      const int64_t left = size - key;
+      const Rows q = {w.query_rows + query * width, 0};
+      const Rows dout = {w.dout_rows + query * width, 0};
+      const Vec s = row_dots({keys.k.at(begin + key), keys.k.stride}, q, left, width);
+      const Vec dp = row_dots({keys.v.at(begin + key), keys.v.stride}, dout, left, width);
+      const Vec p = exp2_nonpositive(s * splat(c) - splat(w.log2_totals[query]));
+      const Vec ds = p * (dp - splat(w.deltas[query]));
+      for (int i = 0; i < kLanes && i < left; ++i) {
+        w.probabilities[(key + i) * kPanel + query] = p[i];
+        w.dscores[(key + i) * kPanel + query] = ds[i];
+        row[key + i] = ds[i];
+      }
+    }
+    float* share = w.dout_panels;
+    float* dquery = w.dquery_panels + query * width;
+    mix_rows(row, {keys.k.at(begin), keys.k.stride}, size, width, begin > 0 ? share : dquery);
+    if (begin > 0) {
+      for (int64_t d = 0; d < width; d += kLanes) {
+        store(dquery + d, load(dquery + d) + load(share + d));
+      }
+    }
+  }
+}
+
+// dkeys[key][d] (+)= Σ_query weights[key][query] · rows[query][d] over the queries of a block.
+void accumulate_keys(const float* weights, const float* rows, int64_t count, int64_t size,
+                     int64_t width, bool first, float* dkeys) {
+  const Parts columns = cut(width / kLanes, kTileVectors);
+  const LaneParts panels = cut_panels(count);
+  for (int64_t part = 0; part < columns.count; ++part) {
+    const int64_t d = columns.begin(part) * kLanes;
+    with_constant<kTileVectors>(columns.end(part) - columns.begin(part), [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      for_tiles<kVectors>(size, [&](int64_t key, auto height) {
+        Vec tile[decltype(height)::value][kVectors] = {};
+        float* target = dkeys + key * width + d;
+        if (!first) load_tile(target, width, tile);
+        for (int64_t panel = 0; panel < panels.count(); ++panel) {
+          const int64_t query = panels.begin(panel);
+          multiply(panels.end(panel) - query, weights + (panel * kKeyBlock + key) * kPanel, kPanel,
+                   1, rows + query * width + d, width, tile);
+        }
+        store_tile(tile, target, width);
+      });
+    });
+  }
+}
+
+// Queries [query, query + count) against the keys of a chunk: adds to dk and dv of the workspace and
+// writes these queries' dq.
+void backward_block(const Backward& call, int64_t item, const Keys& keys, int64_t query,
+                    int64_t count, const BackwardWorkspace& w, float* dq) {
+  const Extents& e = call.e;
+  const int64_t width = e.padded_width();
+  const int64_t origin = e.at(item, query, e.queries);
+  const Rows q = {call.q + origin, e.stride()};
+  const Rows dout = {call.dout + origin, e.stride()};
+  const Rows o = {call.o + origin, e.stride()};
+  const float* lse = call.lse + item * e.queries + query;
+  const float c = call.scale * kLog2E;
+
+  for (int64_t i = 0; i < count; ++i) {
+    pad_row(q.at(i), e.width, w.query_rows + i * width);
+    pad_row(dout.at(i), e.width, w.dout_rows + i * width);
+  }
+  for (int64_t i = 0; i < kQueryBlock; i += kLanes) {
+    const int64_t left = count - i;
+    if (left <= 0) {
+      store(w.log2_totals + i, Vec{});
+      store(w.deltas + i, Vec{});
+      continue;
+    }
+    store(w.log2_totals + i, load_up_to(lse + i, left) * splat(kLog2E));
+    store(w.deltas + i, row_dots({dout.at(i), dout.stride}, {o.at(i), o.stride}, left, e.width));
+  }
+
+  const bool few = e.few_queries();
+  if (!few) {
+    for_panels(count, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      const int64_t at = panel * kPanel * width;
+      rows_to_lanes<kVectors>({q.at(first), q.stride}, size, e.width, c, w.query_panels + at);
+      rows_to_lanes<kVectors>({dout.at(first), dout.stride}, size, e.width, 1.0F,
+                              w.dout_panels + at);
+    });
+  }
+
+  const Parts blocks = cut(keys.count, kKeyBlock);
+  for (int64_t block = 0; block < blocks.count; ++block) {
+    const int64_t begin = blocks.begin(block);
+    const int64_t size = blocks.end(block) - begin;
+    if (few) {
+      backward_rows(e, keys, begin, size, count, c, w);
+    } else {
+      for_panels(count, [&](int64_t panel, int64_t first, int64_t, auto vectors) {
+        backward_panel<decltype(vectors)::value>(e, keys, begin, size, panel, first, w);
+      });
+    }
+    const bool first = query == 0;
+    accumulate_keys(w.probabilities, w.dout_rows, count, size, width, first, w.dv + begin * width);
+    accumulate_keys(w.dscores, w.query_rows, count, size, width, first, w.dk + begin * width);
+  }
+
+  float* target = dq + origin;
+  if (keys.count == 0) {
+    for (int64_t i = 0; i < count; ++i) zero_row(e.width, target + i * e.stride());
+  } else if (few) {
+    for (int64_t i = 0; i < count; ++i) {
+      scale_row(w.dquery_panels + i * width, call.scale, e.width, target + i * e.stride());
+    }
+  } else {
+    for_panels(count, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
+      Vec factor[decltype(vectors)::value];
+      for (Vec& f : factor) f = splat(call.scale);
+      lanes_to_rows(w.dquery_panels + panel * kPanel * width, factor, size, e.width,
+                    target + first * e.stride(), e.stride());
+    });
+  }
+}
+
+// One chunk of keys of one head against all its queries.
+void backward_unit(const Backward& call, int64_t item, int64_t begin, int64_t end,
+                   const BackwardWorkspace& w, float* dq) {
+  const Extents& e = call.e;
+  const bool pack = wants_packing(e);
+  const Keys keys = select_keys(e, item, begin, end, call.k, call.v, call.mask, pack, w.store);
+
+  const LaneParts blocks = cut_lanes(e.queries, kQueryBlock);
+  for (int64_t block = 0; block < blocks.count(); ++block) {
+    const int64_t query = blocks.begin(block);
+    backward_block(call, item, keys, query, blocks.end(block) - query, w, dq);
+  }
+
+  const int64_t width = e.padded_width();
+  int64_t next = 0;  // of the keys that count
+  for (int64_t key = begin; key < end; ++key) {
+    const int64_t at = e.at(item, key, e.keys);
+    const bool counts =
+        next < keys.count && e.queries > 0 && (call.mask == nullptr || w.store.index[next] == key);
+    if (counts) {
+      scale_row(w.dk + next * width, call.scale, e.width, call.dk + at);
+      scale_row(w.dv + next * width, 1.0F, e.width, call.dv + at);
+      ++next;
+    } else {
+      zero_row(e.width, call.dk + at);
+      zero_row(e.width, call.dv + at);
+    }
+  }
+}
+
+size_t forward_worker_bytes(const Extents& e) {
+  Carver carver(nullptr);
+  forward_workspace(e, carver);
+  return carver.bytes();
+}
+
+size_t backward_worker_bytes(const Extents& e) {
+  Carver carver(nullptr);
+  backward_workspace(e, carver);
+  return carver.bytes();
+}
+
+// dQ of every chunk of keys but the first.
+int64_t partial_elements(const Extents& e) {
+  return (key_chunks(e) - 1) * e.items() * e.queries * e.width;
+}
+
+size_t partial_bytes(const Extents& e) {
+  Carver carver(nullptr);
+  carver.take<float>(partial_elements(e));
+  return carver.bytes();
+}
+
+}  // namespace
+
+size_t attention_forward_scratch(int threads, In q, In k) {
+  return static_cast<size_t>(threads) * forward_worker_bytes(extents_of(q, k));
+}
+
+void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, double scale, Out o,
+                       Out lse, Scratch scratch) {
+  constexpr char kName[] = "attention_forward";
+  const Extents e = check_operands(kName, q, k, v, key_mask);
+  check_elements(kName, "o", o, q.elements());
+  check_elements(kName, "lse", lse, e.items() * e.queries);
+  check_scratch(kName, scratch, attention_forward_scratch(stream.threads(), q, k));
+  const float* q_data = q.data();
+  const float* k_data = k.data();
+  const float* v_data = v.data();
+  const uint8_t* mask = key_mask.present() ? key_mask.data<uint8_t>() : nullptr;
+  float* o_data = o.data();
+  float* lse_data = lse.data();
+  const float c = static_cast<float>(scale * 1.44269504088896341);
+
+  const size_t worker_bytes = forward_worker_bytes(e);
+  const auto workspace = [&](int worker) {
+    Carver carver(scratch.data + static_cast<size_t>(worker) * worker_bytes);
+    return forward_workspace(e, carver);
+  };
+  for (int worker = 0; worker < stream.threads(); ++worker) *workspace(worker).item = -1;
+
+  const LaneParts chunks = cut_lanes(e.queries, kForwardChunk);
+  const Parts tasks = share_out(e, e.items() * chunks.count());
+  stream.parallel(tasks.count, [&](int64_t task, int worker) {
+    const ForwardWorkspace w = workspace(worker);
+    for (int64_t unit = tasks.begin(task); unit < tasks.end(task); ++unit) {
+      const int64_t item = unit / chunks.count();
+      const int64_t chunk = unit % chunks.count();
+      if (*w.item != item) {
+        *w.keys = select_keys(e, item, 0, e.keys, k_data, v_data, mask, wants_packing(e), w.store);
+        *w.item = item;
+      }
+      forward_queries(e, item, chunks.begin(chunk), chunks.end(chunk), *w.keys, q_data, c, w,
+                      o_data, lse_data);
+    }
+  });
+}
+
+size_t attention_backward_scratch(int threads, In q, In k) {
+  const Extents e = extents_of(q, k);
+  return static_cast<size_t>(threads) * backward_worker_bytes(e) + partial_bytes(e);
+}
+
+void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_mask, In o, In lse,
+                        double scale, Out dq, Out dk, Out dv, Scratch scratch) {
+  constexpr char kName[] = "attention_backward";
+  const Extents e = check_operands(kName, q, k, v, key_mask);
+  check_elements(kName, "dout", dout, q.elements());
+  check_elements(kName, "o", o, q.elements());
+  check_elements(kName, "lse", lse, e.items() * e.queries);
+  check_elements(kName, "dq", dq, q.elements());
+  check_elements(kName, "dk", dk, k.elements());
+  check_elements(kName, "dv", dv, k.elements());
+  check_scratch(kName, scratch, attention_backward_scratch(stream.threads(), q, k));
+  const Backward call = {
+      e,         dout.data(), q.data(),
+      k.data(),  v.data(),    key_mask.present() ? key_mask.data<uint8_t>() : nullptr,
+      o.data(),  lse.data(),  static_cast<float>(scale),
+      dk.data(), dv.data()};
+  float* dq_data = dq.data();
+
+  const size_t worker_bytes = backward_worker_bytes(e);
+  std::byte* const partial_base =
+      scratch.data + static_cast<size_t>(stream.threads()) * worker_bytes;
+  float* partial = reinterpret_cast<float*>(partial_base);
+  const int64_t size = dq.elements();
+  const Parts chunks = {e.keys, key_chunks(e)};
+  const Parts tasks = share_out(e, e.items() * chunks.count);
+  stream.parallel(tasks.count, [&](int64_t task, int worker) {
+    Carver carver(scratch.data + static_cast<size_t>(worker) * worker_bytes);
+    const BackwardWorkspace w = backward_workspace(e, carver);
+    for (int64_t unit = tasks.begin(task); unit < tasks.end(task); ++unit) {
+      const int64_t chunk = unit % chunks.count;
+      backward_unit(call, unit / chunks.count, chunks.begin(chunk), chunks.end(chunk), w,
+                    chunk == 0 ? dq_data : partial + (chunk - 1) * size);
+    }
+  });
+  if (chunks.count == 1) return;
+  const int64_t tokens = e.batch * e.queries;
+  const Parts sums = {tokens, larger(1, smaller(tokens, size * chunks.count / kTaskProducts))};
+  stream.parallel(sums.count, [&](int64_t task, int) {
+    for (int64_t i = sums.begin(task) * e.stride(); i < sums.end(task) * e.stride(); ++i) {
+      float sum = dq_data[i];
+      for (int64_t chunk = 1; chunk < chunks.count; ++chunk) sum += partial[(chunk - 1) * size + i];
+      dq_data[i] = sum;
+    }
+  });
+}
+
+}  // namespace siglip::SIGLIP_CPU

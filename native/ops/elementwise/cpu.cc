@@ -1,0 +1,189 @@
+#include "ops/elementwise/elementwise.h"
+
+#include "cpu/check.h"
+#include "cpu/partition.h"
+#include "cpu/simd.h"
+
+namespace siglip::SIGLIP_CPU {
+namespace {
+
+// Ranges start at multiples of a cache line, so that no line is written by two threads.
+constexpr int64_t kLineElements = 64;
+
+// The storage of a view of any dtype, for the kernels that only move it.
+const char* bytes_of(const In& view) {
+  switch (view.dtype()) {
+    case DType::kInt32:
+      return reinterpret_cast<const char*>(view.data<int32_t>());
+    case DType::kUint8:
+      return reinterpret_cast<const char*>(view.data<uint8_t>());
+    case DType::kFloat32:
+      break;
+  }
+  return reinterpret_cast<const char*>(view.data());
+}
+
+// Fails, as a typed access would, when the dtype is not `dtype`.
+char* bytes_of(const Out& view, DType dtype) {
+  switch (dtype) {
+    case DType::kInt32:
+      return reinterpret_cast<char*>(view.data<int32_t>());
+    case DType::kUint8:
+      return reinterpret_cast<char*>(view.data<uint8_t>());
+    case DType::kFloat32:
+      break;
+  }
+  return reinterpret_cast<char*>(view.data());
+}
+
+// y = unary(x), any of them being the same memory.
+template <typename Function>
+void map(Stream& stream, const float* x, int64_t size, float* y, const Function& function) {
+  const Partition part = partition(size, 1, kLineElements);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t end = part.end(task);
+    int64_t i = part.begin(task);
+    for (; i + kLanes <= end; i += kLanes) store(y + i, function(load(x + i)));
+    if (i < end) store_partial(y + i, function(load_partial(x + i, end - i)), end - i);
+  });
+}
+
+void add_range(const float* a, const float* b, int64_t size, float* y) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+    const Vec first = load(a + i) + load(b + i);
+    const Vec second = load(a + i + kLanes) + load(b + i + kLanes);
+    store(y + i, first);
+    store(y + i + kLanes, second);
+  }
+  for (; i < size; ++i) y[i] = a[i] + b[i];
+}
+
+void add(Stream& stream, const float* a, const float* b, int64_t size, float* y) {
+  const Partition part = partition(size, 1, kLineElements);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t begin = part.begin(task);
+    add_range(a + begin, b + begin, part.end(task) - begin, y + begin);
+  });
+}
+
+template <typename T>
+void fill_with(Stream& stream, T value, int64_t size, T* y) {
+  const Partition part = partition_by_thread(stream, size, 1, kLineElements);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t begin = part.begin(task);
+    const int64_t end = part.end(task);
+    if (value == T{}) {  // long ranges of zeros go past the cache
+      std::memset(y + begin, 0, static_cast<size_t>(end - begin) * sizeof(T));
+    } else {
+      for (int64_t i = begin; i < end; ++i) y[i] = value;
+    }
+  });
+}
+
+// A row against the whole it is shared by: the number of its copies.
+int64_t copies(const char* who, const char* what, const View& whole, const View& row) {
+  const int64_t size = row.elements();
+  const int64_t count = size > 0 ? whole.elements() / size : 0;
+  check_elements(who, what, whole, count * size);
+  return count;
+}
+
+}  // namespace
+
+void add_forward(Stream& stream, In a, In b, Out y) {
+  const int64_t size = a.elements();
+  check_elements("add_forward", "b", b, size);
+  check_elements("add_forward", "y", y, size);
+  add(stream, a.data(), b.data(), size, y.data());
+}
+
+void add_row_forward(Stream& stream, In x, In row, Out y) {
+  copies("add_row_forward", "x", x, row);
+  const int64_t size = x.elements();
+  check_elements("add_row_forward", "y", y, size);
+  const int64_t row_size = row.elements();
+  const float* x_data = x.data();
+  const float* row_data = row.data();
+  float* y_data = y.data();
+  const Partition part = partition(size, 1, kLineElements);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t end = part.end(task);
+    int64_t begin = part.begin(task);
+    int64_t column = begin % row_size;
+    while (begin < end) {
+      const int64_t n = end - begin < row_size - column ? end - begin : row_size - column;
+      add_range(x_data + begin, row_data + column, n, y_data + begin);
+      begin += n;
+      column = 0;
+    }
+  });
+}
+
+void repeat_row_forward(Stream& stream, In row, Out y) {
+  copies("repeat_row_forward", "y", y, row);
+  const int64_t row_bytes = row.elements() * static_cast<int64_t>(size_of(row.dtype()));
+  const int64_t bytes = y.elements() * static_cast<int64_t>(size_of(row.dtype()));
+  const char* row_data = bytes_of(row);
+  char* y_data = bytes_of(y, row.dtype());
+  const Partition part = partition(bytes, 1, kLineElements, kTaskElements * 4);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t end = part.end(task);
+    int64_t begin = part.begin(task);
+    int64_t column = begin % row_bytes;
+    while (begin < end) {
+      const int64_t n = end - begin < row_bytes - column ? end - begin : row_bytes - column;
+      std::memcpy(y_data + begin, row_data + column, static_cast<size_t>(n));
+      begin += n;
+      column = 0;
+    }
+  });
+}
+
+void scale_forward(Stream& stream, In x, In factor, Out y) {
+  const int64_t size = x.elements();
+  check_elements("scale_forward", "factor", factor, 1);
+  check_elements("scale_forward", "y", y, size);
+  const Vec by = splat(factor.data()[0]);
+  map(stream, x.data(), size, y.data(), [&](Vec v) { return by * v; });
+}
+
+void scale_by_forward(Stream& stream, In x, double factor, Out y) {
+  const int64_t size = x.elements();
+  check_elements("scale_by_forward", "y", y, size);
+  const Vec by = splat(static_cast<float>(factor));
+  map(stream, x.data(), size, y.data(), [&](Vec v) { return by * v; });
+}
+
+void accumulate(Stream& stream, In x, InOut accumulator) {
+  const int64_t size = x.elements();
+  check_elements("accumulate", "accumulator", accumulator, size);
+  add(stream, accumulator.data(), x.data(), size, accumulator.data());
+}
+
+void fill(Stream& stream, double value, Out y) {
+  const int64_t size = y.elements();
+  switch (y.dtype()) {
+    case DType::kFloat32:
+      return fill_with(stream, static_cast<float>(value), size, y.data());
+    case DType::kInt32:
+      return fill_with(stream, static_cast<int32_t>(value), size, y.data<int32_t>());
+    case DType::kUint8:
+      return fill_with(stream, static_cast<uint8_t>(value), size, y.data<uint8_t>());
+  }
+}
+
+void copy_forward(Stream& stream, In x, Out y) {
+  const int64_t size = x.elements();
+  check_elements("copy_forward", "y", y, size);
+  const int64_t bytes = size * static_cast<int64_t>(size_of(x.dtype()));
+  const char* x_data = bytes_of(x);
+  char* y_data = bytes_of(y, x.dtype());
+  const Partition part = partition(bytes, 1, kLineElements, kTaskElements * 4);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t begin = part.begin(task);
+    std::memcpy(y_data + begin, x_data + begin, static_cast<size_t>(part.end(task) - begin));
+  });
+}
+
+}  // namespace siglip::SIGLIP_CPU

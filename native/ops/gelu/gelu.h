@@ -1,0 +1,15 @@
+// GELU, tanh approximation: y = 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))).
+// backward: dx = dy · gelu'(x), from the pre-activation x.
+#pragma once
+
+#include "cpu/isa.h"
+
+namespace siglip {
+
+SIGLIP_FOR_EACH_TARGET(
+    // x -> y, same shape.
+    void gelu_forward(Stream&, In x, Out y);
+    // dy, x -> dx, same shape.
+    void gelu_backward(Stream&, In dy, In x, Out dx);)
+
+}  // namespace siglip

@@ -1,0 +1,101 @@
+// A program: kernel calls over one arena and the buffers of a run. Everything that can be wrong is
+// found when it is made; a run then resolves addresses and calls, without any allocation.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "runtime/kernel.h"
+#include "runtime/memory.h"
+#include "runtime/stream.h"
+
+namespace siglip {
+
+// The arena in a view's storage; others are indices of the run's buffers.
+inline constexpr int64_t kArenaStorage = -1;
+
+struct ViewDescription {
+  int64_t storage = kArenaStorage;
+  int64_t offset = 0;  // bytes
+  int64_t dtype = 0;
+  std::vector<int64_t> shape;
+};
+
+// monostate: an absent operand.
+using ArgumentDescription =
+    std::variant<std::monostate, double, ViewDescription, std::vector<ViewDescription>>;
+
+struct StepDescription {
+  int64_t kernel = 0;
+  std::string label;
+  std::vector<ArgumentDescription> arguments;
+};
+
+struct ProgramDescription {
+  std::string name;
+  int64_t arena_bytes = 0;
+  std::vector<int64_t> buffer_bytes;
+  std::vector<StepDescription> steps;
+};
+
+// Bytes of scratch one call needs; storages and offsets of the views are ignored. Throws as the
+// constructor of Program does.
+size_t scratch_bytes(const std::vector<Kernel>& kernels, int threads, const StepDescription& step);
+
+class Program {
+ public:
+  // Claims its share of the arena. Throws ERR_ARGUMENT, ERR_SHAPE or ERR_DTYPE for a description
+  // that does not hold together, ERR_OUT_OF_MEMORY for an arena the machine cannot give. `kernels`
+  // has to outlive the program.
+  Program(const std::vector<Kernel>& kernels, int threads, Arena& arena,
+          const ProgramDescription& description);
+  ~Program();
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  const std::string& name() const { return name_; }
+  size_t step_count() const { return steps_.size(); }
+  const std::vector<size_t>& buffer_bytes() const { return buffer_bytes_; }
+
+  // On the scheduler thread of the device. `nanoseconds`, when given, has step_count() entries.
+  // Between two steps it stops with ERR_ABORTED when `abandoned` is set or the device shuts down.
+  void run(Stream& stream, const std::vector<BufferUse>& buffers, double* nanoseconds,
+           const std::atomic<bool>& abandoned);
+
+ private:
+  // Where an address comes from: bases_[storage] + offset, for operands_ or list_views_ [target].
+  struct Place {
+    size_t target;
+    size_t storage;
+    int64_t offset;
+  };
+  struct Step {
+    const Kernel* kernel;
+    std::string label;
+    size_t first_operand;
+  };
+
+  void build(const std::vector<Kernel>& kernels, int threads,
+             const ProgramDescription& description);
+  void add_step(const std::vector<Kernel>& kernels, int threads, const StepDescription& step);
+  void add_operand(const Argument& argument, const ArgumentDescription& given);
+  Place place(size_t target, const ViewDescription& view) const;
+  void resolve(const std::vector<BufferUse>& buffers, const Block* arena);
+
+  std::string name_;
+  Arena& arena_;
+  size_t arena_bytes_ = 0;
+  std::vector<size_t> buffer_bytes_;
+  std::vector<Step> steps_;
+  std::vector<Operand> operands_;
+  std::vector<Place> operand_places_;
+  std::vector<In> list_views_;
+  std::vector<Place> list_places_;
+  std::vector<std::byte*> bases_;  // of the buffers, then of the arena
+};
+
+}  // namespace siglip

@@ -1,0 +1,240 @@
+import { compile, gradient } from '../../lib/graph';
+import * as ops from '../../lib/ops';
+import type { ModelConfig } from '../../lib/model';
+import { visionInputSpecs, visionParameters, visionTower } from '../../lib/model';
+import type { Value } from '../nn/evaluate';
+import {
+  bytes,
+  evaluate,
+  integers,
+  maxDifference,
+  random,
+  randomParameter,
+  values,
+} from '../nn/evaluate';
+import { fixedConfig, naflexConfig } from '../nn/towers';
+
+const { patch, width } = fixedConfig.vision;
+const inputs = 3 * patch * patch;
+
+function run(
+  config: ModelConfig,
+  parameters: object,
+  input: object,
+): Promise<Record<string, Float32Array>> {
+  return evaluate({ parameters, input } as never, (x: never) => {
+    const { parameters: p, input: i } = x as {
+      parameters: Parameters<typeof visionTower>[0];
+      input: Parameters<typeof visionTower>[2];
+    };
+    return visionTower(p, config, i);
+  });
+}
+
+/** Rows of patches in (row, column, colour) order, with a weight for them, as images see them. */
+function naflexTwin(
+  config: ModelConfig,
+  images: Value,
+  weight: Value,
+): { patches: Value; weight: Value } {
+  const side = images.shape[3];
+  const grid = Math.floor(side / patch);
+  const rows: number[] = [];
+  for (let b = 0; b < images.shape[0]; b++) {
+    for (let cell = 0; cell < grid * grid; cell++) {
+      const [top, left] = [patch * Math.floor(cell / grid), patch * (cell % grid)];
+      for (let y = 0; y < patch; y++) {
+        for (let x = 0; x < patch; x++) {
+          for (let c = 0; c < 3; c++) {
+            rows.push(images.data[((b * 3 + c) * side + top + y) * side + left + x]);
+          }
+        }
+      }
+    }
+  }
+  const reordered: number[] = [];
+  for (let d = 0; d < config.vision.width; d++) {
+    for (let cell = 0; cell < patch * patch; cell++) {
+      for (let c = 0; c < 3; c++)
+        reordered.push(weight.data[d * inputs + c * patch * patch + cell]);
+    }
+  }
+  return {
+    patches: values([images.shape[0], grid * grid, inputs], rows),
+    weight: values(weight.shape, reordered),
+  };
+}
+
+const visionSpec = { patches: [2, 12, inputs], shapes: [3, 4, 2, 5] } as const;
+const naflexInput = {
+  patches: random('patches', visionSpec.patches),
+  shapes: integers([2, 2], visionSpec.shapes),
+  mask: bytes([2, 12], [...Array<number>(12).fill(1), ...Array<number>(10).fill(1), 0, 0]),
+};
+
+describe('fixed layout', () => {
+  const parameters = visionParameters(fixedConfig, randomParameter);
+  const images = random('images', [2, 3, 13, 13], 0.5);
+
+  test('gives tokens, pooled token and unit embedding, every stage tapped', async () => {
+    const result = await run(fixedConfig, parameters, { images });
+    const lengths = Object.fromEntries(Object.entries(result).map(([k, v]) => [k, v.length]));
+    const tokens = 2 * 9 * width;
+    expect(lengths).toEqual({
+      tokens,
+      pooled: 2 * width,
+      embedding: 2 * width,
+      'vision.patchEmbedding': tokens,
+      'vision.embedded': tokens,
+      ...Object.fromEntries(
+        [0, 1].flatMap((i) =>
+          ['attention', 'attentionResidual', 'mlp', 'output'].map((stage) => [
+            `vision.blocks.${String(i)}.${stage}`,
+            tokens,
+          ]),
+        ),
+      ),
+      'vision.tokens': tokens,
+      'vision.pooled': 2 * width,
+      'vision.embedding': 2 * width,
+    });
+    for (let b = 0; b < 2; b++) {
+      const row = result.embedding.subarray(b * width, (b + 1) * width);
+      expect(Math.hypot(...row)).toBeCloseTo(1, 5);
+    }
+  });
+
+  test('pixels beyond the last whole patch are not seen', async () => {
+    const spoiled = values(images.shape, images.data);
+    for (let i = 0; i < spoiled.data.length; i++) {
+      if (i % 13 === 12 || Math.floor(i / 13) % 13 === 12) spoiled.data[i] = 1e6;
+    }
+    const before = await run(fixedConfig, parameters, { images });
+    const after = await run(fixedConfig, parameters, { images: spoiled });
+    expect(after).toEqual(before);
+  });
+
+  test('an image of the batch does not see the others', async () => {
+    const both = await run(fixedConfig, parameters, { images });
+    const second = values([1, 3, 13, 13], images.data.subarray(3 * 13 * 13));
+    const alone = await run(fixedConfig, parameters, { images: second });
+    expect(maxDifference(alone.pooled, both.pooled.subarray(width))).toBeLessThan(1e-5);
+  });
+
+  test('without a head there are tokens and nothing else', async () => {
+    const config = { ...fixedConfig, vision: { ...fixedConfig.vision, pool: 'none' } } as const;
+    const headless = visionParameters(config, randomParameter);
+    const result = await run(config, headless, { images });
+    expect(Object.keys(result)).not.toContain('pooled');
+    const full = await run(fixedConfig, parameters, { images });
+    expect(result.tokens).toEqual(full.tokens);
+  });
+
+  test.each([
+    [
+      { images: random('i', [2, 3, 12, 12]) },
+      'images must have shape [2, 3, 13, 13], got [2, 3, 12, 12]',
+    ],
+    [{ images: random('i', [2, 13, 13, 3]) }, 'images must have shape'],
+    [{ images: bytes([1, 3, 13, 13], new Uint8Array(507)) }, 'images must be float32'],
+    [naflexInput, 'input must be { images } for a fixed-resolution tower'],
+  ])('wrong input %#', async (input, message) => {
+    await expect(run(fixedConfig, parameters, input)).rejects.toThrow(`visionTower: ${message}`);
+  });
+
+  test('weights of another model are refused', async () => {
+    const other = { ...parameters, positions: random('p', [8, width]) };
+    await expect(run(fixedConfig, other, { images })).rejects.toThrow('[9, 24]');
+  });
+});
+
+describe('naflex layout', () => {
+  const parameters = visionParameters(naflexConfig, randomParameter);
+
+  // The trained grid, 16 × 16 as in the released models.
+  test('an unpadded image on the trained grid equals the fixed tower with the same weights', async () => {
+    const side = 16 * patch;
+    const fixed: ModelConfig = {
+      ...fixedConfig,
+      vision: { ...fixedConfig.vision, layout: 'fixed', imageSize: side, positions: 256 },
+    };
+    const naflex: ModelConfig = {
+      ...naflexConfig,
+      vision: { ...naflexConfig.vision, positions: 256 },
+    };
+    const weights = visionParameters(fixed, randomParameter);
+    const images = random('images', [2, 3, side, side], 0.5);
+    const twin = naflexTwin(fixed, images, weights.patchEmbedding.weight);
+    const expected = await run(fixed, weights, { images });
+    const actual = await run(
+      naflex,
+      { ...weights, patchEmbedding: { ...weights.patchEmbedding, weight: twin.weight } },
+      {
+        patches: twin.patches,
+        shapes: integers([2, 2], [16, 16, 16, 16]),
+        mask: bytes([2, 256], new Uint8Array(512).fill(1)),
+      },
+    );
+    for (const stage of ['vision.embedded', 'tokens', 'pooled', 'embedding']) {
+      expect(maxDifference(actual[stage], expected[stage])).toBeLessThan(1e-5);
+    }
+  });
+
+  test('padding changes nothing, whatever it holds', async () => {
+    const short = {
+      patches: values([1, 10, inputs], naflexInput.patches.data.subarray(12 * inputs, 22 * inputs)),
+      shapes: integers([1, 2], [2, 5]),
+      mask: bytes([1, 10], new Uint8Array(10).fill(1)),
+    };
+    const spoiled = values(naflexInput.patches.shape, naflexInput.patches.data);
+    spoiled.data.fill(1e3, 22 * inputs);
+    const alone = await run(naflexConfig, parameters, short);
+    const padded = await run(naflexConfig, parameters, naflexInput);
+    const other = await run(naflexConfig, parameters, { ...naflexInput, patches: spoiled });
+    expect(maxDifference(padded.pooled.subarray(width), alone.pooled)).toBeLessThan(1e-5);
+    expect(
+      maxDifference(padded.tokens.subarray(12 * width, 22 * width), alone.tokens),
+    ).toBeLessThan(1e-5);
+    expect(other.pooled).toEqual(padded.pooled);
+  });
+
+  test('padding gets no gradient', async () => {
+    const { dpatches } = await evaluate({ parameters, ...naflexInput }, (x) => {
+      const { pooled } = visionTower(x.parameters, naflexConfig, x);
+      if (pooled === undefined) throw new Error('the tower has a head');
+      return { dpatches: gradient(ops.dot(pooled, pooled), x.patches) };
+    });
+    expect(Math.max(...dpatches.subarray(0, 22 * inputs).map(Math.abs))).toBeGreaterThan(1e-3);
+    expect(dpatches.subarray(22 * inputs).every((value) => value === 0)).toBe(true);
+  });
+
+  test.each([
+    [
+      { images: random('i', [2, 3, 13, 13]) },
+      'input must be { patches, shapes, mask } for a NaFlex tower',
+    ],
+    [{ ...naflexInput, patches: random('p', [2, 12, 47]) }, 'patches must have shape [2, 12, 48]'],
+    [{ ...naflexInput, patches: random('p', [2, 48]) }, 'patches must have shape (B, L, P·P·3)'],
+    [{ ...naflexInput, mask: bytes([2, 11], new Uint8Array(22)) }, 'mask must have shape [2, 12]'],
+    [{ ...naflexInput, mask: random('m', [2, 12]) }, 'mask must be uint8'],
+    [{ ...naflexInput, shapes: integers([2, 3], [1, 1, 1, 1, 1, 1]) }, 'shapes must have shape'],
+  ])('wrong input %#', async (input, message) => {
+    await expect(run(naflexConfig, parameters, input)).rejects.toThrow(`visionTower: ${message}`);
+  });
+});
+
+test('visionInputSpecs are what the towers take', () => {
+  for (const [config, length] of [
+    [fixedConfig, undefined],
+    [naflexConfig, undefined],
+    [naflexConfig, 20],
+  ] as const) {
+    const specs = {
+      parameters: visionParameters(config, (spec) => spec),
+      input: visionInputSpecs(config, 2, length),
+    };
+    const program = compile('specs', (x) => visionTower(x.parameters, config, x.input), specs);
+    expect(program.memory.peakBytes).toBeGreaterThan(0);
+    program.dispose();
+  }
+});

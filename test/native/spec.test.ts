@@ -1,0 +1,18 @@
+import { bytesOf, dtypeCode, elementsOf, float32, int32, uint8 } from '../../lib/native/spec';
+
+test('sizes', () => {
+  expect(elementsOf([2, 3, 4])).toBe(24);
+  expect(bytesOf(float32(2, 3))).toBe(24);
+  expect(bytesOf(int32(5))).toBe(20);
+  expect(bytesOf(uint8(2, 2))).toBe(4);
+});
+
+test('specs', () => {
+  expect(float32(2, 3)).toEqual({ dtype: 'float32', shape: [2, 3] });
+  expect(int32(1)).toEqual({ dtype: 'int32', shape: [1] });
+  expect(uint8()).toEqual({ dtype: 'uint8', shape: [] });
+});
+
+test('the numbers of the dtypes are those of native/runtime/view.h', () => {
+  expect((['float32', 'int32', 'uint8'] as const).map(dtypeCode)).toEqual([0, 1, 2]);
+});

@@ -1,0 +1,1052 @@
+// The one table of cases of the operations: what they are applied to, what they must give, and what
+// they cost. The op tests (test/ops) and the benchmark (bench) read it; neither Jest nor a clock
+// appears here. `opCases` are tiny and awkward (odd sizes, single rows, extreme values), `splitCases`
+// large enough that kernels divide them among threads, `modelCases` what a B/16 tower does.
+import type { DType, Program, Spec, Tensor } from '../lib/graph';
+import { compile, gradient } from '../lib/graph';
+import * as ops from '../lib/ops';
+import * as adam from './reference/adam';
+import * as attention from './reference/attention';
+import * as elementwise from './reference/elementwise';
+import * as embedding from './reference/embedding';
+import * as gelu from './reference/gelu';
+import * as l2Normalize from './reference/l2_normalize';
+import * as layerNorm from './reference/layer_norm';
+import * as linear from './reference/linear';
+import * as matmul from './reference/matmul';
+import type { NdArray } from './reference/nd_array';
+import { elements, item, map, reshape, scalar } from './reference/nd_array';
+import * as normalizePixels from './reference/normalize_pixels';
+import * as patchify from './reference/patchify';
+import * as positionResize from './reference/position_resize';
+import type { Random } from './reference/random';
+import * as reduce from './reference/reduce';
+import * as sigmoidLoss from './reference/sigmoid_loss';
+import * as token from './reference/token';
+
+export type Tensors = Readonly<Record<string, Tensor>>;
+export type Arrays = Readonly<Record<string, NdArray>>;
+
+/** `exact`: the same bits, given the same float32 inputs. `f32`: a float32 computation of good order. */
+export type Tolerance = 'exact' | 'f32';
+
+/** Arithmetic and memory traffic of one call, each operand and result counted once. */
+export interface Cost {
+  readonly flops: number;
+  readonly bytes: number;
+}
+
+/** One operand of a case. */
+export interface Operand {
+  readonly spec: Spec;
+  /** One value. Default: standard normal for float32. */
+  readonly draw: (random: Random) => number;
+  /** The values where they are not independent draws. */
+  readonly values?: NdArray;
+  /** Default: float32 operands are. */
+  readonly differentiable: boolean;
+  /** Updated in place: the operand that a run may overwrite. */
+  readonly donated: boolean;
+}
+
+/** An operation applied to operands of given shapes. */
+export interface OpCase {
+  /** The operation's word, as in its file names. */
+  readonly op: string;
+  /** Sizes and what is special. */
+  readonly name: string;
+  readonly operands: Readonly<Record<string, Operand>>;
+  readonly apply: (operands: Tensors) => Tensors;
+  readonly reference: (operands: Arrays) => Arrays;
+  /** Gradients by operand from gradients by result. Absent: the operation has none. */
+  readonly backward?: (gradients: Arrays, operands: Arrays) => Arrays;
+  readonly tolerance: Tolerance;
+  /** By how much the case amplifies a rounding of its operands. */
+  readonly condition: number;
+  /** Not differentiable everywhere: no comparison with differences. */
+  readonly kink: boolean;
+  /** Operand shapes that must be refused with ERR_SHAPE. */
+  readonly refuses: readonly Readonly<Record<string, readonly number[]>>[];
+  readonly cost: { readonly forward: Cost; readonly backward?: Cost };
+}
+
+type Options = Partial<Omit<Operand, 'spec'>>;
+
+function operand(dtype: DType, shape: readonly number[], options: Options): Operand {
+  return {
+    spec: { dtype, shape },
+    draw: (random) => random.normal(),
+    differentiable: dtype === 'float32',
+    donated: false,
+    ...options,
+  };
+}
+
+function f32(shape: readonly number[], options: Options = {}): Operand {
+  return operand('float32', shape, options);
+}
+
+/** int32 operand of integers in [0, below). */
+function ids(shape: readonly number[], below: number): Operand {
+  return operand('int32', shape, { draw: (random) => random.integer(below) });
+}
+
+function constant(dtype: DType, values: NdArray): Operand {
+  return operand(dtype, values.shape, { values });
+}
+
+const scaled =
+  (factor: number) =>
+  (random: Random): number =>
+    factor * random.normal();
+
+/** Defaults of a case: f32, smooth, nothing to refuse. */
+function opCase(
+  parts: Pick<OpCase, 'op' | 'name' | 'operands' | 'apply' | 'reference' | 'cost'> &
+    Partial<OpCase>,
+): OpCase {
+  return { tolerance: 'f32', condition: 1, kink: false, refuses: [], ...parts };
+}
+
+const FLOAT = 4;
+
+/** Bytes of float32 tensors of these element counts. */
+function floats(...counts: number[]): number {
+  return FLOAT * counts.reduce((sum, n) => sum + n, 0);
+}
+
+function text(shape: readonly number[]): string {
+  return shape.join('x');
+}
+
+// ---- Products ----
+
+function linearCase(lead: readonly number[], K: number, N: number, bias = true): OpCase {
+  const M = elements(lead);
+  const traffic = floats(M * K, N * K, M * N);
+  return opCase({
+    op: 'linear',
+    name: `${text([...lead, K])} to ${String(N)}${bias ? '' : ' without bias'}`,
+    operands: {
+      x: f32([...lead, K]),
+      weight: f32([N, K], { draw: scaled(1 / Math.sqrt(K)) }),
+      ...(bias ? { bias: f32([N]) } : {}),
+    },
+    apply: (t) => ({ y: ops.linear(t.x, t.weight, bias ? t.bias : null) }),
+    reference: (a) => ({ y: linear.linear(a.x, a.weight, bias ? a.bias : undefined) }),
+    backward: ({ y: dy }, { x, weight }) => {
+      const { dx, dweight, dbias } = linear.linearBackward(dy, x, weight);
+      return { x: dx, weight: dweight, ...(bias ? { bias: dbias } : {}) };
+    },
+    refuses: [
+      { x: [...lead, K + 1] },
+      { weight: [N, K + 1] },
+      ...(bias ? [{ bias: [N + 1] }, { bias: [1, N] }] : []),
+      { weight: [N * K] },
+    ],
+    cost: {
+      forward: { flops: 2 * M * N * K, bytes: traffic },
+      backward: { flops: 4 * M * N * K, bytes: 2 * traffic },
+    },
+  });
+}
+
+/** The two rewrites: GELU into the epilogue of the first layer, the residual into the second's. */
+function mlpCase(lead: readonly number[], D: number, hidden: number): OpCase {
+  const M = elements(lead);
+  const traffic = floats(2 * M * D, 2 * D * hidden, 2 * M * hidden);
+  return opCase({
+    op: 'linear',
+    name: `${text([...lead, D])} through ${String(hidden)} with GELU and residual`,
+    operands: {
+      x: f32([...lead, D]),
+      weight1: f32([hidden, D], { draw: scaled(1 / Math.sqrt(D)) }),
+      bias1: f32([hidden]),
+      weight2: f32([D, hidden], { draw: scaled(1 / Math.sqrt(hidden)) }),
+      bias2: f32([D]),
+    },
+    apply: (t) => ({
+      y: ops.add(
+        t.x,
+        ops.linear(ops.gelu(ops.linear(t.x, t.weight1, t.bias1)), t.weight2, t.bias2),
+      ),
+    }),
+    reference: (a) => {
+      const inner = gelu.gelu(linear.linear(a.x, a.weight1, a.bias1));
+      return { y: elementwise.add(a.x, linear.linear(inner, a.weight2, a.bias2)) };
+    },
+    backward: ({ y: dy }, a) => {
+      const before = linear.linear(a.x, a.weight1, a.bias1);
+      const second = linear.linearBackward(dy, gelu.gelu(before), a.weight2);
+      const first = linear.linearBackward(gelu.geluBackward(second.dx, before), a.x, a.weight1);
+      return {
+        x: elementwise.add(dy, first.dx),
+        weight1: first.dweight,
+        bias1: first.dbias,
+        weight2: second.dweight,
+        bias2: second.dbias,
+      };
+    },
+    cost: {
+      forward: { flops: 4 * M * D * hidden, bytes: traffic },
+      backward: { flops: 8 * M * D * hidden, bytes: 2 * traffic },
+    },
+  });
+}
+
+function matmulCase(
+  M: number,
+  K: number,
+  N: number,
+  transposeA: boolean,
+  transposeB: boolean,
+): OpCase {
+  const a = transposeA ? [K, M] : [M, K];
+  const b = transposeB ? [N, K] : [K, N];
+  const options = { transposeA, transposeB };
+  const traffic = floats(M * K, K * N, M * N);
+  return opCase({
+    op: 'matmul',
+    name: `${text(a)}${transposeA ? 'ᵀ' : ''} by ${text(b)}${transposeB ? 'ᵀ' : ''}`,
+    operands: { a: f32(a), b: f32(b) },
+    apply: (t) => ({ y: ops.matmul(t.a, t.b, options) }),
+    reference: (x) => ({ y: matmul.matmul(x.a, x.b, options) }),
+    backward: ({ y: dy }, x) => {
+      const { da, db } = matmul.matmulBackward(dy, x.a, x.b, options);
+      return { a: da, b: db };
+    },
+    refuses: [
+      { a: transposeA ? [K + 1, M] : [M, K + 1] },
+      { b: transposeB ? [N, K + 1] : [K + 1, N] },
+      { a: [1, ...a] },
+    ],
+    cost: {
+      forward: { flops: 2 * M * N * K, bytes: traffic },
+      backward: { flops: 4 * M * N * K, bytes: 2 * traffic },
+    },
+  });
+}
+
+// ---- Attention ----
+
+interface AttentionSizes {
+  readonly B: number;
+  readonly Tq: number;
+  readonly Tk: number;
+  readonly heads: number;
+  readonly headWidth: number;
+  /** Keys that count, per image; the rest are masked. */
+  readonly keys?: readonly number[];
+  /** Standard deviation of queries and keys; large ones make the softmax peaked. */
+  readonly spread?: number;
+}
+
+function attentionCase({ B, Tq, Tk, heads, headWidth, keys, spread = 1 }: AttentionSizes): OpCase {
+  const D = heads * headWidth;
+  const mask =
+    keys === undefined
+      ? undefined
+      : reshape(
+          {
+            shape: [B * Tk],
+            data: Float64Array.from(
+              keys.flatMap((n) => Array.from({ length: Tk }, (_, j) => (j < n ? 1 : 0))),
+            ),
+          },
+          [B, Tk],
+        );
+  const referenceOptions = { heads, ...(mask === undefined ? {} : { keyMask: mask }) };
+  const scores = B * heads * Tq * Tk;
+  const traffic = floats(2 * B * Tq * D, 2 * B * Tk * D);
+  return opCase({
+    op: 'attention',
+    name:
+      `${text([B, Tq, Tk])}, ${String(heads)} heads of ${String(headWidth)}` +
+      (keys === undefined ? '' : `, keys ${keys.join(' ')}`) +
+      (spread === 1 ? '' : `, spread ${String(spread)}`),
+    operands: {
+      q: f32([B, Tq, D], { draw: scaled(spread) }),
+      k: f32([B, Tk, D], { draw: scaled(spread) }),
+      v: f32([B, Tk, D]),
+      ...(mask === undefined ? {} : { keyMask: constant('uint8', mask) }),
+    },
+    apply: (t) => ({
+      o: ops.attention(t.q, t.k, t.v, { heads, keyMask: mask === undefined ? null : t.keyMask }),
+    }),
+    reference: (a) => ({ o: attention.attention(a.q, a.k, a.v, referenceOptions) }),
+    backward: ({ o: dout }, { q, k, v }) => {
+      const { dq, dk, dv } = attention.attentionBackward(dout, q, k, v, referenceOptions);
+      return { q: dq, k: dk, v: dv };
+    },
+    refuses: [
+      { q: [B, Tq, D + heads] },
+      { q: [B + 1, Tq, D] },
+      { k: [B, Tk + 1, D] },
+      { v: [B, Tk, D + heads] },
+      { q: [B * Tq, D] },
+      ...(mask === undefined ? [] : [{ keyMask: [B, Tk + 1] }, { keyMask: [B, Tk, 1] }]),
+    ],
+    cost: {
+      forward: { flops: 4 * scores * headWidth, bytes: traffic },
+      backward: { flops: 10 * scores * headWidth, bytes: 2 * traffic },
+    },
+  });
+}
+
+// ---- Norms and pointwise ----
+
+function layerNormCase(
+  shape: readonly number[],
+  options: Options = {},
+  parts: Partial<OpCase> = {},
+): OpCase {
+  const D = shape[shape.length - 1];
+  const n = elements(shape);
+  const eps = 1e-6;
+  return opCase({
+    op: 'layer_norm',
+    name: text(shape),
+    operands: {
+      x: f32(shape, options),
+      weight: f32([D], { draw: (random) => 1 + 0.2 * random.normal() }),
+      bias: f32([D]),
+    },
+    apply: (t) => ({ y: ops.layerNorm(t.x, t.weight, t.bias, { eps }) }),
+    reference: (a) => ({ y: layerNorm.layerNorm(a.x, a.weight, a.bias, eps) }),
+    backward: ({ y: dy }, { x, weight }) => {
+      const { dx, dweight, dbias } = layerNorm.layerNormBackward(dy, x, weight, eps);
+      return { x: dx, weight: dweight, bias: dbias };
+    },
+    refuses: [{ weight: [D + 1] }, { bias: [D + 1] }, { weight: [1, D] }],
+    cost: {
+      forward: { flops: 8 * n, bytes: floats(2 * n) },
+      backward: { flops: 14 * n, bytes: floats(3 * n) },
+    },
+    ...parts,
+  });
+}
+
+function geluCase(shape: readonly number[], options: Options = {}, remark = ''): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'gelu',
+    name: `${text(shape)}${remark}`,
+    operands: { x: f32(shape, options) },
+    apply: (t) => ({ y: ops.gelu(t.x) }),
+    reference: (a) => ({ y: gelu.gelu(a.x) }),
+    backward: ({ y: dy }, a) => ({ x: gelu.geluBackward(dy, a.x) }),
+    cost: {
+      forward: { flops: 15 * n, bytes: floats(2 * n) },
+      backward: { flops: 20 * n, bytes: floats(3 * n) },
+    },
+  });
+}
+
+function l2NormalizeCase(
+  shape: readonly number[],
+  parts: Partial<OpCase> = {},
+  options: Options = {},
+): OpCase {
+  const n = elements(shape);
+  const eps = 1e-8;
+  return opCase({
+    op: 'l2_normalize',
+    name: text(shape),
+    operands: { x: f32(shape, options) },
+    apply: (t) => ({ y: ops.l2Normalize(t.x, { eps }) }),
+    reference: (a) => ({ y: l2Normalize.l2Normalize(a.x, eps) }),
+    backward: ({ y: dy }, a) => ({ x: l2Normalize.l2NormalizeBackward(dy, a.x, eps) }),
+    cost: {
+      forward: { flops: 3 * n, bytes: floats(2 * n) },
+      backward: { flops: 7 * n, bytes: floats(3 * n) },
+    },
+    ...parts,
+  });
+}
+
+function addCase(shape: readonly number[]): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'add',
+    name: text(shape),
+    operands: { a: f32(shape), b: f32(shape) },
+    apply: (t) => ({ y: ops.add(t.a, t.b) }),
+    reference: (x) => ({ y: elementwise.add(x.a, x.b) }),
+    backward: ({ y: dy }) => ({ a: dy, b: dy }),
+    tolerance: 'exact',
+    refuses: [{ b: [...shape, 1] }, { b: [shape[0] + 1, ...shape.slice(1)] }],
+    cost: { forward: { flops: n, bytes: floats(3 * n) } },
+  });
+}
+
+function addRowCase(shape: readonly number[]): OpCase {
+  const n = elements(shape);
+  const row = shape.slice(1);
+  return opCase({
+    op: 'add_row',
+    name: text(shape),
+    operands: { x: f32(shape), row: f32(row) },
+    apply: (t) => ({ y: ops.addRow(t.x, t.row) }),
+    reference: (a) => ({ y: elementwise.addRow(a.x, a.row) }),
+    backward: ({ y: dy }) => {
+      const { dx, drow } = elementwise.addRowBackward(dy);
+      return { x: dx, row: drow };
+    },
+    refuses: [{ row: shape }, { row: [row[0] + 1, ...row.slice(1)] }],
+    cost: {
+      forward: { flops: n, bytes: floats(2 * n, elements(row)) },
+      backward: { flops: n, bytes: floats(n, elements(row)) },
+    },
+  });
+}
+
+function repeatRowCase(batch: number, row: readonly number[]): OpCase {
+  const n = batch * elements(row);
+  return opCase({
+    op: 'repeat_row',
+    name: `${text(row)} by ${String(batch)}`,
+    operands: { row: f32(row) },
+    apply: (t) => ({ y: ops.repeatRow(t.row, batch) }),
+    reference: (a) => ({ y: elementwise.repeatRow(a.row, batch) }),
+    backward: ({ y: dy }) => ({ row: reduce.sumRows(dy) }),
+    cost: {
+      forward: { flops: 0, bytes: floats(n, elements(row)) },
+      backward: { flops: n, bytes: floats(n, elements(row)) },
+    },
+  });
+}
+
+function scaleCase(shape: readonly number[]): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'scale',
+    name: `${text(shape)} by a tensor`,
+    operands: { x: f32(shape), factor: f32([1]) },
+    apply: (t) => ({ y: ops.scale(t.x, t.factor) }),
+    reference: (a) => ({ y: elementwise.scale(a.x, a.factor) }),
+    backward: ({ y: dy }, { x, factor }) => {
+      const { dx, dfactor } = elementwise.scaleBackward(dy, x, factor);
+      return { x: dx, factor: dfactor };
+    },
+    refuses: [{ factor: [2] }, { factor: [1, 1] }],
+    cost: {
+      forward: { flops: n, bytes: floats(2 * n) },
+      backward: { flops: 3 * n, bytes: floats(3 * n) },
+    },
+  });
+}
+
+function scaleByCase(shape: readonly number[], factor: number): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'scale',
+    name: `${text(shape)} by ${String(factor)}`,
+    operands: { x: f32(shape) },
+    apply: (t) => ({ y: ops.scaleBy(t.x, factor) }),
+    reference: (a) => ({ y: elementwise.scaleBy(a.x, factor) }),
+    backward: ({ y: dy }) => ({ x: elementwise.scaleBy(dy, factor) }),
+    cost: {
+      forward: { flops: n, bytes: floats(2 * n) },
+      backward: { flops: n, bytes: floats(2 * n) },
+    },
+  });
+}
+
+// ---- Gathering and shapes ----
+
+function embeddingCase(V: number, D: number, shape: readonly number[]): OpCase {
+  const n = elements(shape) * D;
+  return opCase({
+    op: 'embedding',
+    name: `${text(shape)} of ${text([V, D])}`,
+    operands: { table: f32([V, D]), ids: ids(shape, V) },
+    apply: (t) => ({ y: ops.embedding(t.table, t.ids) }),
+    reference: (a) => ({ y: embedding.embedding(a.table, a.ids) }),
+    backward: ({ y: dy }, a) => ({ table: embedding.embeddingBackward(dy, a.ids, a.table) }),
+    refuses: [{ table: [V * D] }, { table: [V, D, 1] }],
+    cost: {
+      forward: { flops: 0, bytes: floats(2 * n, elements(shape)) },
+      backward: { flops: n, bytes: floats(n, V * D, elements(shape)) },
+    },
+  });
+}
+
+function patchifyCase(images: readonly number[], patch: number): OpCase {
+  const n = elements(images);
+  return opCase({
+    op: 'patchify',
+    name: `${text(images)} by ${String(patch)}`,
+    operands: { images: f32(images) },
+    apply: (t) => ({ patches: ops.patchify(t.images, patch) }),
+    reference: (a) => ({ patches: patchify.patchify(a.images, patch) }),
+    backward: ({ patches }, a) => ({ images: patchify.patchifyBackward(patches, a.images, patch) }),
+    tolerance: 'exact',
+    refuses: [
+      { images: images.slice(1) },
+      { images: [images[0], images[1], patch - 1, images[3]] },
+    ],
+    cost: {
+      forward: { flops: 0, bytes: floats(2 * n) },
+      backward: { flops: 0, bytes: floats(2 * n) },
+    },
+  });
+}
+
+function positionResizeCase(
+  n: number,
+  D: number,
+  grids: readonly (readonly [number, number])[],
+  length: number,
+): OpCase {
+  const B = grids.length;
+  const shapes = reshape({ shape: [2 * B], data: Float64Array.from(grids.flat()) }, [B, 2]);
+  const out = B * length * D;
+  return opCase({
+    op: 'position_resize',
+    name: `${text([n, n, D])} to ${grids.map(text).join(' ')} in ${String(length)}`,
+    operands: { grid: f32([n * n, D]), shapes: constant('int32', shapes) },
+    apply: (t) => ({ positions: ops.positionResize(t.grid, t.shapes, length) }),
+    reference: (a) => ({ positions: positionResize.positionResize(a.grid, a.shapes, length) }),
+    backward: ({ positions }, a) => ({
+      grid: positionResize.positionResizeBackward(positions, a.shapes, a.grid),
+    }),
+    refuses: [{ grid: [n * n + 1, D] }, { shapes: [B, 3] }, { shapes: [2 * B] }],
+    cost: {
+      forward: { flops: 8 * out, bytes: floats(n * n * D, out) },
+      backward: { flops: 8 * out, bytes: floats(n * n * D, out) },
+    },
+  });
+}
+
+function tokenSelectCase(shape: readonly [number, number, number], index: number): OpCase {
+  const [B, , D] = shape;
+  return opCase({
+    op: 'token',
+    name: `${text(shape)} at ${String(index)}`,
+    operands: { x: f32(shape) },
+    apply: (t) => ({ y: ops.tokenSelect(t.x, index) }),
+    reference: (a) => ({ y: token.tokenSelect(a.x, index) }),
+    backward: ({ y: dy }, a) => ({ x: token.tokenSelectBackward(dy, a.x, index) }),
+    tolerance: 'exact',
+    refuses: [{ x: shape.slice(1) }],
+    cost: {
+      forward: { flops: 0, bytes: floats(2 * B * D) },
+      backward: { flops: 0, bytes: floats(elements(shape), B * D) },
+    },
+  });
+}
+
+function tokenMeanCase(shape: readonly [number, number, number]): OpCase {
+  const [B, , D] = shape;
+  return opCase({
+    op: 'token',
+    name: `${text(shape)} mean`,
+    operands: { x: f32(shape) },
+    apply: (t) => ({ y: ops.tokenMean(t.x) }),
+    reference: (a) => ({ y: token.tokenMean(a.x) }),
+    backward: ({ y: dy }, a) => ({ x: token.tokenMeanBackward(dy, a.x) }),
+    refuses: [{ x: shape.slice(1) }],
+    cost: {
+      forward: { flops: elements(shape), bytes: floats(elements(shape), B * D) },
+      backward: { flops: B * D, bytes: floats(elements(shape), B * D) },
+    },
+  });
+}
+
+function normalizePixelsCase(B: number, height: number, width: number): OpCase {
+  const n = B * height * width * 3;
+  return opCase({
+    op: 'normalize_pixels',
+    name: text([B, height, width]),
+    operands: {
+      pixels: operand('uint8', [B, height, width, 3], { draw: (random) => random.integer(256) }),
+      table: f32([3, 256], { differentiable: false }),
+    },
+    apply: (t) => ({ images: ops.normalizePixels(t.pixels, t.table) }),
+    reference: (a) => ({ images: normalizePixels.normalizePixels(a.pixels, a.table) }),
+    tolerance: 'exact',
+    refuses: [
+      { table: [256, 3] },
+      { pixels: [B, 3, height, width + 1] },
+      { pixels: [height, width, 3] },
+    ],
+    cost: { forward: { flops: 0, bytes: n + floats(n) } },
+  });
+}
+
+// ---- Sums ----
+
+function sumRowsCase(shape: readonly number[]): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'sum_rows',
+    name: text(shape),
+    operands: { x: f32(shape) },
+    apply: (t) => ({ y: ops.sumRows(t.x) }),
+    reference: (a) => ({ y: reduce.sumRows(a.x) }),
+    backward: ({ y: dy }) => ({ x: elementwise.repeatRow(dy, shape[0]) }),
+    refuses: [{ x: [n] }],
+    cost: {
+      forward: { flops: n, bytes: floats(n, n / shape[0]) },
+      backward: { flops: 0, bytes: floats(n, n / shape[0]) },
+    },
+  });
+}
+
+function dotCase(shape: readonly number[]): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'dot',
+    name: text(shape),
+    operands: { a: f32(shape), b: f32(shape) },
+    apply: (t) => ({ y: ops.dot(t.a, t.b) }),
+    reference: (x) => ({ y: reduce.dot(x.a, x.b) }),
+    backward: ({ y: dy }, x) => {
+      const { da, db } = reduce.dotBackward(dy, x.a, x.b);
+      return { a: da, b: db };
+    },
+    refuses: [{ b: [...shape, 1] }],
+    cost: {
+      forward: { flops: 2 * n, bytes: floats(2 * n) },
+      backward: { flops: 2 * n, bytes: floats(4 * n) },
+    },
+  });
+}
+
+function globalNormCase(shapes: readonly (readonly number[])[]): OpCase {
+  const n = shapes.reduce((sum, shape) => sum + elements(shape), 0);
+  return opCase({
+    op: 'global_norm',
+    name: shapes.map(text).join(' '),
+    operands: Object.fromEntries(
+      shapes.map((shape, i) => [`x${String(i)}`, f32(shape, { differentiable: false })]),
+    ),
+    apply: (t) => ({ y: ops.globalNorm(Object.values(t)) }),
+    reference: (a) => ({ y: reduce.globalNorm(Object.values(a)) }),
+    cost: { forward: { flops: 2 * n, bytes: floats(n) } },
+  });
+}
+
+function rootSumCase(count: number): OpCase {
+  return opCase({
+    op: 'global_norm',
+    name: `root of the sum of ${String(count)} squares`,
+    operands: Object.fromEntries(
+      Array.from({ length: count }, (_, i) => [
+        `x${String(i)}`,
+        f32([1], { differentiable: false, draw: (random) => random.uniform() }),
+      ]),
+    ),
+    apply: (t) => ({ y: ops.rootSum(Object.values(t)) }),
+    reference: (a) => ({
+      y: scalar(Math.sqrt(Object.values(a).reduce((sum, x) => sum + item(x), 0))),
+    }),
+    refuses: [{ x0: [2] }],
+    cost: { forward: { flops: count, bytes: floats(count) } },
+  });
+}
+
+// ---- Loss ----
+
+interface LossSizes {
+  readonly R: number;
+  readonly C: number;
+  readonly E: number;
+  readonly offset?: number;
+  readonly batch?: number;
+  /** exp(t); 10 at the start of training, above 100 at its end. */
+  readonly scale?: number;
+  readonly bias?: number;
+}
+
+function sigmoidLossCase({
+  R,
+  C,
+  E,
+  offset = 0,
+  batch = R,
+  scale = 10,
+  bias = -10,
+}: LossSizes): OpCase {
+  const options = { offset, batch };
+  const unit = (random: Random): number => random.normal() / Math.sqrt(E);
+  const traffic = floats(R * E, C * E);
+  return opCase({
+    op: 'sigmoid_loss',
+    name: `${text([R, C, E])} offset ${String(offset)} of ${String(batch)}, scale ${String(scale)}, bias ${String(bias)}`,
+    operands: {
+      images: f32([R, E], { draw: unit }),
+      texts: f32([C, E], { draw: unit }),
+      logitScale: f32([1], { draw: () => Math.log(scale) }),
+      logitBias: f32([1], { draw: () => bias }),
+    },
+    apply: (t) => ({
+      loss: ops.sigmoidLoss(t.images, t.texts, t.logitScale, t.logitBias, options),
+    }),
+    reference: (a) => ({
+      loss: sigmoidLoss.sigmoidLoss(a.images, a.texts, a.logitScale, a.logitBias, options),
+    }),
+    backward: ({ loss: dloss }, a) => {
+      const { dimages, dtexts, dlogitScale, dlogitBias } = sigmoidLoss.sigmoidLossBackward(
+        dloss,
+        a.images,
+        a.texts,
+        a.logitScale,
+        a.logitBias,
+        options,
+      );
+      return { images: dimages, texts: dtexts, logitScale: dlogitScale, logitBias: dlogitBias };
+    },
+    refuses: [
+      { images: [R, E + 1] },
+      { texts: [C, E + 1] },
+      { logitScale: [2] },
+      { logitBias: [1, 1] },
+      { images: [R * E] },
+    ],
+    cost: {
+      forward: { flops: 2 * R * C * E, bytes: traffic },
+      backward: { flops: 6 * R * C * E, bytes: 2 * traffic },
+    },
+  });
+}
+
+// ---- Optimizer ----
+
+function adamCase(
+  shape: readonly number[],
+  clipNorm: number,
+  weightDecay: number,
+  gradNorm: number,
+): OpCase {
+  const n = elements(shape);
+  const still = { differentiable: false };
+  const updated = { ...still, donated: true };
+  const constants = {
+    learningRate: 1e-3,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weightDecay,
+    clipNorm,
+  };
+  return opCase({
+    op: 'adam',
+    name: `${text(shape)} decay ${String(weightDecay)}, clip ${String(clipNorm)} at norm ${String(gradNorm)}`,
+    operands: {
+      param: f32(shape, updated),
+      m: f32(shape, { ...updated, draw: scaled(0.01) }),
+      v: f32(shape, { ...updated, draw: (random) => 1e-3 * random.uniform() }),
+      grad: f32(shape, still),
+      gradNorm: f32([1], { ...still, draw: () => gradNorm }),
+      schedule: constant('float32', { shape: [3], data: Float64Array.of(0.75, 0.27, 0.14) }),
+    },
+    apply: (t) => {
+      const { newParam, newM, newV, updateSquares, paramSquares } = ops.adam(
+        {
+          param: t.param,
+          m: t.m,
+          v: t.v,
+          grad: t.grad,
+          gradNorm: t.gradNorm,
+          schedule: t.schedule,
+        },
+        constants,
+      );
+      return { param: newParam, m: newM, v: newV, updateSquares, paramSquares };
+    },
+    reference: (a) => {
+      const [multiplier, c1, c2] = a.schedule.data;
+      const next = adam.adamUpdate(
+        { param: a.param, m: a.m, v: a.v },
+        a.grad,
+        item(a.gradNorm),
+        { multiplier, c1, c2 },
+        constants,
+      );
+      return {
+        param: next.param,
+        m: next.m,
+        v: next.v,
+        updateSquares: scalar(next.updateSquares),
+        paramSquares: scalar(next.paramSquares),
+      };
+    },
+    refuses: [
+      { m: [...shape, 1] },
+      { v: [n + 1] },
+      { grad: [n + 1] },
+      { gradNorm: [2] },
+      { schedule: [2] },
+    ],
+    cost: { forward: { flops: 16 * n, bytes: floats(7 * n) } },
+  });
+}
+
+function accumulateCase(shape: readonly number[]): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'accumulate',
+    name: text(shape),
+    operands: {
+      accumulator: f32(shape, { differentiable: false, donated: true }),
+      x: f32(shape, { differentiable: false }),
+    },
+    apply: (t) => ({ accumulator: ops.accumulate(t.accumulator, t.x) }),
+    reference: (a) => ({ accumulator: elementwise.add(a.accumulator, a.x) }),
+    tolerance: 'exact',
+    refuses: [{ x: [...shape, 1] }],
+    cost: { forward: { flops: n, bytes: floats(3 * n) } },
+  });
+}
+
+function reshapeCase(from: readonly number[], to: readonly number[]): OpCase {
+  return opCase({
+    op: 'reshape',
+    name: `${text(from)} to ${text(to)}`,
+    operands: { x: f32(from) },
+    apply: (t) => ({ y: ops.reshape(t.x, to) }),
+    reference: (a) => ({ y: reshape(a.x, to) }),
+    backward: ({ y: dy }) => ({ x: reshape(dy, from) }),
+    tolerance: 'exact',
+    refuses: [{ x: [...from.slice(0, -1), from[from.length - 1] + 1] }],
+    cost: { forward: { flops: 0, bytes: 0 } },
+  });
+}
+
+/** Tiny cases for the tests: every edge of the blocking, and values at the ends of their range. */
+export const opCases: readonly OpCase[] = [
+  linearCase([1], 1, 1),
+  linearCase([3], 5, 7),
+  linearCase([2, 9], 48, 144),
+  linearCase([17], 33, 16, false),
+  linearCase([70], 200, 96),
+  linearCase([5], 192, 300),
+  mlpCase([2, 7], 24, 40),
+  mlpCase([1, 1], 17, 65),
+  matmulCase(1, 1, 1, false, false),
+  matmulCase(7, 19, 5, false, false),
+  matmulCase(33, 40, 18, true, false),
+  matmulCase(13, 70, 29, false, true),
+  matmulCase(9, 8, 65, true, true),
+  attentionCase({ B: 1, Tq: 1, Tk: 1, heads: 1, headWidth: 1 }),
+  attentionCase({ B: 2, Tq: 5, Tk: 5, heads: 3, headWidth: 16 }),
+  attentionCase({ B: 2, Tq: 17, Tk: 17, heads: 2, headWidth: 64 }),
+  attentionCase({ B: 1, Tq: 37, Tk: 37, heads: 1, headWidth: 72 }),
+  attentionCase({ B: 1, Tq: 66, Tk: 66, heads: 1, headWidth: 96 }),
+  attentionCase({ B: 1, Tq: 130, Tk: 130, heads: 1, headWidth: 20 }),
+  attentionCase({ B: 3, Tq: 1, Tk: 26, heads: 2, headWidth: 24 }),
+  attentionCase({ B: 3, Tq: 9, Tk: 9, heads: 2, headWidth: 16, keys: [9, 4, 1] }),
+  attentionCase({ B: 2, Tq: 1, Tk: 40, heads: 2, headWidth: 16, keys: [33, 2] }),
+  attentionCase({ B: 2, Tq: 6, Tk: 6, heads: 1, headWidth: 8, keys: [6, 0] }),
+  attentionCase({ B: 1, Tq: 12, Tk: 12, heads: 2, headWidth: 16, spread: 6 }),
+  layerNormCase([1, 3]),
+  layerNormCase([3, 5]),
+  layerNormCase([2, 9, 48]),
+  layerNormCase([7, 100]),
+  layerNormCase([40, 64]),
+  layerNormCase(
+    [4, 33],
+    { draw: (random) => 1000 + random.normal() },
+    { name: '4x33 far from zero', condition: 30 },
+  ),
+  geluCase([1]),
+  geluCase([3, 37]),
+  geluCase([41], { draw: scaled(12) }, ' with large values'),
+  l2NormalizeCase([1, 1]),
+  l2NormalizeCase([5, 48]),
+  l2NormalizeCase([2, 3, 19]),
+  l2NormalizeCase([3, 20], { name: '3x20 of zeros', kink: true }, { draw: () => 0 }),
+  l2NormalizeCase([3, 20], { name: '3x20 tiny' }, { draw: scaled(1e-4) }),
+  addCase([3, 37]),
+  addRowCase([3, 5, 7]),
+  addRowCase([5, 33]),
+  repeatRowCase(4, [1, 19]),
+  repeatRowCase(3, [65]),
+  scaleCase([3, 37]),
+  scaleByCase([3, 37], -2.5),
+  embeddingCase(11, 5, [2, 9]),
+  embeddingCase(3, 48, [40]),
+  patchifyCase([2, 3, 8, 8], 4),
+  patchifyCase([1, 3, 30, 23], 7),
+  positionResizeCase(4, 5, [[4, 4]], 16),
+  positionResizeCase(
+    4,
+    19,
+    [
+      [3, 5],
+      [5, 4],
+      [1, 2],
+    ],
+    20,
+  ),
+  positionResizeCase(
+    16,
+    3,
+    [
+      [2, 31],
+      [16, 16],
+      [7, 9],
+    ],
+    256,
+  ),
+  tokenSelectCase([3, 5, 19], 4),
+  tokenSelectCase([2, 6, 33], 0),
+  tokenMeanCase([3, 7, 19]),
+  normalizePixelsCase(2, 5, 7),
+  sumRowsCase([9, 37]),
+  sumRowsCase([3, 5, 7]),
+  dotCase([3, 37]),
+  dotCase([1]),
+  dotCase([5000]),
+  globalNormCase([[3, 37], [1], [200]]),
+  rootSumCase(5),
+  sigmoidLossCase({ R: 1, C: 1, E: 1 }),
+  sigmoidLossCase({ R: 7, C: 7, E: 19 }),
+  sigmoidLossCase({ R: 33, C: 33, E: 48, scale: 117, bias: -17 }),
+  sigmoidLossCase({ R: 5, C: 9, E: 16, offset: 3, batch: 24, bias: -2 }),
+  sigmoidLossCase({ R: 6, C: 6, E: 16, offset: -6, batch: 12, bias: 0 }),
+  sigmoidLossCase({ R: 6, C: 6, E: 16, offset: 6, batch: 12, bias: 0 }),
+  sigmoidLossCase({ R: 70, C: 130, E: 24, offset: 31, batch: 200, bias: -3 }),
+  sigmoidLossCase({ R: 4, C: 4, E: 8, scale: 400, bias: 60 }),
+  adamCase([37], 1, 0, 4),
+  adamCase([5, 9], 1, 1e-4, 0.5),
+  adamCase([1], 0, 1e-4, 9),
+  accumulateCase([3, 37]),
+  reshapeCase([6, 4], [2, 3, 4]),
+];
+
+/** Cases that kernels divide into several tasks, still quick in plain loops. */
+export const splitCases: readonly OpCase[] = [
+  linearCase([300], 256, 384),
+  mlpCase([200], 128, 200),
+  matmulCase(260, 140, 300, false, true),
+  matmulCase(260, 300, 140, true, false),
+  attentionCase({ B: 4, Tq: 100, Tk: 100, heads: 4, headWidth: 32 }),
+  attentionCase({ B: 6, Tq: 1, Tk: 200, heads: 4, headWidth: 32 }),
+  layerNormCase([600, 130]),
+  geluCase([300, 130]),
+  l2NormalizeCase([700, 70]),
+  addCase([300, 130]),
+  addRowCase([300, 11, 13]),
+  repeatRowCase(300, [130]),
+  scaleCase([300, 130]),
+  scaleByCase([300, 130], 0.5),
+  embeddingCase(700, 64, [40, 20]),
+  patchifyCase([4, 3, 66, 60], 6),
+  positionResizeCase(
+    16,
+    33,
+    [
+      [14, 18],
+      [20, 12],
+      [7, 36],
+    ],
+    256,
+  ),
+  tokenSelectCase([300, 5, 33], 2),
+  tokenMeanCase([90, 40, 13]),
+  normalizePixelsCase(4, 66, 60),
+  sumRowsCase([700, 70]),
+  dotCase([60000]),
+  globalNormCase([[60000], [33, 70], [1]]),
+  sigmoidLossCase({ R: 500, C: 500, E: 70 }),
+  adamCase([300, 130], 1, 1e-4, 4),
+  accumulateCase([300, 130]),
+];
+
+const TOWER_ROWS = 8 * 196;
+
+/** What a B/16 tower at 224 pixels does with eight images, and the loss of a real batch. */
+export const modelCases: readonly OpCase[] = [
+  linearCase([TOWER_ROWS], 768, 768),
+  linearCase([TOWER_ROWS], 768, 3072),
+  linearCase([TOWER_ROWS], 3072, 768),
+  linearCase([1], 768, 768),
+  mlpCase([TOWER_ROWS], 768, 3072),
+  attentionCase({ B: 8, Tq: 196, Tk: 196, heads: 12, headWidth: 64 }),
+  attentionCase({ B: 16, Tq: 64, Tk: 64, heads: 12, headWidth: 64 }),
+  attentionCase({ B: 8, Tq: 1, Tk: 196, heads: 12, headWidth: 64 }),
+  attentionCase({ B: 2, Tq: 256, Tk: 256, heads: 16, headWidth: 72 }),
+  layerNormCase([TOWER_ROWS, 768]),
+  geluCase([TOWER_ROWS, 3072]),
+  l2NormalizeCase([1024, 768]),
+  addCase([TOWER_ROWS, 768]),
+  addRowCase([8, 196, 768]),
+  embeddingCase(32000, 768, [32, 64]),
+  patchifyCase([8, 3, 224, 224], 16),
+  positionResizeCase(
+    16,
+    768,
+    Array.from({ length: 8 }, (): [number, number] => [14, 18]),
+    256,
+  ),
+  normalizePixelsCase(8, 224, 224),
+  sigmoidLossCase({ R: 2048, C: 2048, E: 768 }),
+  adamCase([3072, 768], 1, 1e-4, 4),
+  globalNormCase([
+    [3072, 768],
+    [768, 3072],
+  ]),
+];
+
+// ---- Programs of a case, for those who run it ----
+
+/** Specs of the operands by name, after replacing some. */
+export function specsOf(
+  { operands }: OpCase,
+  replaced: Readonly<Record<string, Spec>> = {},
+): Record<string, Spec> {
+  return Object.fromEntries(
+    Object.entries(operands).map(([name, { spec }]) => [name, replaced[name] ?? spec]),
+  );
+}
+
+function donatedOf({ operands }: OpCase): string[] {
+  return Object.keys(operands).filter((name) => operands[name].donated);
+}
+
+/** Operands -> results. */
+export function forwardProgram(
+  c: OpCase,
+  specs: Record<string, Spec> = specsOf(c),
+): Program<Record<string, Spec>, Tensors> {
+  return compile(`${c.op} ${c.name}`, (tensors) => c.apply(tensors), specs, {
+    donate: donatedOf(c),
+  });
+}
+
+/**
+ * Operands and a direction u per result -> the gradient of Σ ⟨u, result⟩ with respect to every
+ * differentiable operand.
+ */
+export function gradientProgram(
+  c: OpCase,
+  results: Readonly<Record<string, Spec>>,
+): Program<{ operands: Record<string, Spec>; directions: Record<string, Spec> }, Tensors> {
+  const specs = { operands: specsOf(c), directions: { ...results } };
+  return compile(
+    `gradient of ${c.op} ${c.name}`,
+    ({ operands, directions }) => {
+      const terms = Object.entries(c.apply(operands)).map(([name, result]) =>
+        ops.dot(result, directions[name]),
+      );
+      const loss = terms.reduce((sum, term) => ops.add(sum, term));
+      const wrt = Object.fromEntries(
+        Object.entries(operands).filter(([name]) => c.operands[name].differentiable),
+      );
+      return gradient(loss, wrt);
+    },
+    specs,
+  );
+}
+
+/** The operands' values, the same on every call. */
+export function valuesOf(c: OpCase, random: Random): Arrays {
+  return Object.fromEntries(
+    Object.entries(c.operands).map(([name, { spec, draw, values }]) => [
+      name,
+      values === undefined ? random.array(spec.shape, draw) : map(values, Math.fround),
+    ]),
+  );
+}

@@ -1,0 +1,68 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { loadTokenizer, saveTokenizer } from '../../lib/text';
+import { smallTokenizerJson } from './small_tokenizer';
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'siglip2-tokenizer-'));
+});
+afterEach(() => {
+  rmSync(folder, { recursive: true });
+});
+
+const put = (name: string, content: string | Buffer): void => {
+  writeFileSync(join(folder, name), content);
+};
+
+test('a folder without a tokenizer has none', async () => {
+  expect(await loadTokenizer(folder)).toBeUndefined();
+  expect(await loadTokenizer(join(folder, 'missing'))).toBeUndefined();
+});
+
+test('tokenizer.json, with options', async () => {
+  put('tokenizer.json', JSON.stringify(smallTokenizerJson()));
+  const lower = await loadTokenizer(folder);
+  expect([...(lower?.encode('CAT', 3) ?? [])]).toEqual([10, 1, 0]);
+  const asWritten = await loadTokenizer(folder, { lowercase: false });
+  expect([...(asWritten?.encode('CAT', 3) ?? [])]).toEqual([3, 1, 0]);
+});
+
+test('saved and loaded again', async () => {
+  put('tokenizer.json', JSON.stringify(smallTokenizerJson()));
+  const original = await loadTokenizer(folder);
+  if (original === undefined) throw new Error('the tokenizer must be found');
+  const other = join(folder, 'new', 'place');
+  await saveTokenizer(other, original);
+  const copy = await loadTokenizer(other);
+  expect(copy?.encode(['A CAT', 'tac\n\n'])).toEqual(original.encode(['A CAT', 'tac\n\n']));
+});
+
+test('tokenizer.model takes its added tokens from tokenizer_config.json', async () => {
+  const piece = (text: string, type: number): Buffer => {
+    const bytes = Buffer.from(text);
+    return Buffer.concat([
+      Buffer.of(10, bytes.length + 4, 10, bytes.length),
+      bytes,
+      Buffer.of(24, type),
+    ]);
+  };
+  put(
+    'tokenizer.model',
+    Buffer.concat([piece('<pad>', 3), piece('<eos>', 3), piece('<unk>', 2), piece('a', 1)]),
+  );
+  expect([...((await loadTokenizer(folder))?.ids('a<eos>') ?? [])]).toEqual([3, 2]);
+  const decoder = { 1: { content: '<eos>', special: true } };
+  put('tokenizer_config.json', JSON.stringify({ added_tokens_decoder: decoder }));
+  expect([...((await loadTokenizer(folder))?.ids('a<eos>') ?? [])]).toEqual([3, 1]);
+});
+
+test.each([
+  ['not JSON', '{'],
+  ['another kind of tokenizer', '{"model": {"type": "WordPiece"}}'],
+])('refuses %s and names the file', async (_, content) => {
+  put('tokenizer.json', content);
+  await expect(loadTokenizer(folder)).rejects.toMatchObject({ code: 'ERR_TOKENIZER' });
+  await expect(loadTokenizer(folder)).rejects.toThrow(join(folder, 'tokenizer.json'));
+});

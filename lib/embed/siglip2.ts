@@ -390,9 +390,7 @@ export class Siglip2 {
   }
 }
 
-function isPrepared(
-  image: EmbedImage,
-): image is {
+function isPrepared(image: EmbedImage): image is {
   readonly pixelValues: Float32Array;
   readonly spatialShape?: readonly [number, number];
 } {

@@ -289,10 +289,8 @@ export class Program<I, O> {
    * @throws ERR_SHAPE, ERR_DTYPE, ERR_DISPOSED for wrong inputs, before anything runs.
    */
   async run(inputs: MapTree<I, Spec, RunInput>): Promise<MapTree<O, Tensor, DeviceArray>> {
-    const { results, taps } = await this.execute(inputs, false);
-    taps.forEach((array) => {
-      array.dispose();
-    });
+    const { results, unshared } = await this.execute(inputs, false);
+    disposeAll(unshared);
     return results;
   }
 
@@ -308,10 +306,8 @@ export class Program<I, O> {
   async profile(
     inputs: MapTree<I, Spec, RunInput>,
   ): Promise<{ outputs: MapTree<O, Tensor, DeviceArray>; times: StepTime[] }> {
-    const { results, taps, nanoseconds } = await this.execute(inputs, true);
-    taps.forEach((array) => {
-      array.dispose();
-    });
+    const { results, unshared, nanoseconds } = await this.execute(inputs, true);
+    disposeAll(unshared);
     const times = this.compiled.steps.map((step, i) => ({
       ...step,
       nanoseconds: nanoseconds?.[i] ?? 0,
@@ -330,6 +326,8 @@ export class Program<I, O> {
   ): Promise<{
     results: MapTree<O, Tensor, DeviceArray>;
     taps: Map<string, DeviceArray>;
+    /** Arrays of this run that hold taps and no result. */
+    unshared: readonly DeviceArray[];
     nanoseconds: Float64Array | undefined;
   }> {
     const { native, plan: planned, inputs, resultSpecs, taps } = this.compiled;
@@ -349,6 +347,12 @@ export class Program<I, O> {
           throw new SiglipError(
             'ERR_ARGUMENT',
             `${this.name}: input ${String(i)} must be ${path}, got ${leaf?.path ?? 'nothing'}`,
+          );
+        }
+        if (!(leaf.leaf instanceof DeviceArray) && planned.results.includes(i)) {
+          throw new SiglipError(
+            'ERR_ARGUMENT',
+            `${this.name}: ${path} must be a DeviceArray, which the run updates in place, got host memory`,
           );
         }
         return this.admit(leaf.leaf as RunInput, path, spec, temporary);
@@ -387,17 +391,14 @@ export class Program<I, O> {
             return array === undefined ? [] : [[tapName, array] as const];
           }),
         ),
+        unshared: owned.filter((array) => !resultArrays.slice(0, leafCount).includes(array)),
         nanoseconds,
       };
     } catch (error) {
-      owned.forEach((array) => {
-        array.dispose();
-      });
+      disposeAll(owned);
       throw error;
     } finally {
-      temporary.forEach((array) => {
-        array.dispose();
-      });
+      disposeAll(temporary);
     }
   }
 
@@ -422,4 +423,8 @@ export class Program<I, O> {
       `${this.name}: ${path} must be ${describe(spec)}, got ${describe(array)}`,
     );
   }
+}
+
+function disposeAll(arrays: readonly DeviceArray[]): void {
+  for (const array of arrays) array.dispose();
 }

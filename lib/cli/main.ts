@@ -6,9 +6,11 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
 import { classifyCommand } from './classify';
+import { demoCommand } from './demo';
 import { embedCommand } from './embed';
 import { infoCommand } from './info';
 import { searchCommand } from './search';
+import { trainCommand } from './train';
 
 function packageVersion(): string {
   for (let folder = __dirname; ; folder = dirname(folder)) {
@@ -33,6 +35,8 @@ export function program(): Command {
     .addCommand(embedCommand())
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
+    .addCommand(trainCommand())
+    .addCommand(demoCommand())
     .addCommand(infoCommand());
 }
 

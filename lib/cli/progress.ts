@@ -6,6 +6,8 @@ export interface ProgressOptions {
   readonly total: number;
   /** What is counted: `steps`, `images`. */
   readonly unit: string;
+  /** What was done before, by an earlier run; it does not count for the rate. Default 0. */
+  readonly from?: number;
   /** Default: standard error, so that standard output stays clean. */
   readonly stream?: NodeJS.WritableStream;
 }
@@ -48,7 +50,7 @@ export class Progress {
     const filled = Math.round(share * barWidth);
     const bar = '█'.repeat(filled) + '░'.repeat(barWidth - filled);
     const seconds = (now - this.started) / 1000;
-    const rate = seconds > 0 ? done / seconds : 0;
+    const rate = seconds > 0 ? (done - (this.options.from ?? 0)) / seconds : 0;
     const left = share >= 1 ? seconds : rate > 0 ? (total - done) / rate : NaN;
     const label = share >= 1 ? 'took' : 'left';
     const percent = `${String(Math.floor(share * 100))}%`.padStart(4);

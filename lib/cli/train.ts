@@ -1,0 +1,97 @@
+// `siglip2 train`: a small two-tower model on emoji, saved in Hugging Face layout.
+import { Command } from 'commander';
+import { emojiPreset } from '../data';
+import { SiglipError } from '../errors';
+import type { EmojiRecipe } from './emoji_recipe';
+import { emojiRecipe } from './emoji_recipe';
+import type { EmojiTraining } from './emoji_training';
+import { trainOnEmoji } from './emoji_training';
+
+/** Options that `train` and `demo` share, as the command line gives them. */
+export interface TrainFlags {
+  readonly preset: string;
+  readonly output: string;
+  readonly steps?: string;
+  readonly batch?: string;
+  readonly learningRate?: string;
+  readonly seed: string;
+  readonly checkpointEvery: string;
+  readonly tokenizer?: string;
+}
+
+/** Adds the options of a training run to a command. */
+export function withTrainFlags(command: Command, output: string): Command {
+  return command
+    .option('-p, --preset <name>', 'data and recipe: animals-food or full', 'animals-food')
+    .option('-o, --output <folder>', 'run folder; one with checkpoints is continued', output)
+    .option('--steps <n>', 'optimizer steps; default the recipe’s')
+    .option('--batch <n>', 'pairs per step; default the recipe’s')
+    .option('--learning-rate <x>', 'default the recipe’s')
+    .option('--seed <n>', 'seed of weights and batches', '0')
+    .option('--checkpoint-every <n>', 'steps between checkpoints', '1000')
+    .option('--tokenizer <folder>', 'folder with the Gemma tokenizer; default the installed one');
+}
+
+/** The command. */
+export function trainCommand(): Command {
+  const command = new Command('train').description(
+    'train a small SigLIP 2 on drawings and names of emoji; interrupt to stop with a checkpoint',
+  );
+  return withTrainFlags(command, 'runs/train').action(async (flags: TrainFlags) => {
+    const { folder, finished } = await runTraining(flags);
+    process.stdout.write(finished ? `${folder}\n` : '');
+  });
+}
+
+/** Trains as the flags say; Ctrl-C ends the run after the current step, with a checkpoint. */
+export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
+  const preset = emojiPreset(flags.preset);
+  const interrupt = new AbortController();
+  const stop = (): void => {
+    interrupt.abort();
+  };
+  process.once('SIGINT', stop);
+  try {
+    const training = await trainOnEmoji({
+      preset,
+      recipe: overridden(emojiRecipe(preset), flags),
+      folder: flags.output,
+      seed: integer('seed', flags.seed, 0),
+      checkpointEvery: integer('checkpoint-every', flags.checkpointEvery, 0),
+      tokenizer: flags.tokenizer,
+      signal: interrupt.signal,
+    });
+    if (!training.finished) {
+      process.stderr.write(`stopped; the same command continues from ${flags.output}\n`);
+    }
+    return training;
+  } finally {
+    process.removeListener('SIGINT', stop);
+  }
+}
+
+function overridden(recipe: EmojiRecipe, flags: TrainFlags): EmojiRecipe {
+  const rate = flags.learningRate === undefined ? undefined : Number(flags.learningRate);
+  if (rate !== undefined && !(rate > 0 && rate < Infinity)) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `train: --learning-rate must be a positive number, got ${String(flags.learningRate)}`,
+    );
+  }
+  return {
+    ...recipe,
+    steps: flags.steps === undefined ? recipe.steps : integer('steps', flags.steps, 1),
+    batch: flags.batch === undefined ? recipe.batch : integer('batch', flags.batch, 1),
+    optimizer: { ...recipe.optimizer, learningRate: rate ?? recipe.optimizer.learningRate },
+  };
+}
+
+/** A whole number of the command line. @throws ERR_ARGUMENT */
+export function integer(flag: string, text: string, least: number): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= least) return value;
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `--${flag} must be a whole number from ${String(least)}, got ${text}`,
+  );
+}

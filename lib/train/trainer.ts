@@ -127,7 +127,7 @@ export class Trainer {
    * Trains to the end of the schedule, or until the signal.
    *
    * @returns whether the schedule's end was reached.
-   * @throws ERR_NOT_FINITE naming the step whose loss or gradient is not finite; the last checkpoint
+   * @throws ERR_NOT_FINITE naming the step whose loss or norms are not finite; the last checkpoint
    * is that of an earlier step. ERR_DATA when the stream's batches do not fit.
    */
   async train({ onStep, signal }: TrainOptions = {}): Promise<boolean> {
@@ -191,10 +191,12 @@ export class Trainer {
       [parameters.logitScale, parameters.logitBias].map(readScalar),
     );
     this.nextStep = step + 1;
-    if (!Number.isFinite(loss) || !Number.isFinite(gradientNorm)) {
+    const scalars = { loss, gradientNorm, updateNorm, parameterNorm };
+    if (!Object.values(scalars).every(Number.isFinite)) {
+      const got = Object.entries(scalars).map(([name, value]) => `${name} ${String(value)}`);
       throw new SiglipError(
         'ERR_NOT_FINITE',
-        `train: the loss of step ${String(step)} must be finite, got loss ${String(loss)} with gradient norm ${String(gradientNorm)}\n` +
+        `train: loss and norms of step ${String(step)} must be finite, got ${got.join(', ')}\n` +
           'to do: resume from the last checkpoint with a lower learning rate, or look at the data of this step',
       );
     }

@@ -9,7 +9,7 @@ import { SiglipError } from '../errors';
 import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
 import { parameterCount, parameterTable } from '../model';
-import type { Tokenizer} from '../text';
+import type { Tokenizer } from '../text';
 import { TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
 import type { StepMetrics } from '../train';
 import { Trainer, readMetrics } from '../train';

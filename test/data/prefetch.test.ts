@@ -3,7 +3,7 @@ import { BatchStream, pairBatchesModule, type Batch } from '../../lib/data/batch
 import { PairSource, pairTable } from '../../lib/data/pair_table';
 import { Prefetch, type PrefetchOptions } from '../../lib/data/prefetch';
 
-const execArgv = ['--require', join(__dirname, 'typescript_worker.js')];
+const execArgv = ['--require', join(__dirname, '..', 'typescript.js')];
 
 interface Counted {
   readonly count: number;

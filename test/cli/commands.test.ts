@@ -1,0 +1,126 @@
+// The command line as a user runs it: each command a process of its own, on a model that the demo
+// has just trained for a few steps.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import sharp from 'sharp';
+
+const root = join(__dirname, '..', '..');
+let folder = '';
+let model = '';
+
+interface Outcome {
+  readonly status: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+function siglip2(...args: readonly string[]): Outcome {
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    ['-r', join(root, 'test', 'typescript.js'), join(root, 'lib', 'cli', 'main.ts'), ...args],
+    { cwd: root, encoding: 'utf8' },
+  );
+  return { status, stdout, stderr };
+}
+
+function jsonLines(text: string): Record<string, unknown>[] {
+  return text
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+}
+
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'siglip2-cli-'));
+  model = join(folder, 'run', 'model');
+  for (const [name, colour] of [
+    ['red.png', '#f00'],
+    ['green.png', '#0f0'],
+  ]) {
+    await sharp({ create: { width: 40, height: 30, channels: 3, background: colour } })
+      .png()
+      .toFile(join(folder, name));
+  }
+});
+
+afterAll(() => {
+  rmSync(folder, { recursive: true, force: true });
+});
+
+test('demo trains, saves, evaluates and writes a report', () => {
+  const { status, stdout, stderr } = siglip2('demo', '--steps', '6', '-o', join(folder, 'run'));
+  expect(stderr).toMatch(/6\/6 steps/);
+  expect(status).toBe(0);
+  expect(stdout).toMatch(/unseen style \(twemoji\): top-1 .* of 259 emoji/);
+  expect(stdout).toMatch(/training styles: top-1/);
+  const report = readFileSync(join(folder, 'run', 'report.html'), 'utf8');
+  expect(report).not.toMatch(/<script|src="http|undefined|NaN/);
+  expect(report).toMatch(/pixel baseline/);
+  expect(JSON.parse(readFileSync(join(model, 'config.json'), 'utf8'))).toMatchObject({
+    model_type: 'siglip',
+  });
+}, 240_000);
+
+test('embed writes one line per image and text, of unit length', () => {
+  const output = join(folder, 'out.jsonl');
+  const red = join(folder, 'red.png');
+  const { status } = siglip2('embed', '-m', model, red, '-t', 'dog', '-o', output);
+  expect(status).toBe(0);
+  const lines = jsonLines(readFileSync(output, 'utf8'));
+  expect(lines.map(({ image, text }) => image ?? text)).toEqual([red, 'dog']);
+  for (const { embedding } of lines) {
+    const norm = Math.hypot(...(embedding as number[]));
+    expect(Math.abs(norm - 1)).toBeLessThan(1e-5);
+  }
+});
+
+test('classify ranks the labels', () => {
+  const args = ['-m', model, '-l', 'dog', 'cat', '--template', '{}', '--json'];
+  const { status, stdout } = siglip2('classify', join(folder, 'red.png'), ...args);
+  expect(status).toBe(0);
+  const [{ labels }] = jsonLines(stdout);
+  const ranked = labels as { label: string; logit: number; probability: number }[];
+  expect(ranked.map(({ label }) => label).sort()).toEqual(['cat', 'dog']);
+  expect(ranked[0].logit).toBeGreaterThanOrEqual(ranked[1].logit);
+});
+
+test('search by an image finds that image first', () => {
+  const green = join(folder, 'green.png');
+  const { status, stdout } = siglip2('search', folder, green, '-m', model, '--json');
+  expect(status).toBe(0);
+  expect(jsonLines(stdout)[0]).toMatchObject({ image: green });
+});
+
+test('info describes machine and model', () => {
+  const { status, stdout } = siglip2('info', '-m', model, '--json');
+  expect(status).toBe(0);
+  expect(JSON.parse(stdout)).toMatchObject({ device: 'cpu', model: { embedding: 128 } });
+});
+
+test.each([
+  ['an unknown command', ['fly'], 2, /unknown command/],
+  ['a missing option', ['embed', 'x.png'], 2, /--model/],
+  [
+    'a folder without a model',
+    ['embed', '-m', '/nonexistent', '-t', 'x'],
+    1,
+    /no such folder|must be/,
+  ],
+  ['a number that is none', ['train', '--steps', 'many'], 1, /--steps must be a whole number/],
+])('%s ends with the right status and a clear message', (_, args, status, message) => {
+  const outcome = siglip2(...args);
+  expect(outcome.status).toBe(status);
+  expect(outcome.stderr).toMatch(message);
+  expect(outcome.stderr).not.toMatch(/\n\s+at /);
+});
+
+test('a damaged image is named and the others are not lost silently', () => {
+  const bad = join(folder, 'bad.png');
+  writeFileSync(bad, Buffer.from('89504e470d0a1a0a0000', 'hex'));
+  const { status, stderr } = siglip2('embed', '-m', model, bad);
+  rmSync(bad);
+  expect(status).toBe(1);
+  expect(stderr).toMatch(/image 0: .*ERR_IMAGE/s);
+});

@@ -1,0 +1,135 @@
+// Every operation at the sizes of a B/16 tower: arithmetic and memory rates, and the share of what
+// the machine was measured to do in the same minute. Best of many runs, since others may use the
+// machine too; the peak is read before and after each operation and the better reading counts.
+//
+//   npm run bench:ops            table on standard output, rows in bench/results/ops.json
+import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { dirname, join } from 'node:path';
+import { DeviceArray } from '../lib/array';
+import type { Spec } from '../lib/graph';
+import { mapTree } from '../lib/graph';
+import type { StepTime } from '../lib/graph';
+import { loadAddon } from '../lib/native/load';
+import type { Cost, OpCase } from '../test/op_cases';
+import { forwardProgram, gradientProgram, modelCases, specsOf } from '../test/op_cases';
+import { Random } from '../test/reference/random';
+
+const secondsPerCase = 0.6;
+const peakSeconds = 0.05;
+
+interface Row {
+  readonly operation: string;
+  readonly direction: 'forward' | 'backward';
+  readonly milliseconds: number;
+  readonly gigaflops: number;
+  readonly shareOfPeak: number;
+  readonly gigabytesPerSecond: number;
+}
+
+function arraysOf(c: OpCase): Record<string, DeviceArray> {
+  const random = new Random(1);
+  return Object.fromEntries(
+    Object.entries(c.operands).map(([name, operand]) => {
+      const { dtype, shape } = operand.spec;
+      const count = shape.reduce((product, extent) => product * extent, 1);
+      const { values } = operand;
+      const value = (i: number): number => values?.data[i] ?? operand.draw(random);
+      const host =
+        dtype === 'float32'
+          ? Float32Array.from({ length: count }, (_, i) => value(i))
+          : dtype === 'int32'
+            ? Int32Array.from({ length: count }, (_, i) => value(i))
+            : Uint8Array.from({ length: count }, (_, i) => value(i));
+      return [name, DeviceArray.from(host, shape)];
+    }),
+  );
+}
+
+async function best(
+  run: () => Promise<{ outputs: object; times: StepTime[] }>,
+  counted: (step: StepTime) => boolean,
+): Promise<number> {
+  let least = Infinity;
+  const end = performance.now() + 1000 * secondsPerCase;
+  for (let round = 0; round < 5 || performance.now() < end; round++) {
+    const { outputs, times } = await run();
+    mapTree<object, DeviceArray, undefined>(outputs, (array) => {
+      if (!inputs.has(array)) array.dispose();
+    });
+    const sum = times.filter(counted).reduce((total, { nanoseconds }) => total + nanoseconds, 0);
+    least = Math.min(least, sum);
+  }
+  return least / 1e6;
+}
+
+const inputs = new Set<DeviceArray>();
+
+async function measure(c: OpCase): Promise<Row[]> {
+  const addon = loadAddon();
+  const operands = arraysOf(c);
+  for (const array of Object.values(operands)) inputs.add(array);
+  const peaks = [addon.peak(peakSeconds)];
+  const rows: Row[] = [];
+  const row = (direction: Row['direction'], cost: Cost, milliseconds: number): void => {
+    peaks.push(addon.peak(peakSeconds));
+    const gigaflops = cost.flops / milliseconds / 1e6;
+    rows.push({
+      operation: `${c.op} ${c.name}`,
+      direction,
+      milliseconds,
+      gigaflops,
+      shareOfPeak: (1e9 * gigaflops) / Math.max(...peaks),
+      gigabytesPerSecond: cost.bytes / milliseconds / 1e6,
+    });
+  };
+  const forward = forwardProgram(c);
+  row(
+    'forward',
+    c.cost.forward,
+    await best(
+      () => forward.profile(operands),
+      () => true,
+    ),
+  );
+  if (c.cost.backward !== undefined) {
+    const outputs = await forward.run(operands);
+    const results = mapTree<object, Spec, Spec>(outputs, ({ dtype, shape }) => ({ dtype, shape }));
+    const directions = mapTree<object, DeviceArray, DeviceArray>(outputs, (array) => array);
+    const gradients = gradientProgram(c, results as Record<string, Spec>);
+    const given = { operands, directions: directions as Record<string, DeviceArray> };
+    // The kernels of the backward alone, without the forward and the inner products around them.
+    const isBackward = ({ kernel }: StepTime): boolean => kernel.includes('backward');
+    row('backward', c.cost.backward, await best(() => gradients.profile(given), isBackward));
+    gradients.dispose();
+    mapTree<object, DeviceArray, undefined>(outputs, (array) => {
+      array.dispose();
+    });
+  }
+  forward.dispose();
+  for (const array of Object.values(operands)) array.dispose();
+  inputs.clear();
+  return rows;
+}
+
+async function main(): Promise<void> {
+  const { isa, threads } = loadAddon().describe();
+  const rows: Row[] = [];
+  process.stdout.write(`${cpus()[0].model}, ${isa}, ${String(threads)} threads\n`);
+  for (const c of modelCases.filter((one) => Object.keys(specsOf(one)).length > 0)) {
+    for (const row of await measure(c)) {
+      rows.push(row);
+      process.stdout.write(
+        `${row.operation.padEnd(46)} ${row.direction.padEnd(8)} ${row.milliseconds.toFixed(3).padStart(9)} ms ` +
+          `${row.gigaflops.toFixed(1).padStart(7)} GFLOP/s ${(100 * row.shareOfPeak).toFixed(0).padStart(4)} % ` +
+          `${row.gigabytesPerSecond.toFixed(1).padStart(6)} GB/s\n`,
+      );
+    }
+  }
+  const path = join(__dirname, 'results', 'ops.json');
+  mkdirSync(dirname(path), { recursive: true });
+  writeFileSync(`${path}.tmp`, `${JSON.stringify({ isa, threads, rows }, null, 2)}\n`);
+  renameSync(`${path}.tmp`, path);
+}
+
+void main();

@@ -132,7 +132,9 @@ function unseenLanguages({ tasks }: EmojiReport): string[] {
 }
 
 function tables(measured: EmojiReport): ResultTable[] {
-  const styles = measured.tasks.map((task): ResultRow => {
+  // Languages that were not trained are shown for the unseen style only.
+  const shown = measured.tasks.filter((task) => !task.seenStyle || task.kind === 'trained');
+  const styles = shown.map((task): ResultRow => {
     const what = task.part === 'train' ? 'emoji of training' : 'unseen emoji';
     const baseline =
       !task.seenStyle && task.part === 'train' ? { baseline: measured.pixels.top1.value } : {};

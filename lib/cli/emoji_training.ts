@@ -41,7 +41,7 @@ export interface EmojiTraining {
   readonly peakBytes: number;
   /** False when the signal ended the run before the last step. */
   readonly finished: boolean;
-  /** Seconds of training alone. */
+  /** Seconds of training alone, over all runs that the log holds. */
   readonly seconds: number;
 }
 
@@ -79,22 +79,21 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
       stream,
     );
     try {
-      const began = performance.now();
       const finished = await trainer.train({ signal: options.signal, onStep: training(recipe) });
-      const seconds = (performance.now() - began) / 1000;
       const folder = join(options.folder, 'model');
       await mkdir(folder, { recursive: true });
       await saveTokenizer(folder, tokenizer);
       await saveCheckpoint(folder, { config: model, parameters: trainer.parameters, preprocessor });
+      const metrics = readMetrics(join(options.folder, 'metrics.jsonl'));
       return {
         data,
         model,
         folder,
-        metrics: readMetrics(join(options.folder, 'metrics.jsonl')),
+        metrics,
         parameters: parameterCount(parameterTable(model)),
         peakBytes: trainer.peakBytes,
         finished,
-        seconds,
+        seconds: metrics.reduce((sum, line) => sum + recipe.batch / line.pairsPerSecond, 0),
       };
     } finally {
       trainer.dispose();

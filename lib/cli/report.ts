@@ -67,14 +67,15 @@ p { margin: .3rem 0 .8rem; color: var(--soft); } .summary li { margin: .25rem 0;
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; font-size: .85rem; } td.number, th.number { text-align: right; padding-right: 0; padding-left: .8rem; white-space: nowrap; }
-small { color: var(--soft); } .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(27rem, 1fr)); gap: 1rem; }
+small { color: var(--soft); } .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; background: var(--panel); border-radius: .5rem; padding: .8rem; } figcaption { font-size: .85rem; color: var(--soft); margin-bottom: .3rem; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(14.5rem, 1fr)); gap: .8rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14.5rem, 100%), 1fr)); gap: .8rem; }
 .card { background: var(--panel); border-radius: .5rem; padding: .7rem; display: flex; gap: .7rem; } .card img { width: 64px; height: 64px; image-rendering: auto; background: #fff; border-radius: .3rem; }
 .card ul { list-style: none; margin: 0; padding: 0; font-size: .85rem; } .card b { font-size: .9rem; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
 .matrix td, .matrix th { text-align: center; padding: .15rem; border: 0; font-size: .8rem; } .matrix img { width: 28px; height: 28px; background: #fff; border-radius: .2rem; } .matrix td.cell { min-width: 2.2rem; border-radius: .2rem; }
+body, .card div { overflow-wrap: anywhere; } .wide { overflow-x: auto; }
 footer { margin-top: 3rem; font-size: .8rem; color: var(--soft); }
 `;
 
@@ -87,13 +88,13 @@ export function renderReport(report: Report): string {
 <body>
 <h1>${escape(report.title)}</h1>
 <ul class="summary">${report.summary.map((line) => `<li>${escape(line)}</li>`).join('')}</ul>
-${report.tables.map(table).join('\n')}
-<h2>Training</h2>
-<div class="charts">${charts(report.metrics)}</div>
 <h2>What it says of drawings it has never seen</h2>
 <p>Each drawing is of the style that was not used in training; for every language the best of all
 names, with its probability. Green: the right name.</p>
 <div class="gallery">${report.gallery.map(card).join('')}</div>
+<h2>Training</h2>
+<div class="charts">${charts(report.metrics)}</div>
+${report.tables.map(table).join('\n')}
 <h2>What it takes for what</h2>
 <p>Rows are the drawings shown, columns the names chosen among these, summed over languages.</p>
 ${matrix(report.confusion)}
@@ -177,7 +178,7 @@ function card({ image, name, captions }: GalleryItem): string {
   const lines = captions
     .map(
       ({ language, text, probability, right }) =>
-        `<li><small>${escape(language)}</small> <span class="${right ? 'right' : 'wrong'}" lang="${escape(language)}">${escape(text)}</span> <small>${percent(probability)}</small></li>`,
+        `<li><small>${escape(language)}</small> <span class="${right ? 'right' : 'wrong'}" lang="${escape(language)}"><bdi>${escape(text)}</bdi></span> <small>${percent(probability)}</small></li>`,
     )
     .join('');
   return `<div class="card"><img src="${image}" alt="${escape(name)}"><div><b>${escape(name)}</b><ul>${lines}</ul></div></div>`;
@@ -200,7 +201,7 @@ function matrix({ labels, images, counts }: Confusion): string {
       .join('');
     return `<tr><th style="text-align: right">${escape(labels[i])} <img src="${images[i]}" alt=""></th>${cells}</tr>`;
   });
-  return `<table class="matrix" style="width: auto"><tr><th></th>${head}</tr>${rows.join('')}</table>`;
+  return `<div class="wide"><table class="matrix" style="width: auto"><tr><th></th>${head}</tr>${rows.join('')}</table></div>`;
 }
 
 function escape(text: string): string {

@@ -2,7 +2,7 @@
 // the machine was measured to do in the same minute. Best of many runs, since others may use the
 // machine too; the peak is read before and after each operation and the better reading counts.
 //
-//   npm run bench:ops            table on standard output, rows in bench/results/ops.json
+//   npm run bench:ops [word]     cases whose name contains the word; table on standard output, rows in bench/results/ops.json
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -12,7 +12,7 @@ import { mapTree } from '../lib/graph';
 import type { StepTime } from '../lib/graph';
 import { loadAddon } from '../lib/native/load';
 import type { Cost, OpCase } from '../test/op_cases';
-import { forwardProgram, gradientProgram, modelCases, specsOf } from '../test/op_cases';
+import { forwardProgram, gradientProgram, modelCases } from '../test/op_cases';
 import { Random } from '../test/reference/random';
 
 const secondsPerCase = 0.6;
@@ -100,7 +100,10 @@ async function measure(c: OpCase): Promise<Row[]> {
     const given = { operands, directions: directions as Record<string, DeviceArray> };
     // The kernels of the backward alone, without the forward and the inner products around them.
     const isBackward = ({ kernel }: StepTime): boolean => kernel.includes('backward');
-    row('backward', c.cost.backward, await best(() => gradients.profile(given), isBackward));
+    // What only passes a gradient on has no kernel of its own to time.
+    if (gradients.steps.some(({ kernel }) => kernel.includes('backward'))) {
+      row('backward', c.cost.backward, await best(() => gradients.profile(given), isBackward));
+    }
     gradients.dispose();
     mapTree<object, DeviceArray, undefined>(outputs, (array) => {
       array.dispose();
@@ -116,7 +119,8 @@ async function main(): Promise<void> {
   const { isa, threads } = loadAddon().describe();
   const rows: Row[] = [];
   process.stdout.write(`${cpus()[0].model}, ${isa}, ${String(threads)} threads\n`);
-  for (const c of modelCases.filter((one) => Object.keys(specsOf(one)).length > 0)) {
+  const wanted = process.argv[2] ?? '';
+  for (const c of modelCases.filter(({ op, name }) => `${op} ${name}`.includes(wanted))) {
     for (const row of await measure(c)) {
       rows.push(row);
       process.stdout.write(
@@ -126,6 +130,7 @@ async function main(): Promise<void> {
       );
     }
   }
+  if (wanted !== '') return;
   const path = join(__dirname, 'results', 'ops.json');
   mkdirSync(dirname(path), { recursive: true });
   writeFileSync(`${path}.tmp`, `${JSON.stringify({ isa, threads, rows }, null, 2)}\n`);

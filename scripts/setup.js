@@ -39,14 +39,14 @@ function digest(files) {
   return hash.digest('hex');
 }
 
-/** Runs `build` unless the inputs are those of the last time and all outputs are there. */
+/** Runs `build` unless the inputs are those of the last time and one of the outputs is there. */
 function upToDate(name, inputs, outputs, build) {
   const stamp = path.join(stamps, name);
   const now = digest(inputs);
   const fresh =
     fs.existsSync(stamp) &&
     fs.readFileSync(stamp, 'utf8') === now &&
-    outputs.every((file) => fs.existsSync(path.join(root, file)));
+    outputs.some((file) => fs.existsSync(path.join(root, file)));
   if (fresh) return;
   console.error(`setup: ${name} …`);
   build();
@@ -65,7 +65,7 @@ upToDate(
     ...inRoot('CMakeLists.txt', 'binding.gyp', 'scripts/build_native.js'),
     ...filesBelow(path.join(root, 'native')),
   ],
-  [],
+  ['build-cmake/Release/siglip2.node', 'build/Release/siglip2.node'],
   () => {
     const missing = ['cmake', 'make', 'g++'].filter((tool) => !has(tool));
     if (missing.length > 0) installWithApt(missing);

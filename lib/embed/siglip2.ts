@@ -7,7 +7,7 @@ import { createProcessor, decodeImage } from '../image';
 import type { ModelConfig, VisionInput } from '../model';
 import type { Tokenizer } from '../text';
 import { loadTokenizer } from '../text';
-import { loadCheckpoint } from '../weights';
+import { expectNotAborted, loadCheckpoint } from '../weights';
 import { Towers } from './towers';
 
 /**
@@ -203,7 +203,7 @@ export class Siglip2 {
 
   /** The tokens of an image after the final norm, before pooling: features for dense tasks. */
   async imageTokens(image: EmbedImage, options: EmbedImagesOptions = {}): Promise<ImageTokens> {
-    options.signal?.throwIfAborted();
+    expectNotAborted('imageTokens', options.signal);
     const prepared = await this.prepare('imageTokens', [image], 0, options);
     const { input, length } = this.collate(prepared);
     const { width } = this.config.vision;
@@ -242,15 +242,7 @@ export class Siglip2 {
     }
     const results: Float32Array[] = [];
     for (let first = 0; first < items.length; first += size) {
-      if (options.signal?.aborted === true) {
-        throw new SiglipError(
-          'ERR_ABORTED',
-          `${who}: stopped after ${String(first)} of ${String(items.length)}`,
-          {
-            cause: options.signal.reason,
-          },
-        );
-      }
+      expectNotAborted(who, options.signal);
       const chunk = items.slice(first, first + size);
       const flat = await run(chunk, first);
       const width = flat.length / chunk.length;

@@ -27,3 +27,4 @@ export type { SafetensorsDtype, TensorInfo } from './safetensors_header';
 export { openWeights, ShardedWeights } from './shards';
 export { publishTogether, StagedFiles } from './staged_files';
 export type { LoadOptions, Weights } from './weights';
+export { expectNotAborted } from './weights';

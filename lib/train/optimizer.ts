@@ -2,22 +2,11 @@
 import { SiglipError } from '../errors';
 import type { MapTree, Spec, Tensor } from '../graph';
 import { flatten, mapTree } from '../graph';
+import type { AdamConstants } from '../ops';
 import { adam, globalNorm, rootSum } from '../ops';
 
-/** Hyper-parameters of the update; the defaults are SigLIP 2's (spec §5.1, §5.2). */
-export interface OptimizerConfig {
-  /** Default 1e-3. */
-  readonly learningRate: number;
-  /** Default 0.9. */
-  readonly beta1: number;
-  /** Default 0.95: 0.999 is unstable for large batches (SigLIP, arXiv 2303.15343 §4.5). */
-  readonly beta2: number;
-  /** Default 1e-8. */
-  readonly eps: number;
-  /** Decoupled and not multiplied by the learning rate. Default 1e-4. */
-  readonly weightDecay: number;
-  /** Global norm to which gradients are clipped; 0 switches clipping off. Default 1. */
-  readonly clipNorm: number;
+/** Hyper-parameters of the update; {@link defaultOptimizer} holds SigLIP 2's (arXiv 2502.14786 §2.1; big_vision optax.py). */
+export interface OptimizerConfig extends AdamConstants {
   /**
    * Factor on the learning rate by parameter path; the longest prefix of the path counts. Default
    * none. Small runs gain from `{ logitScale: 5, logitBias: 5 }`.
@@ -25,6 +14,10 @@ export interface OptimizerConfig {
   readonly learningRateFactors: Readonly<Record<string, number>>;
 }
 
+/**
+ * β2 is 0.95: 0.999 is unstable for large batches (SigLIP, arXiv 2303.15343 §4.5). The decay of 1e-4
+ * is relative to the schedule, which is AdamW's 0.1 at this learning rate.
+ */
 export const defaultOptimizer: OptimizerConfig = {
   learningRate: 1e-3,
   beta1: 0.9,

@@ -26,6 +26,7 @@ inline constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
 typedef double DoubleVec __attribute__((vector_size(kLanes * 8)));
 
 namespace unaligned {
@@ -178,7 +179,7 @@ static inline Vec log1p_unit(Vec e) {
 
 static inline Vec sigmoid(Vec x) { return splat(1.0F) / (splat(1.0F) + exp(-x)); }
 
-// 2^x for x in [−125, 127] to about 1 ulp (minimax polynomial on [−½, ½]). NaN gives some NaN.
+// 2^x for x in [−125, 127] to about 1 ulp (minimax polynomial on [−½, ½]). NaN stays NaN.
 static inline Vec exp2_bounded(Vec x) {
   const Vec rounder = splat(12582912.0F);  // 1.5 · 2^23
   const Vec shifted = x + rounder;         // its low bits are round(x)
@@ -190,8 +191,9 @@ static inline Vec exp2_bounded(Vec x) {
   p = multiply_add(p, r, splat(2.4022648e-1F));
   p = multiply_add(p, r, splat(6.9314718e-1F));
   p = multiply_add(p, r, splat(1.0F));
-  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) +
-                               (reinterpret_cast<IntVec>(shifted) << 23));
+  // A product keeps every NaN; adding to the exponent's bits would turn some into numbers.
+  const UintVec exponent = (reinterpret_cast<UintVec>(shifted) << 23) + 0x3f800000U;
+  return p * reinterpret_cast<Vec>(exponent);
 }
 
 // GELU, tanh approximation, with u = √(2/π) (x + 0.044715 x³): since ½ (1 + tanh u) = sigmoid(2u),

@@ -69,25 +69,8 @@ Parts share_out(const Extents& e, int64_t units) {
 
 // ---- Lanes -------------------------------------------------------------------------------------
 
-typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
-
-// 2^x for x <= 0 to 1 ulp; 2^-125 instead of anything less, NaN for NaN. The polynomial is
-// exp2_bounded's.
-inline Vec exp2_nonpositive(Vec x) {
-  x = max(splat(-125.0F), x);
-  const Vec shifted = x + splat(12582912.0F);  // 1.5 · 2^23: the low bits now hold round(x)
-  const Vec r = x - (shifted - splat(12582912.0F));
-  Vec p = splat(1.5353362e-4F);
-  p = multiply_add(p, r, splat(1.3398875e-3F));
-  p = multiply_add(p, r, splat(9.6184369e-3F));
-  p = multiply_add(p, r, splat(5.5503324e-2F));
-  p = multiply_add(p, r, splat(2.4022648e-1F));
-  p = multiply_add(p, r, splat(6.9314718e-1F));
-  p = multiply_add(p, r, splat(1.0F));
-  // A product keeps every NaN; adding to the exponent's bits would turn some into numbers.
-  const UintVec exponent = (reinterpret_cast<UintVec>(shifted) << 23) + 0x3f800000U;
-  return p * reinterpret_cast<Vec>(exponent);
-}
+// 2^x for x <= 0; 2^-125 instead of anything less, NaN for NaN.
+inline Vec exp2_nonpositive(Vec x) { return exp2_bounded(max(splat(-125.0F), x)); }
 
 // log(x) for a normal x >= 1; NaN for NaN.
 inline Vec log_of_sum(Vec x) {

@@ -117,8 +117,6 @@ void dot_panel(Rows rows, int64_t count, int64_t width, const float* panel, floa
   }
 }
 
-typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
-
 UintVec bits(Vec v) { return reinterpret_cast<UintVec>(v); }
 
 // e^x for x <= 0, as exp() of simd.h with less to guard; NaN for NaN.

@@ -3,6 +3,7 @@ import { Command } from 'commander';
 import { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
 import { inputFiles } from './input_files';
+import { integer } from './integer';
 import { withOutput } from './output';
 import { Progress } from './progress';
 
@@ -35,7 +36,7 @@ async function embed(images: readonly string[], options: Options): Promise<void>
       'embed: give image files, folders or --text, got nothing',
     );
   }
-  const batch = Number(options.batch);
+  const batch = integer('batch', options.batch, 1);
   const normalize = options.raw !== true;
   const model = await Siglip2.load(options.model);
   try {

@@ -20,12 +20,14 @@ export class Progress {
   private readonly started = performance.now();
   private readonly stream: NodeJS.WritableStream;
   private readonly live: boolean;
-  private last = -Infinity;
+  private last: number;
   private lineLength = 0;
 
   constructor(private readonly options: ProgressOptions) {
     this.stream = options.stream ?? process.stderr;
     this.live = (this.stream as Partial<WriteStream>).isTTY === true;
+    // A log gets its first line when there is a rate to tell, a terminal at once.
+    this.last = this.live ? -Infinity : this.started;
   }
 
   /** Shows that `done` of the total are done; `detail` is free text behind the numbers. */

@@ -5,6 +5,7 @@ import { stat } from 'node:fs/promises';
 import { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
 import { inputFiles } from './input_files';
+import { integer } from './integer';
 import { Progress } from './progress';
 
 interface Options {
@@ -32,13 +33,7 @@ async function search(folder: string, query: string, options: Options): Promise<
   if (files.length === 0) {
     throw new SiglipError('ERR_FILE', `search: ${folder} must hold images, got none`);
   }
-  const top = Number(options.top);
-  if (!Number.isSafeInteger(top) || top < 1) {
-    throw new SiglipError(
-      'ERR_ARGUMENT',
-      `search: --top must be a positive integer, got ${options.top}`,
-    );
-  }
+  const top = integer('top', options.top, 1);
   const model = await Siglip2.load(options.model);
   try {
     const isImage = await isFile(query);

@@ -6,6 +6,7 @@ import type { EmojiRecipe } from './emoji_recipe';
 import { emojiRecipe } from './emoji_recipe';
 import type { EmojiTraining } from './emoji_training';
 import { trainOnEmoji } from './emoji_training';
+import { integer } from './integer';
 
 /** Options that `train` and `demo` share, as the command line gives them. */
 export interface TrainFlags {
@@ -84,14 +85,4 @@ function overridden(recipe: EmojiRecipe, flags: TrainFlags): EmojiRecipe {
     batch: flags.batch === undefined ? recipe.batch : integer('batch', flags.batch, 1),
     optimizer: { ...recipe.optimizer, learningRate: rate ?? recipe.optimizer.learningRate },
   };
-}
-
-/** A whole number of the command line. @throws ERR_ARGUMENT */
-export function integer(flag: string, text: string, least: number): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= least) return value;
-  throw new SiglipError(
-    'ERR_ARGUMENT',
-    `--${flag} must be a whole number from ${String(least)}, got ${text}`,
-  );
 }

@@ -109,6 +109,18 @@ test.each([
     /no such folder|must be/,
   ],
   ['a number that is none', ['train', '--steps', 'many'], 1, /--steps must be a whole number/],
+  [
+    'a batch that is none',
+    ['embed', '-m', 'x', '-t', 'x', '-b', 'many'],
+    1,
+    /--batch must be a whole number/,
+  ],
+  [
+    'a count of zero',
+    ['search', 'test', 'x', '-m', 'x', '-n', '0'],
+    1,
+    /--top must be a whole number from 1/,
+  ],
 ])('%s ends with the right status and a clear message', (_, args, status, message) => {
   const outcome = siglip2(...args);
   expect(outcome.status).toBe(status);

@@ -58,7 +58,7 @@ const STYLES = {
 
 /**
  * - `animals-food`: 288 emoji (259 to train on), four languages, 32 px: minutes on two cores.
- * - `full`: 1,592 emoji (1,433 to train on), 58 languages, 32 px: half an hour on two cores.
+ * - `full`: 1,592 emoji (1,433 to train on), 57 languages, 32 px: half an hour on two cores.
  */
 export const emojiPresets = {
   'animals-food': {

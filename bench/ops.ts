@@ -2,17 +2,24 @@
 // the machine was measured to do in the same minute. Best of many runs, since others may use the
 // machine too; the peak is read before and after each operation and the better reading counts.
 //
-//   npm run bench:ops [word]     cases whose name contains the word; table on standard output, rows in bench/results/ops.json
+//   npm run bench:ops            table on standard output, rows in bench/results/ops.json
+//   npm run bench:ops -- word    cases whose name contains the word; the table alone
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { dirname, join } from 'node:path';
-import { DeviceArray } from '../lib/array';
+import type { DeviceArray } from '../lib/array';
 import type { Spec } from '../lib/graph';
-import { mapTree } from '../lib/graph';
+import { disposeArrays, flatten, mapTree } from '../lib/graph';
 import type { StepTime } from '../lib/graph';
 import { loadAddon } from '../lib/native/load';
 import type { Cost, OpCase } from '../test/op_cases';
-import { forwardProgram, gradientProgram, modelCases } from '../test/op_cases';
+import {
+  forwardProgram,
+  gradientProgram,
+  modelCases,
+  operandArrays,
+  valuesOf,
+} from '../test/op_cases';
 import { Random } from '../test/reference/random';
 
 const secondsPerCase = 0.6;
@@ -27,48 +34,30 @@ interface Row {
   readonly gigabytesPerSecond: number;
 }
 
-function arraysOf(c: OpCase): Record<string, DeviceArray> {
-  const random = new Random(1);
-  return Object.fromEntries(
-    Object.entries(c.operands).map(([name, operand]) => {
-      const { dtype, shape } = operand.spec;
-      const count = shape.reduce((product, extent) => product * extent, 1);
-      const { values } = operand;
-      const value = (i: number): number => values?.data[i] ?? operand.draw(random);
-      const host =
-        dtype === 'float32'
-          ? Float32Array.from({ length: count }, (_, i) => value(i))
-          : dtype === 'int32'
-            ? Int32Array.from({ length: count }, (_, i) => value(i))
-            : Uint8Array.from({ length: count }, (_, i) => value(i));
-      return [name, DeviceArray.from(host, shape)];
-    }),
-  );
-}
-
+// The least time of the counted steps; every round's outputs but those in `keep` are disposed.
 async function best(
   run: () => Promise<{ outputs: object; times: StepTime[] }>,
   counted: (step: StepTime) => boolean,
+  keep: readonly DeviceArray[],
 ): Promise<number> {
   let least = Infinity;
   const end = performance.now() + 1000 * secondsPerCase;
   for (let round = 0; round < 5 || performance.now() < end; round++) {
     const { outputs, times } = await run();
-    mapTree<object, DeviceArray, undefined>(outputs, (array) => {
-      if (!inputs.has(array)) array.dispose();
-    });
+    for (const { leaf } of flatten(outputs)) {
+      const array = leaf as DeviceArray;
+      if (!keep.includes(array)) array.dispose();
+    }
     const sum = times.filter(counted).reduce((total, { nanoseconds }) => total + nanoseconds, 0);
     least = Math.min(least, sum);
   }
   return least / 1e6;
 }
 
-const inputs = new Set<DeviceArray>();
-
 async function measure(c: OpCase): Promise<Row[]> {
   const addon = loadAddon();
-  const operands = arraysOf(c);
-  for (const array of Object.values(operands)) inputs.add(array);
+  const operands = operandArrays(c, valuesOf(c, new Random(1)));
+  const keep = Object.values(operands);
   const peaks = [addon.peak(peakSeconds)];
   const rows: Row[] = [];
   const row = (direction: Row['direction'], cost: Cost, milliseconds: number): void => {
@@ -90,28 +79,29 @@ async function measure(c: OpCase): Promise<Row[]> {
     await best(
       () => forward.profile(operands),
       () => true,
+      keep,
     ),
   );
   if (c.cost.backward !== undefined) {
     const outputs = await forward.run(operands);
     const results = mapTree<object, Spec, Spec>(outputs, ({ dtype, shape }) => ({ dtype, shape }));
-    const directions = mapTree<object, DeviceArray, DeviceArray>(outputs, (array) => array);
     const gradients = gradientProgram(c, results as Record<string, Spec>);
-    const given = { operands, directions: directions as Record<string, DeviceArray> };
+    const given = { operands, directions: outputs };
     // The kernels of the backward alone, without the forward and the inner products around them.
     const isBackward = ({ kernel }: StepTime): boolean => kernel.includes('backward');
     // What only passes a gradient on has no kernel of its own to time.
     if (gradients.steps.some(({ kernel }) => kernel.includes('backward'))) {
-      row('backward', c.cost.backward, await best(() => gradients.profile(given), isBackward));
+      row(
+        'backward',
+        c.cost.backward,
+        await best(() => gradients.profile(given), isBackward, keep),
+      );
     }
     gradients.dispose();
-    mapTree<object, DeviceArray, undefined>(outputs, (array) => {
-      array.dispose();
-    });
+    disposeArrays(outputs);
   }
   forward.dispose();
-  for (const array of Object.values(operands)) array.dispose();
-  inputs.clear();
+  disposeArrays(operands);
   return rows;
 }
 

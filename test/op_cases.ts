@@ -2,8 +2,10 @@
 // they cost. The op tests (test/ops) and the benchmark (bench) read it; neither Jest nor a clock
 // appears here. `opCases` are tiny and awkward (odd sizes, single rows, extreme values), `splitCases`
 // large enough that kernels divide them among threads, `modelCases` what a B/16 tower does.
+import { DeviceArray } from '../lib/array';
 import type { DType, Program, Spec, Tensor } from '../lib/graph';
 import { compile, gradient } from '../lib/graph';
+import type { HostArray } from '../lib/native/spec';
 import * as ops from '../lib/ops';
 import * as adam from './reference/adam';
 import * as attention from './reference/attention';
@@ -1038,6 +1040,28 @@ export function gradientProgram(
       return gradient(loss, wrt);
     },
     specs,
+  );
+}
+
+const HOST = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
+
+/** The operands' values in host memory of their dtypes. */
+export function hostOperands(c: OpCase, values: Arrays): Record<string, HostArray> {
+  return Object.fromEntries(
+    Object.entries(c.operands).map(([name, { spec }]) => [
+      name,
+      HOST[spec.dtype].from(values[name].data),
+    ]),
+  );
+}
+
+/** The same as new arrays on the device, which the caller disposes. */
+export function operandArrays(c: OpCase, values: Arrays): Record<string, DeviceArray> {
+  return Object.fromEntries(
+    Object.entries(hostOperands(c, values)).map(([name, host]) => [
+      name,
+      DeviceArray.from(host, c.operands[name].spec.shape),
+    ]),
   );
 }
 

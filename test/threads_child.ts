@@ -1,13 +1,11 @@
 // Runs every case that is divided among threads, forward and backward, and prints a digest of the bits
 // of all results by case. Started by threads.test.ts, in a process per number of threads.
 import { createHash } from 'node:crypto';
-import { DeviceArray } from '../lib/array';
+import type { DeviceArray } from '../lib/array';
 import type { Spec } from '../lib/graph';
 import type { OpCase } from './op_cases';
-import { forwardProgram, gradientProgram, splitCases, valuesOf } from './op_cases';
+import { forwardProgram, gradientProgram, operandArrays, splitCases, valuesOf } from './op_cases';
 import { Random } from './reference/random';
-
-const HOST = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
 
 async function digest(c: OpCase): Promise<string> {
   const hash = createHash('sha256');
@@ -19,14 +17,7 @@ async function digest(c: OpCase): Promise<string> {
   };
   const random = new Random(1);
   const values = valuesOf(c, random);
-  const operands = (): Record<string, DeviceArray> =>
-    Object.fromEntries(
-      Object.entries(c.operands).map(([name, { spec }]) => [
-        name,
-        DeviceArray.from(HOST[spec.dtype].from(values[name].data), spec.shape),
-      ]),
-    );
-  const outputs = await forwardProgram(c).run(operands());
+  const outputs = await forwardProgram(c).run(operandArrays(c, values));
   await add(outputs);
   if (c.backward !== undefined) {
     const results = Object.fromEntries(
@@ -41,7 +32,9 @@ async function digest(c: OpCase): Promise<string> {
         Float32Array.from(random.array(shape, (r) => r.normal()).data),
       ]),
     );
-    await add(await gradientProgram(c, results).run({ operands: operands(), directions }));
+    await add(
+      await gradientProgram(c, results).run({ operands: operandArrays(c, values), directions }),
+    );
   }
   return hash.digest('hex');
 }

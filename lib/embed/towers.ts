@@ -3,7 +3,7 @@
 import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { Program, Spec } from '../graph';
-import { compile, flatten } from '../graph';
+import { compile, disposeArrays } from '../graph';
 import type {
   ModelConfig,
   TextParameters,
@@ -154,7 +154,7 @@ export class Towers {
     this.images.dispose();
     this.tokens.dispose();
     this.texts.dispose();
-    for (const { leaf } of flatten(this.parameters)) (leaf as DeviceArray).dispose();
+    disposeArrays(this.parameters);
   }
 
   private visionSpecs(batch: number, length: number): VisionSpecs {

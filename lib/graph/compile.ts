@@ -290,7 +290,7 @@ export class Program<I, O> {
    */
   async run(inputs: MapTree<I, Spec, RunInput>): Promise<MapTree<O, Tensor, DeviceArray>> {
     const { results, unshared } = await this.execute(inputs, false);
-    disposeAll(unshared);
+    disposeArrays(unshared);
     return results;
   }
 
@@ -307,7 +307,7 @@ export class Program<I, O> {
     inputs: MapTree<I, Spec, RunInput>,
   ): Promise<{ outputs: MapTree<O, Tensor, DeviceArray>; times: StepTime[] }> {
     const { results, unshared, nanoseconds } = await this.execute(inputs, true);
-    disposeAll(unshared);
+    disposeArrays(unshared);
     const times = this.compiled.steps.map((step, i) => ({
       ...step,
       nanoseconds: nanoseconds?.[i] ?? 0,
@@ -376,6 +376,7 @@ export class Program<I, O> {
         profile,
       );
       const leafCount = resultArrays.length - taps.length;
+      const leaves = new Set(resultArrays.slice(0, leafCount));
       let next = 0;
       const results = mapTree<O, Tensor, DeviceArray>(this.outputs, () => {
         const array = resultArrays[next++];
@@ -391,14 +392,14 @@ export class Program<I, O> {
             return array === undefined ? [] : [[tapName, array] as const];
           }),
         ),
-        unshared: owned.filter((array) => !resultArrays.slice(0, leafCount).includes(array)),
+        unshared: owned.filter((array) => !leaves.has(array)),
         nanoseconds,
       };
     } catch (error) {
-      disposeAll(owned);
+      disposeArrays(owned);
       throw error;
     } finally {
-      disposeAll(temporary);
+      disposeArrays(temporary);
     }
   }
 
@@ -425,6 +426,7 @@ export class Program<I, O> {
   }
 }
 
-function disposeAll(arrays: readonly DeviceArray[]): void {
-  for (const array of arrays) array.dispose();
+/** Disposes every array of a tree. */
+export function disposeArrays(tree: unknown): void {
+  for (const { leaf } of flatten(tree)) (leaf as DeviceArray).dispose();
 }

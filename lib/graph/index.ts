@@ -1,5 +1,5 @@
 export type { CompileOptions, ProgramMemory, RunInput, StepTime } from './compile';
-export { Program, compile } from './compile';
+export { Program, compile, disposeArrays } from './compile';
 export { checkpoint, gradient } from './gradient';
 export { add, copy, fill, stopGradient } from './intrinsics';
 export type { GradientContext, GradientRule, KernelArguments, OpDefinition } from './op';

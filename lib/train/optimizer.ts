@@ -5,7 +5,10 @@ import { flatten, mapTree } from '../graph';
 import type { AdamConstants } from '../ops';
 import { adam, globalNorm, rootSum } from '../ops';
 
-/** Hyper-parameters of the update; {@link defaultOptimizer} holds SigLIP 2's (arXiv 2502.14786 §2.1; big_vision optax.py). */
+/**
+ * Hyper-parameters of the update. {@link defaultOptimizer} holds SigLIP 2's (arXiv 2502.14786 §2.1;
+ * big_vision optax.py).
+ */
 export interface OptimizerConfig extends AdamConstants {
   /**
    * Factor on the learning rate by parameter path; the longest prefix of the path counts. Default

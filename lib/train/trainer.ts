@@ -5,7 +5,7 @@ import { DeviceArray } from '../array';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
 import type { Spec } from '../graph';
-import { flatten, mapTree } from '../graph';
+import { disposeArrays, mapTree } from '../graph';
 import type { InitialLogits, ModelConfig, TwoTowersParameters } from '../model';
 import { initialValues, twoTowersParameters } from '../model';
 import type { TrainingState } from './checkpoint';
@@ -164,7 +164,7 @@ export class Trainer {
   /** Frees weights, optimizer state and program. The stream stays open: it is the caller's. */
   dispose(): void {
     this.program.dispose();
-    for (const { leaf } of flatten(this.state)) (leaf as DeviceArray).dispose();
+    disposeArrays(this.state);
   }
 
   private async trainStep(): Promise<StepMetrics> {
@@ -175,10 +175,10 @@ export class Trainer {
     for (let i = 0; i < (this.config.microBatches ?? 1); i++) {
       batches.push(this.admit(await this.stream.next()));
     }
-    const { parameters, state } = { parameters: this.state.parameters, state: this.state.moments };
+    const { parameters, moments } = this.state;
     const outputs = await this.program.run({
       parameters,
-      state,
+      state: moments,
       schedule: scheduleInput(multiplier, step, this.optimizer),
       batches,
     });

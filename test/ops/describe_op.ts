@@ -1,7 +1,7 @@
 // The op test: every case of one operation, held to the float64 reference and to itself.
-import { DeviceArray } from '../../lib/array';
+import type { DeviceArray } from '../../lib/array';
 import type { SiglipErrorCode } from '../../lib/errors';
-import type { DType, Spec } from '../../lib/graph';
+import type { Spec } from '../../lib/graph';
 import { compile, gradient } from '../../lib/graph';
 import { loadAddon } from '../../lib/native/load';
 import type { HostArray } from '../../lib/native/spec';
@@ -10,7 +10,9 @@ import type { Arrays, OpCase, Tensors } from '../op_cases';
 import {
   forwardProgram,
   gradientProgram,
+  hostOperands,
   opCases,
+  operandArrays,
   specsOf,
   splitCases,
   valuesOf,
@@ -29,12 +31,6 @@ const DIFFERENCE_ABSOLUTE = 1e-6;
 
 type Results = Readonly<Record<string, HostArray>>;
 
-const HOST = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
-
-function toHost({ data }: NdArray, dtype: DType): HostArray {
-  return HOST[dtype].from(data);
-}
-
 async function read(arrays: Readonly<Record<string, DeviceArray>>): Promise<Results> {
   const results: Record<string, HostArray> = {};
   for (const [name, array] of Object.entries(arrays)) results[name] = await array.read();
@@ -46,12 +42,7 @@ async function runForward(c: OpCase, values: Arrays): Promise<Results[]> {
   const program = forwardProgram(c);
   const runs: Results[] = [];
   for (let i = 0; i < 2; i++) {
-    const inputs = Object.fromEntries(
-      Object.entries(c.operands).map(([name, { spec }]) => [
-        name,
-        DeviceArray.from(toHost(values[name], spec.dtype), spec.shape),
-      ]),
-    );
+    const inputs = operandArrays(c, values);
     const outputs = await program.run(inputs);
     runs.push(await read(outputs));
     for (const array of [...Object.values(inputs), ...Object.values(outputs)]) array.dispose();
@@ -69,14 +60,9 @@ async function runGradient(c: OpCase, values: Arrays, directions: Arrays): Promi
   );
   const program = gradientProgram(c, results);
   const inputs = {
-    operands: Object.fromEntries(
-      Object.entries(c.operands).map(([name, { spec }]) => [
-        name,
-        toHost(values[name], spec.dtype),
-      ]),
-    ),
+    operands: hostOperands(c, values),
     directions: Object.fromEntries(
-      Object.entries(directions).map(([name, u]) => [name, toHost(u, 'float32')]),
+      Object.entries(directions).map(([name, u]) => [name, Float32Array.from(u.data)]),
     ),
   };
   const runs: Results[] = [];

@@ -1,7 +1,7 @@
 import { cosineSchedule } from '../../lib/train';
 
 describe('cosineSchedule', () => {
-  // SigLIP 2: 40e9 examples in batches of 32,768, warm-up 20,000 steps (spec §5.3), times 1e-3.
+  // SigLIP 2: 40e9 examples in batches of 32,768, warm-up 20,000 steps (arXiv 2502.14786 §2.1), times 1e-3.
   const published = { totalSteps: 1220703, warmupSteps: 20000 };
 
   test.each([

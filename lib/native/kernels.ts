@@ -30,6 +30,19 @@ export const KERNEL_SIGNATURES = {
     { name: 'y', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
   ],
+  linear_pack: [
+    { name: 'weight', kind: 'in' },
+    { name: 'packed', kind: 'out' },
+  ],
+  linear_packed_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'packed', kind: 'in' },
+    { name: 'bias', kind: 'maybe_in' },
+    { name: 'residual', kind: 'maybe_in' },
+    { name: 'activation', kind: 'int' },
+    { name: 'y', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
   linear_backward_input: [
     { name: 'dy', kind: 'in' },
     { name: 'weight', kind: 'in' },
@@ -294,6 +307,25 @@ export const kernels = {
   }): KernelCall => ({
     kernel: 'linear_forward',
     arguments: [a.x, a.weight, a.bias, a.residual, a.activation, a.pre, a.y],
+  }),
+
+  /** The call of `linear_pack`; its formula stands in the contract under native/ops. */
+  linearPack: (a: { weight: Ref; packed: Ref }): KernelCall => ({
+    kernel: 'linear_pack',
+    arguments: [a.weight, a.packed],
+  }),
+
+  /** The call of `linear_packed_forward`; its formula stands in the contract under native/ops. */
+  linearPackedForward: (a: {
+    x: Ref;
+    packed: Ref;
+    bias: Ref | null;
+    residual: Ref | null;
+    activation: number;
+    y: Ref;
+  }): KernelCall => ({
+    kernel: 'linear_packed_forward',
+    arguments: [a.x, a.packed, a.bias, a.residual, a.activation, a.y],
   }),
 
   /** The call of `linear_backward_input`; its formula stands in the contract under native/ops. */

@@ -80,6 +80,48 @@ const linearBackwardWeight = op<{ dy: Tensor; x: Tensor }, 'dweight' | 'dbias', 
   gradient: 'notDifferentiable',
 });
 
+// Columns of a packed weight come in groups of this many on every processor.
+const packedColumns = 64;
+
+const linearPack = op<{ weight: Tensor }, 'packed', object>({
+  name: 'linear_pack',
+  infer: ({ weight }) => {
+    const [width = 0, inputs = 0] = expectRank('linear_pack', 'weight', weight, ['out', 'in']);
+    const columns = packedColumns * Math.ceil(width / packedColumns);
+    return { packed: { dtype: 'uint8', shape: [4 * inputs * columns] } };
+  },
+  kernel: kernels.linearPack,
+  gradient: 'notDifferentiable',
+});
+
+const linearPacked = op<
+  { x: Tensor; packed: Tensor; bias: Tensor | null; residual: Tensor | null },
+  'y',
+  { activation: number; width: number }
+>({
+  name: 'linear_packed',
+  infer: ({ x }, { width }) => ({ y: { dtype: 'float32', shape: outputShape(x, width) } }),
+  kernel: ({ x, packed, bias, residual, activation, y }) =>
+    kernels.linearPackedForward({ x, packed, bias, residual, activation, y }),
+  gradient: 'notDifferentiable',
+});
+
+/** The operands and attributes of a recorded linear layer, as a rewrite finds them. */
+export interface LinearCall {
+  readonly x: Tensor;
+  readonly weight: Tensor;
+  readonly bias: Tensor | null;
+  readonly residual: Tensor | null;
+  readonly activation: number;
+}
+
+/** The same layer with its weight packed for this processor, for weights that stay as they are. */
+export function packedLinear({ weight, ...call }: LinearCall): Tensor {
+  const { activation, ...operands } = call;
+  const { packed } = linearPack({ weight }, {});
+  return linearPacked({ ...operands, packed }, { activation, width: extent(weight, 0) }).y;
+}
+
 /**
  * A linear layer: x · Wᵀ + bias.
  *

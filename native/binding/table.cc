@@ -55,6 +55,9 @@ std::vector<Kernel> rows(Isa isa) {
   return {
       SIGLIP_KERNEL_SCRATCH(linear_forward, ("x", "weight"),  //
                             "x", "weight", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_KERNEL(linear_pack, "weight", "packed"),
+      SIGLIP_KERNEL_SCRATCH(linear_packed_forward, ("x", "y"),  //
+                            "x", "packed", "bias", "residual", "activation", "y"),
       SIGLIP_KERNEL_SCRATCH(linear_backward_input, ("dy", "weight"),  //
                             "dy", "weight", "residual", "dx"),
       SIGLIP_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //

@@ -34,7 +34,7 @@ const int = (...choices) => ({ choices });
 const list = (...items) => ({ items });
 
 // Operands that fit, in C++ order without scratch. A letter is one extent throughout a call; `Q`
-// stands for two patches, `G` for N · N.
+// stands for two patches, `G` for N · N, `packed` for the bytes of a packed weight (N, K).
 const CALLS = {
   linear_forward: [
     f('M', 'K'),
@@ -43,6 +43,15 @@ const CALLS = {
     f('M', 'N'),
     int(0, 1),
     f('M', 'N'),
+    f('M', 'N'),
+  ],
+  linear_pack: [f('N', 'K'), u('packed')],
+  linear_packed_forward: [
+    f('M', 'K'),
+    u('packed'),
+    f('N'),
+    f('M', 'N'),
+    int(0, 1),
     f('M', 'N'),
   ],
   linear_backward_input: [f('M', 'N'), f('N', 'K'), f('M', 'K'), f('M', 'K')],
@@ -157,6 +166,7 @@ function fittingCall(kernel) {
   letters.P = 1 + below(4);
   letters.Q = 2 * letters.P;
   letters.G = letters.N * letters.N;
+  letters.packed = 4 * letters.K * 64 * Math.ceil(letters.N / 64);
   letters.CPP = letters.C * letters.P * letters.P;
   const extent = (dim) => (typeof dim === 'number' ? dim : letters[dim]);
   const make = (spec) => {

@@ -9,7 +9,7 @@
 //
 // SIGLIP2_BENCH_MODELS: where models are made (default bench/.cache, some gigabytes).
 // SIGLIP2_BENCH_PYTHON: a Python with torch and transformers. SIGLIP2_THREADS: threads of all sides.
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -33,6 +33,7 @@ import {
   formFolder,
   imageFeeds,
   loadOurs,
+  ourPrecisions,
   onnxFile,
   ortOptions,
   OrtTower,
@@ -66,6 +67,8 @@ interface Form {
 interface Context {
   readonly quick: boolean;
   readonly threads: number;
+  /** What the library can do, float32 first. */
+  readonly precisions: readonly Precision[];
   readonly ort: Ort | undefined;
   readonly transformers: Transformers | undefined;
   readonly pytorch: boolean;
@@ -92,7 +95,7 @@ function skip({ skipped }: Context, name: string, reason: string): void {
 
 function options({ quick }: Context, batch: number): MeasureOptions {
   const rounds = quick ? 3 : batch >= 32 ? 7 : batch >= 8 ? 11 : 21;
-  return { rounds, mostRounds: 3 * rounds, warmups: quick || batch >= 8 ? 1 : 3 };
+  return { rounds, mostRounds: (quick ? 2 : 3) * rounds, warmups: quick || batch >= 8 ? 1 : 3 };
 }
 
 function batches({ quick }: Context): readonly number[] {
@@ -101,22 +104,12 @@ function batches({ quick }: Context): readonly number[] {
 
 /** Ours in every precision that the library has, for one model. */
 async function ourModels(
-  context: Context,
+  { precisions }: Context,
   model: BenchModel,
-  images: readonly Float32Array[] | undefined,
 ): Promise<ReadonlyMap<Precision, Siglip2>> {
   const folder = await modelFolder(model);
   const loaded = new Map<Precision, Siglip2>();
-  const float32 = await loadOurs(folder, 'float32');
-  if ('missing' in float32) throw new Error(float32.missing);
-  loaded.set('float32', float32.model);
-  if (images === undefined) return loaded;
-  const probe = { images, float32: float32.model };
-  for (const precision of ['bfloat16', 'int8'] as const) {
-    const other = await loadOurs(folder, precision, probe);
-    if ('missing' in other) skip(context, `ours ${precision}`, other.missing);
-    else loaded.set(precision, other.model);
-  }
+  for (const precision of precisions) loaded.set(precision, await loadOurs(folder, precision));
   return loaded;
 }
 
@@ -165,12 +158,29 @@ function expectSame(what: string, ours: Float32Array, peer: ArrayLike<number>): 
   );
 }
 
-/** Times every candidate form on B/16 at batch 1 and takes the fastest of each precision. */
+/**
+ * Times every candidate form on B/16 at batch 1 and takes the fastest of each precision. A choice made
+ * earlier on this kind of processor is good enough for a part of the benchmark.
+ */
 async function chooseForms(
   ort: Ort,
   threads: number,
-  quick: boolean,
+  { quick, only }: { readonly quick: boolean; readonly only: string },
 ): Promise<{ float32: Form; int8: Form }> {
+  const file = join(modelsFolder, 'forms.json');
+  const processor = cpus()[0].model;
+  if (only !== '' && existsSync(file)) {
+    const known = readJson(file) as { processor: string; float32: string; int8: string };
+    const [float32, int8] = [false, true].map((narrow) =>
+      candidateForms(narrow).get(narrow ? known.int8 : known.float32),
+    );
+    if (known.processor === processor && float32 !== undefined && int8 !== undefined) {
+      return {
+        float32: { name: known.float32, form: float32 },
+        int8: { name: known.int8, form: int8 },
+      };
+    }
+  }
   const model = modelOf('base-224');
   const [, side] = visionSizes(model.config);
   const feeds = imageFeeds(ort, pixelValues(1, side), side);
@@ -196,7 +206,9 @@ async function chooseForms(
     if (form === undefined) throw new Error(`no form ${name}`);
     return { name, form };
   };
-  return { float32: await fastest(false), int8: await fastest(true) };
+  const chosen = { float32: await fastest(false), int8: await fastest(true) };
+  writeJson(file, { processor, float32: chosen.float32.name, int8: chosen.int8.name });
+  return chosen;
 }
 
 function visionSizes({ vision }: ModelConfig): readonly [number, number] {
@@ -225,7 +237,7 @@ async function vision(
   const model = modelOf(name);
   const [, side] = visionSizes(model.config);
   const all = pixelValues(Math.max(...sizes), side);
-  const ours = await ourModels(context, model, all);
+  const ours = await ourModels(context, model);
   const towers = {
     float32: await openOrt(context, model, 'vision', false),
     int8: await openOrt(context, model, 'vision', true),
@@ -235,10 +247,9 @@ async function vision(
     const values = all.slice(0, batch);
     const images = values.map((pixels) => ({ pixelValues: pixels }));
     const embed = { normalize: false, batchSize: batch };
-    const contenders = [...ours].map(([precision, { embedImages }]) => {
-      const own = ours.get(precision);
-      return contender(precision, () => embedImages.call(own, images, embed));
-    });
+    const contenders = [...ours].map(([precision, own]) =>
+      contender(precision, () => own.embedImages(images, embed)),
+    );
     const [expected] = (await ours.get('float32')?.embedImages(images, embed)) ?? [];
     const what = `vision ${model.title} batch ${String(batch)}`;
     const { ort } = context;
@@ -316,8 +327,7 @@ async function pytorchContenders(
 async function text(context: Context): Promise<void> {
   const model = modelOf('base-224');
   const { config } = model;
-  const probe = pixelValues(1, visionSizes(config)[1]);
-  const ours = await ourModels(context, model, probe);
+  const ours = await ourModels(context, model);
   const towers = {
     float32: await openOrt(context, model, 'text', false),
     int8: await openOrt(context, model, 'text', true),
@@ -362,20 +372,12 @@ async function naflex(context: Context): Promise<void> {
   const { patch, width } = model.config.vision;
   const rows = grids.map((grid) => patchRows(grid, patch));
   const images = grids.map((spatialShape, i) => ({ pixelValues: rows[i], spatialShape }));
-  const own = await loadOurs(folder, 'float32');
-  if ('missing' in own) throw new Error(own.missing);
+  const ours = await ourModels(context, model);
   const embed = { normalize: false, batchSize: grids.length };
-  const contenders = [contender('float32', () => own.model.embedImages(images, embed))];
-  const int8 = await loadOurs(folder, 'int8');
-  if ('missing' in int8) skip(context, 'ours int8', int8.missing);
-  else {
-    const [a] = await int8.model.embedImages(images.slice(4, 5), embed);
-    const [b] = await own.model.embedImages(images.slice(4, 5), embed);
-    if (relativeDifference(a, b) === 0) skip(context, 'ours int8', 'not built');
-    else contenders.push(contender('int8', () => int8.model.embedImages(images, embed)));
-  }
-  const ours = contenders.map(({ name }) => name as Precision);
-  const expected = await own.model.embedImages(images, embed);
+  const contenders = [...ours].map(([precision, own]) =>
+    contender(precision, () => own.embedImages(images, embed)),
+  );
+  const expected = (await ours.get('float32')?.embedImages(images, embed)) ?? [];
 
   const { ort } = context;
   const single = await openOrt(context, model, 'naflex', false);
@@ -424,12 +426,11 @@ async function naflex(context: Context): Promise<void> {
   ];
   const measured = await measure([...contenders, ...peers], options(context, 32));
   const what = `NaFlex B/16, 6 images to 1,024 patches`;
-  add(context, ...ortRows(what, ours, measured, grids.length, 'images/s'));
+  add(context, ...ortRows(what, ours.keys(), measured, grids.length, 'images/s'));
   const pair = ['float32', paddedName] as const;
   add(context, speedRow(`${what} float32`, pair, paddedName, measured, grids.length, 'images/s'));
   for (const tower of [single, masked, small]) await tower.close();
-  own.model.dispose();
-  if ('model' in int8) int8.model.dispose();
+  disposeAll(ours);
 }
 
 // Positions of every grid, (h·w, D), as our own resize gives them.
@@ -478,7 +479,7 @@ async function openTransformers(
 /** JPEG files to embeddings. */
 async function jpeg(context: Context): Promise<void> {
   const model = modelOf('base-224');
-  const ours = await ourModels(context, model, pixelValues(1, visionSizes(model.config)[1]));
+  const ours = await ourModels(context, model);
   const { transformers } = context;
   const peers = {
     fp32: await openTransformers(context, model, false),
@@ -524,7 +525,7 @@ async function accuracy(context: Context): Promise<void> {
   const model = modelOf('base-224');
   const { config } = model;
   const [, side] = visionSizes(config);
-  const ours = await ourModels(context, model, pixelValues(1, side));
+  const ours = await ourModels(context, model);
   const reference = ours.get('float32');
   if (reference === undefined) return;
   const count = context.quick ? 16 : 128;
@@ -664,7 +665,7 @@ async function linearLayers(context: Context): Promise<void> {
 
 /** Process start to first embedding. */
 async function cold(context: Context): Promise<void> {
-  const { ort, forms, threads } = context;
+  const { ort, forms, threads, precisions } = context;
   if (ort === undefined || forms === undefined) return;
   const model = modelOf('base-224');
   const folder = await modelFolder(model);
@@ -677,16 +678,12 @@ async function cold(context: Context): Promise<void> {
     return { name, args: [kind, folder, file, String(side), String(threads), option] };
   };
   const sub = (form: Form): string => formFolder(form.name, form.form);
-  const precisions: Precision[] = ['float32', 'int8'];
-  const known = context.skipped.some(({ name }) => name === 'ours int8') ? 1 : 2;
   const starts = await coldStarts(
     [
-      ...precisions
-        .slice(0, known)
-        .flatMap((precision) => [
-          engine(`${precision} from pixels`, 'ours', '-', precision),
-          engine(`${precision} from JPEG`, 'ours-jpeg', files[0], precision),
-        ]),
+      ...precisions.flatMap((precision) => [
+        engine(`${precision} from pixels`, 'ours', '-', precision),
+        engine(`${precision} from JPEG`, 'ours-jpeg', files[0], precision),
+      ]),
       engine('onnxruntime-node float32', 'onnxruntime', file32, '-'),
       engine('onnxruntime-node int8', 'onnxruntime', file8, '-'),
       engine('transformers.js fp32', 'transformers', files[0], sub(forms.float32)),
@@ -699,6 +696,7 @@ async function cold(context: Context): Promise<void> {
     ['int8 from pixels', 'onnxruntime-node int8'],
     ['float32 from JPEG', 'transformers.js fp32'],
     ['int8 from JPEG', 'transformers.js q8'],
+    ['bfloat16 from pixels', 'onnxruntime-node float32'],
   ] as const;
   for (const [ours, peer] of pairs) {
     const [a, b] = [starts.get(ours), starts.get(peer)];
@@ -738,9 +736,9 @@ function readArguments(): {
   page: boolean;
   pytorch: boolean;
   only: string;
-  check: string | undefined;
+  check?: string;
   tolerance: number;
-  output: string | undefined;
+  output?: string;
 } {
   const { values } = parseArgs({
     options: {
@@ -781,14 +779,16 @@ async function main(): Promise<void> {
   mkdirSync(modelsFolder, { recursive: true });
   const missing = installPeers();
   const ort = missing === undefined ? loadOrt() : undefined;
+  const available = await ourPrecisions();
   const python = asked.pytorch ? pytorchMissing() : 'switched off';
   const context: Context = {
     quick: asked.quick,
     threads,
+    precisions: [...available.keys()].filter((precision) => available.get(precision) === ''),
     ort,
     transformers: missing === undefined ? loadTransformers(modelsFolder) : undefined,
     pytorch: python === undefined,
-    forms: ort === undefined ? undefined : await chooseForms(ort, threads, asked.quick),
+    forms: ort === undefined ? undefined : await chooseForms(ort, threads, asked),
     rows: [],
     accuracy: [],
     linearShares: [],
@@ -800,6 +800,9 @@ async function main(): Promise<void> {
     for (const name of ['onnxruntime-node', '@huggingface/transformers']) {
       context.facts[name] = peerVersion(name);
     }
+  }
+  for (const [precision, reason] of available) {
+    if (reason !== '') skip(context, `ours ${precision}`, reason);
   }
   if (python !== undefined) skip(context, 'PyTorch', python);
   process.stdout.write(

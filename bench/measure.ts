@@ -8,7 +8,7 @@ import { loadAddon } from '../lib/native/load';
 export interface Contender {
   readonly name: string;
   /** One run; may give the seconds it took, by its own clock, else it is timed here. */
-  run(): Promise<number | undefined>;
+  readonly run: () => Promise<number | undefined>;
 }
 
 export interface MeasureOptions {

@@ -66,9 +66,9 @@ export class PyTorch {
 
   private async ask(request: object): Promise<Reply> {
     this.child.stdin.write(`${JSON.stringify(request)}\n`);
-    const { value, done } = await this.lines.next();
-    if (done === true) throw new Error('PyTorch: the process ended');
-    const reply = JSON.parse(value) as Reply;
+    const line = await this.lines.next();
+    if (line.done === true) throw new Error('PyTorch: the process ended');
+    const reply = JSON.parse(line.value) as Reply;
     if (reply.error !== undefined) throw new Error(`PyTorch: ${reply.error}`);
     return reply;
   }

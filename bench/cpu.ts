@@ -15,13 +15,12 @@ import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Siglip2 } from '../lib/embed';
 import type { Spec, Tensor } from '../lib/graph';
-import { compile, disposeArrays, int32 } from '../lib/graph';
+import { compile, disposeArrays } from '../lib/graph';
 import { createProcessor, decodeImage } from '../lib/image';
 import type { ModelConfig, VisionInput, VisionParameters } from '../lib/model';
 import { visionInputSpecs, visionParameters, visionTower } from '../lib/model';
 import { loadAddon } from '../lib/native/load';
-import * as ops from '../lib/ops';
-import { defaultPreprocessor, loadCheckpoint, openSafetensors } from '../lib/weights';
+import { defaultPreprocessor, loadCheckpoint } from '../lib/weights';
 import type { ColdEngine, ColdStart } from './cold_start';
 import { coldStarts } from './cold_start';
 import type { Precision } from './engines';
@@ -48,6 +47,7 @@ import { modelFolder, modelOf, modelsFolder } from './models';
 import type { GraphForm } from './onnx/towers';
 import type { Ort, OrtFeeds, Transformers, TransformersModel } from './peers';
 import { installPeers, loadOrt, loadTransformers, peerVersion } from './peers';
+import { resizedPositions } from './naflex_positions';
 import { PyTorch, pytorchMissing } from './pytorch';
 import { readJson, writeJson, writeText } from './results';
 import type { Accuracy, LinearShare, Results, Row, Skipped } from './rows';
@@ -386,7 +386,7 @@ async function naflex(context: Context): Promise<void> {
   if (ort === undefined || single === undefined || masked === undefined || small === undefined) {
     return;
   }
-  const positions = await resizedPositions(join(folder, 'model.safetensors'), width);
+  const positions = await resizedPositions(join(folder, 'model.safetensors'), grids);
   const rowWidth = 3 * patch * patch;
   const tensor = (values: Float32Array, dims: readonly number[]): OrtFeeds[string] =>
     new ort.Tensor('float32', values, dims);
@@ -431,31 +431,6 @@ async function naflex(context: Context): Promise<void> {
   add(context, speedRow(`${what} float32`, pair, paddedName, measured, grids.length, 'images/s'));
   for (const tower of [single, masked, small]) await tower.close();
   disposeAll(ours);
-}
-
-// Positions of every grid, (h·w, D), as our own resize gives them.
-async function resizedPositions(weights: string, width: number): Promise<Float32Array[]> {
-  const file = openSafetensors(weights);
-  const table = await file.load('vision_model.embeddings.position_embedding.weight');
-  file.dispose();
-  const results: Float32Array[] = [];
-  for (const [h, w] of grids) {
-    const program = compile<{ table: Spec; shapes: Spec }, { positions: Tensor }>(
-      'positions',
-      (input) => ({ positions: ops.positionResize(input.table, input.shapes, h * w) }),
-      { table: { dtype: 'float32', shape: table.shape }, shapes: int32(1, 2) },
-    );
-    const { positions } = await program.run({ table, shapes: Int32Array.of(h, w) });
-    const values = await positions.read();
-    if (!(values instanceof Float32Array) || values.length !== h * w * width) {
-      throw new Error('positions: unexpected result');
-    }
-    results.push(values);
-    positions.dispose();
-    program.dispose();
-  }
-  table.dispose();
-  return results;
 }
 
 async function openTransformers(

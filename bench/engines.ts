@@ -1,6 +1,7 @@
 // The engines under one face: ours in every precision, onnxruntime-node over ONNX files of the
 // same weights.
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { LoadOptions } from '../lib/embed';
 import { Siglip2 } from '../lib/embed';
@@ -99,10 +100,19 @@ export function candidateForms(int8: boolean): ReadonlyMap<string, GraphForm> {
 
 export type Tower = 'vision' | 'text' | 'naflex' | 'naflex-masked';
 
+// Files of an older exporter are not those of this one.
+const exporter = ['graph', 'model_file', 'towers']
+  .reduce(
+    (hash, name) => hash.update(readFileSync(join(__dirname, 'onnx', `${name}.ts`))),
+    createHash('sha256'),
+  )
+  .digest('hex')
+  .slice(0, 8);
+
 /** Folder of a form's ONNX files in a model's folder; transformers.js calls it `subfolder`. */
 export function formFolder(name: string, { linear }: GraphForm): string {
-  if (linear.kind === 'float32') return `forms/float32_${name}`;
-  return `forms/int${linear.range === 64 ? '7' : '8'}_${name}`;
+  if (linear.kind === 'float32') return `forms_${exporter}/float32_${name}`;
+  return `forms_${exporter}/int${linear.range === 64 ? '7' : '8'}_${name}`;
 }
 
 /** Path of the ONNX file of a tower in a form, written on the first call. */
@@ -120,6 +130,10 @@ export async function onnxFile(
     `${tower}_model${isFloat ? '' : '_quantized'}.onnx`,
   );
   if (existsSync(path)) return path;
+  for (const old of readdirSync(folder)) {
+    const stale = old.startsWith('forms_') && old !== `forms_${exporter}`;
+    if (stale) rmSync(join(folder, old), { recursive: true });
+  }
   mkdirSync(dirname(path), { recursive: true });
   const exported = await exportTower(join(folder, 'model.safetensors'), model, tower, form);
   try {

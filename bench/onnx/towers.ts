@@ -121,6 +121,15 @@ class TowerBuilder {
     return graph.node('Reshape', [together, graph.integers([0, -1, width])]);
   }
 
+  /** A bias of keys (B, 1, 1, L) as MultiHeadAttention wants it, (B, 1, L, L). */
+  biasOfQueries(bias: Value, tokens: Value): Value {
+    const { graph } = this;
+    if (this.form.attention === 'decomposed') return bias;
+    const length = graph.node('Shape', [tokens], { start: { int: 1 }, end: { int: 2 } });
+    const parts = [graph.integers([1, 1]), length, graph.integers([1])];
+    return graph.node('Expand', [bias, graph.node('Concat', parts, { axis: { int: 0 } })]);
+  }
+
   async selfAttention(x: Value, name: string, tower: TowerConfig, bias?: Value): Promise<Value> {
     const { width, heads } = tower;
     const { graph, read, form } = this;
@@ -329,7 +338,7 @@ export async function exportNaflex(
     'vision_model',
     'vision_model.post_layernorm',
     vision,
-    bias,
+    bias === undefined ? undefined : builder.biasOfQueries(bias, embedded),
   );
   const pooled = await builder.mapHead(tokens, 'vision_model.head', vision, bias);
   const model = builder.graph.model(

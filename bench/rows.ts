@@ -81,14 +81,19 @@ export function rounded(value: number): number {
   return Number(value.toPrecision(4));
 }
 
-/** Rows whose ratio fell by more than `tolerance` (0.1: a tenth), as lines to print. */
+/** Whether a row can be judged: on a disturbed machine a ratio says nothing. */
+export function isSound({ rounds }: Row): boolean {
+  return rounds !== 0;
+}
+
+/** Sound rows whose ratio fell by more than `tolerance` (0.1: a tenth), as lines to print. */
 export function regressions(
   before: readonly Row[],
   now: readonly Row[],
   tolerance: number,
 ): string[] {
   const known = new Map(before.map((row) => [keyOf(row), row]));
-  return now.flatMap((row) => {
+  return now.filter(isSound).flatMap((row) => {
     const old = known.get(keyOf(row));
     if (old === undefined || row.ratio >= old.ratio * (1 - tolerance)) return [];
     return [`${keyOf(row)}: ratio ${String(row.ratio)}, was ${String(old.ratio)}`];

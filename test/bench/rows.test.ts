@@ -21,6 +21,12 @@ describe('regressions', () => {
     const now = [row('a', 1.81, 1), row('b', 1.79, 1), row('new', 0.1, 1)];
     expect(regressions(before, now, 0.1)).toEqual(['b vs peer: ratio 1.79, was 2']);
   });
+
+  test('does not judge a row that no sound round stands behind', () => {
+    const now = { ...row('a', 1, 1), rounds: 0, rejected: 9 };
+    expect(regressions([row('a', 2, 1)], [now], 0.1)).toEqual([]);
+    expect(regressions([row('a', 2, 1)], [{ ...now, rounds: 1 }], 0.1)).toHaveLength(1);
+  });
 });
 
 test('a row of speed counts items and takes the ratio of paired rounds', () => {

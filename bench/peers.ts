@@ -68,6 +68,11 @@ export interface Transformers {
       options: { readonly local_files_only: true },
     ): Promise<(images: readonly unknown[]) => Promise<Record<string, unknown>>>;
   };
+  readonly Tensor: new (
+    type: 'float32',
+    data: Float32Array,
+    dims: readonly number[],
+  ) => TransformersTensor;
   readonly RawImage: { read(path: string): Promise<unknown> };
 }
 

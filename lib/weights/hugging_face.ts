@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import { flatten } from '../graph';
-import type { ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
-import { twoTowersParameters } from '../model';
+import type { LeafBuilder, ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
+import { textParameters, visionParameters } from '../model';
 import type { HostArray } from '../native/spec';
 import { elementsOf } from '../native/spec';
 import { formatConfig, parseConfig } from './config';
@@ -26,12 +26,16 @@ const CONFIG_FILE = 'config.json';
 const PREPROCESSOR_FILE = 'preprocessor_config.json';
 
 /** A model as it lies on a device. */
-export interface Checkpoint {
+export interface Checkpoint<Parameters = TwoTowersParameters<DeviceArray>> {
   readonly config: ModelConfig;
   readonly preprocessor: Preprocessor;
   /** Float32 whatever the file holds. The caller disposes them. */
-  readonly parameters: TwoTowersParameters<DeviceArray>;
+  readonly parameters: Parameters;
 }
+
+/** Parameters of which only the towers that were asked for are there. */
+export type LoadedParameters<Leaf> = Omit<TwoTowersParameters<Leaf>, 'vision' | 'text'> &
+  Partial<TwoTowersParameters<Leaf>>;
 
 /**
  * The config of a checkpoint folder.
@@ -85,7 +89,12 @@ function fitting(preprocessor: Preprocessor, { vision }: ModelConfig, file: stri
 
 /** How a checkpoint is loaded. */
 export interface LoadCheckpointOptions {
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
+  /**
+   * Default `'both'`. Of the other tower nothing but names is read: its weights may even be missing.
+   * Without the vision tower preprocessor_config.json is not read and stands for what SigLIP 2 does.
+   */
+  readonly towers?: 'both' | 'vision' | 'text';
 }
 
 /**
@@ -99,10 +108,21 @@ export interface LoadCheckpointOptions {
  */
 export async function loadCheckpoint(
   folder: string,
+  options?: LoadCheckpointOptions & { readonly towers?: 'both' },
+): Promise<Checkpoint>;
+export async function loadCheckpoint(
+  folder: string,
+  options: LoadCheckpointOptions,
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>>;
+export async function loadCheckpoint(
+  folder: string,
   options: LoadCheckpointOptions = {},
-): Promise<Checkpoint> {
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>> {
   const config = await readModelConfig(folder);
-  const preprocessor = await readPreprocessor(folder, config);
+  const preprocessor =
+    options.towers === 'text'
+      ? defaultPreprocessor(config)
+      : await readPreprocessor(folder, config);
   const weights = openWeights(folder);
   try {
     return { config, preprocessor, parameters: await loadParameters(weights, config, options) };
@@ -119,10 +139,11 @@ export async function loadCheckpoint(
 export async function loadParameters(
   weights: Weights,
   config: ModelConfig,
-  { signal }: LoadCheckpointOptions = {},
-): Promise<TwoTowersParameters<DeviceArray>> {
-  const tensors = huggingFaceTensors(config);
-  expectTensors(weights, tensors, config);
+  { signal, towers = 'both' }: LoadCheckpointOptions = {},
+): Promise<LoadedParameters<DeviceArray>> {
+  const all = huggingFaceTensors(config);
+  const tensors = all.filter(({ parts }) => parts.some(({ path }) => isWanted(path, towers)));
+  expectTensors(weights, tensors, all, config);
   const loaded = new Map<string, DeviceArray>();
   try {
     for (const { name, parts } of tensors) {
@@ -132,11 +153,22 @@ export async function loadParameters(
         first += elementsOf(shape);
       }
     }
-    return twoTowersParameters(config, ({ path }) => taken(loaded, path));
+    const build: LeafBuilder<DeviceArray> = ({ path }) => taken(loaded, path);
+    return {
+      vision: towers === 'text' ? undefined : visionParameters(config, build),
+      text: towers === 'vision' ? undefined : textParameters(config, build),
+      logitScale: taken(loaded, 'logitScale'),
+      logitBias: taken(loaded, 'logitBias'),
+    };
   } catch (error) {
     for (const array of loaded.values()) array.dispose();
     throw error;
   }
+}
+
+function isWanted(path: string, towers: 'both' | 'vision' | 'text'): boolean {
+  const [tower] = path.split('.');
+  return towers === 'both' || tower === towers || !['vision', 'text'].includes(tower);
 }
 
 function taken<T>(byPath: ReadonlyMap<string, T>, path: string): T {
@@ -150,12 +182,14 @@ const FLOATS: ReadonlySet<string> = new Set(['F64', 'F32', 'F16', 'BF16']);
 function expectTensors(
   weights: Weights,
   expected: readonly HuggingFaceTensor[],
+  known: readonly HuggingFaceTensor[],
   config: ModelConfig,
 ): void {
   const names = new Set(expected.map(({ name }) => name));
+  const knownNames = new Set(known.map(({ name }) => name));
   const missing = [...names].filter((name) => !weights.tensors.has(name));
   const unexpected = [...weights.tensors.keys()].filter(
-    (name) => !names.has(name) && !name.endsWith('.position_ids'),
+    (name) => !knownNames.has(name) && !name.endsWith('.position_ids'),
   );
   if (missing.length > 0 || unexpected.length > 0) {
     throw new SiglipError(

@@ -22,11 +22,14 @@ import { textBytes } from './text_input';
 
 /** Limits of an {@link Embedder}. Images and texts have a queue each, both of these limits. */
 export interface EmbedderOptions {
-  /** Most inputs run at once. Default 16. */
+  /**
+   * Most inputs run at once. Default 8. Beyond the smaller of 32 and 6 + width / 32 a head sums in
+   * another order, so that bits may differ (by about 1e-7) from those of a smaller batch.
+   */
   readonly maxBatch?: number;
   /**
    * Most milliseconds an input that is ready waits, while the device is idle, for others that are
-   * being prepared. Default 2. An idle device waits for nothing else; a busy one takes next what has
+   * being prepared. Default 5. An idle device waits for nothing else; a busy one takes next what has
    * gathered meanwhile.
    */
   readonly maxDelay?: number;
@@ -73,7 +76,7 @@ export interface CloseOptions {
 /**
  * Gathers concurrent calls into batches. Inputs of one shape that are ready when the device is free go
  * together, the oldest first; images and texts take turns. A failure is that of one input alone, and
- * an embedding has the same bits whatever batch it was computed in.
+ * an embedding has the same bits whatever batch it was computed in (see `maxBatch`).
  *
  * @example
  * const embedder = await Embedder.load('./siglip2-base-patch16-224', { whenFull: 'reject' });
@@ -106,18 +109,18 @@ export class Embedder {
     if (!(model instanceof Siglip2)) {
       throw new SiglipError(
         'ERR_ARGUMENT',
-        `Embedder: model must be a Siglip2, got ${shown(model as unknown)}`,
+        `Embedder: model must be a Siglip2, got ${shown(model)}`,
       );
     }
     const who = 'Embedder';
-    const maxBatch = expectInteger(who, 'maxBatch', options.maxBatch, 16);
+    const maxBatch = expectInteger(who, 'maxBatch', options.maxBatch, 8);
     const shared = {
       maxBatch,
       maxQueue: expectInteger(who, 'maxQueue', options.maxQueue, 1024),
       maxQueueBytes: expectInteger(who, 'maxQueueBytes', options.maxQueueBytes, 2 ** 28),
       whenFull: expectOneOf(who, 'whenFull', options.whenFull, ['wait', 'reject']),
     };
-    this.maxDelay = expectMilliseconds(who, 'maxDelay', options.maxDelay, 2);
+    this.maxDelay = expectMilliseconds(who, 'maxDelay', options.maxDelay, 5);
     const maxPreparing = expectInteger(who, 'maxPreparing', options.maxPreparing, 4);
     const { stages } = model;
     const changed = (): void => {

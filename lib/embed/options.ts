@@ -80,10 +80,7 @@ export function expectSignal(who: string, signal: AbortSignal | undefined): void
 /** @throws ERR_ARGUMENT unless a list with something in it */
 export function expectEntries(who: string, list: readonly unknown[]): void {
   if (!Array.isArray(list)) {
-    throw new SiglipError(
-      'ERR_ARGUMENT',
-      `${who}: inputs must be an array, got ${shown(list as unknown)}`,
-    );
+    throw new SiglipError('ERR_ARGUMENT', `${who}: inputs must be an array, got ${shown(list)}`);
   }
   if (list.length > 0) return;
   throw new SiglipError('ERR_ARGUMENT', `${who}: the list must have at least one entry, got none`);

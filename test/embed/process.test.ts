@@ -35,7 +35,7 @@ test.each([
 });
 
 test('each worker thread loads its own model, to the same bits', () => {
-  expect(run('workers')).toEqual({ status: 0, signal: null, output: '1 4\n' });
+  expect(run('workers')).toEqual({ status: 0, signal: null, output: '1 of 4\n' });
 });
 
 test('a worker terminated in the middle of a flood harms nobody', () => {

@@ -38,6 +38,8 @@ function start(task: Task): Worker {
   return new Worker(`require(${JSON.stringify(__filename)})`, { eval: true, workerData: task });
 }
 
+const print = (line: string): void => void process.stdout.write(`${line}\n`);
+
 const answerOf = (worker: Worker): Promise<unknown> =>
   new Promise((resolve, reject) => {
     worker.once('message', resolve);
@@ -49,19 +51,19 @@ const roles: Readonly<Record<string, (folder: string) => Promise<void>>> = {
     const embedder = await load(folder);
     await embedder.embedText(ids(1));
     await embedder.close();
-    console.log('done');
+    print('done');
   },
   open: async (folder) => {
     const embedder = await load(folder);
     await Promise.all([embedder.embedText(ids(1)), embedder.embedImage(image(1))]);
     (globalThis as { kept?: Embedder }).kept = embedder;
-    console.log('done');
+    print('done');
   },
   exit: (folder) => flood(folder, () => process.exit(7)),
   workers: async (folder) => {
     const workers = [0, 1, 2].map(() => start({ folder, role: 'digest' }));
     const answers = await Promise.all([digest(folder), ...workers.map(answerOf)]);
-    console.log(new Set(answers).size, answers.length);
+    print(`${String(new Set(answers).size)} of ${String(answers.length)}`);
   },
   terminated: async (folder) => {
     const before = await digest(folder);
@@ -70,7 +72,7 @@ const roles: Readonly<Record<string, (folder: string) => Promise<void>>> = {
       await answerOf(worker);
       await worker.terminate();
     }
-    console.log((await digest(folder)) === before);
+    print(String((await digest(folder)) === before));
   },
 };
 

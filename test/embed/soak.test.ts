@@ -4,7 +4,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
-import { Embedder, SiglipError } from '../../lib';
+import type { SiglipError } from '../../lib';
+import { Embedder } from '../../lib';
 import { loadAddon } from '../../lib/native/load';
 import { ids, image, noise, picture, writeModel } from './random_model';
 

@@ -4,10 +4,12 @@ import { SiglipError } from '../errors';
 import { elements } from '../graph';
 import type { ImageInput, ImageProcessor } from '../image';
 import { createProcessor, decodeImage } from '../image';
-import type { ModelConfig, VisionInput } from '../model';
+import type { ModelConfig } from '../model';
 import type { Tokenizer } from '../text';
 import { loadTokenizer } from '../text';
 import { expectNotAborted, loadCheckpoint } from '../weights';
+import type { PreparedImage } from './collate';
+import { collate } from './collate';
 import { Towers } from './towers';
 
 /**
@@ -68,11 +70,6 @@ export interface ImageTokens {
 
 const defaultBatch = 16;
 const defaultTemplate = 'This is a photo of {}.';
-
-interface Prepared {
-  readonly values: Float32Array;
-  readonly grid: readonly [number, number];
-}
 
 /**
  * A SigLIP or SigLIP 2 model.
@@ -141,7 +138,7 @@ export class Siglip2 {
   ): Promise<Float32Array[]> {
     return this.inBatches('embedImages', images, options, async (chunk, first) => {
       const prepared = await this.prepare('embedImages', chunk, first, options);
-      const { input, length } = this.collate(prepared);
+      const { input, length } = collate(this.config, prepared);
       return this.towers.embedImages(input, chunk.length, length, options.normalize ?? true);
     });
   }
@@ -205,7 +202,7 @@ export class Siglip2 {
   async imageTokens(image: EmbedImage, options: EmbedImagesOptions = {}): Promise<ImageTokens> {
     expectNotAborted('imageTokens', options.signal);
     const prepared = await this.prepare('imageTokens', [image], 0, options);
-    const { input, length } = this.collate(prepared);
+    const { input, length } = collate(this.config, prepared);
     const { width } = this.config.vision;
     const { grid } = prepared[0];
     const tokens = await this.towers.imageTokens(input, 1, length);
@@ -256,7 +253,7 @@ export class Siglip2 {
     images: readonly EmbedImage[],
     first: number,
     options: EmbedImagesOptions,
-  ): Promise<Prepared[]> {
+  ): Promise<PreparedImage[]> {
     return Promise.all(
       images.map(async (image, i) => {
         try {
@@ -288,7 +285,7 @@ export class Siglip2 {
   private admitValues(image: {
     readonly pixelValues: Float32Array;
     readonly spatialShape?: readonly [number, number];
-  }): Prepared {
+  }): PreparedImage {
     const { vision } = this.config;
     const { pixelValues, spatialShape } = image;
     if (!(pixelValues instanceof Float32Array)) {
@@ -323,34 +320,6 @@ export class Siglip2 {
     }
     checkFinite(pixelValues, needed);
     return { values: pixelValues.subarray(0, needed), grid: [rows, columns] };
-  }
-
-  // One batch of prepared images. NaFlex images are padded to the longest of them.
-  private collate(prepared: readonly Prepared[]): {
-    input: VisionInput<Float32Array | Int32Array | Uint8Array>;
-    length: number;
-  } {
-    const { vision } = this.config;
-    if (vision.layout === 'fixed') {
-      const each = 3 * vision.imageSize * vision.imageSize;
-      const images = new Float32Array(prepared.length * each);
-      prepared.forEach(({ values }, i) => {
-        images.set(values, i * each);
-      });
-      return { input: { images }, length: vision.positions };
-    }
-    const rowWidth = vision.patch * vision.patch * 3;
-    const length = Math.max(...prepared.map(({ grid }) => grid[0] * grid[1]));
-    const patches = new Float32Array(prepared.length * length * rowWidth);
-    const shapes = new Int32Array(prepared.length * 2);
-    const mask = new Uint8Array(prepared.length * length);
-    prepared.forEach(({ values, grid }, i) => {
-      const count = grid[0] * grid[1];
-      patches.set(values.subarray(0, count * rowWidth), i * length * rowWidth);
-      shapes.set(grid, i * 2);
-      mask.fill(1, i * length, i * length + count);
-    });
-    return { input: { patches, shapes, mask }, length };
   }
 
   private idsOf(text: EmbedText, index: number): Int32Array {

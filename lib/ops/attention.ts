@@ -43,7 +43,13 @@ const attentionForward = op<
       );
     }
     if (segments !== null) {
-      expectRank('attention', 'segments', segments, ['S + 1'], 'int32');
+      const [starts = 0] = expectRank('attention', 'segments', segments, ['S + 1'], 'int32');
+      if (starts < 2) {
+        throw new SiglipError(
+          'ERR_SHAPE',
+          `attention: segments must have at least 2 elements, got ${String(starts)}`,
+        );
+      }
       if (keyMask !== null) {
         throw new SiglipError(
           'ERR_ARGUMENT',

@@ -33,9 +33,16 @@ export type { Release, VariantName, VariantOptions } from './variants';
 export { NAFLEX_GRID, releases, TEXT_LENGTH, variant, VOCABULARY } from './variants';
 export type {
   ImageInput,
+  PackedInput,
   PatchInput,
   VisionInput,
   VisionOutput,
   VisionTowerOptions,
 } from './vision_tower';
-export { EMBEDDING_EPS, visionInputSpecs, visionTower } from './vision_tower';
+export {
+  EMBEDDING_EPS,
+  packedInputSpecs,
+  packedRows,
+  visionInputSpecs,
+  visionTower,
+} from './vision_tower';

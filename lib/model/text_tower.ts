@@ -3,7 +3,7 @@
 // and the id of its padding are part of the model.
 // Source: big_vision models/proj/image_text/text_transformer.py.
 import type { Spec, Tensor } from '../graph';
-import { expectSpec, extent, int32, scope, tap } from '../graph';
+import { expectSpec, int32, scope, tap } from '../graph';
 import { addPositions, encoder, linear, mapHead } from '../nn';
 import * as ops from '../ops';
 import type { ModelConfig, TextConfig } from './config';
@@ -69,9 +69,7 @@ export function textTower(
     const tokens = onlyToken === undefined ? tap('tokens', encoded) : undefined;
     const pooled = tap(
       'pooled',
-      tokens === undefined
-        ? ops.reshape(encoded, [extent(encoded, 0), text.width])
-        : pool(tokens, parameters, config),
+      tokens === undefined ? encoded : pool(tokens, parameters, config),
     );
     const projected = tap(
       'projected',

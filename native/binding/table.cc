@@ -3,9 +3,11 @@
 #include "cpu/peak.h"
 #include "ops/adam/adam.h"
 #include "ops/attention/attention.h"
+#include "ops/attention_pool/attention_pool.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/embedding/embedding.h"
 #include "ops/gelu/gelu.h"
+#include "ops/group_matmul/group_matmul.h"
 #include "ops/l2_normalize/l2_normalize.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/linear/linear.h"
@@ -61,11 +63,19 @@ std::vector<Kernel> rows(Isa isa) {
                             "dy", "x", "dweight", "dbias"),
       SIGLIP_KERNEL_SCRATCH(matmul_forward, ("a", "b", "transpose_a", "transpose_b"),  //
                             "a", "b", "transpose_a", "transpose_b", "y"),
-      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k"),  //
-                            "q", "k", "v", "key_mask", "scale", "o", "lse"),
-      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k"),  //
-                            "dout", "q", "k", "v", "key_mask", "o", "lse", "scale", "dq", "dk",
-                            "dv"),
+      SIGLIP_KERNEL_SCRATCH(group_matmul_forward, ("a", "b", "transpose_b"),  //
+                            "a", "b", "transpose_b", "y"),
+      SIGLIP_KERNEL_SCRATCH(group_matmul_outer, ("x", "y"),  //
+                            "x", "y", "products"),
+      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments"),  //
+                            "q", "k", "v", "key_mask", "segments", "scale", "o", "lse"),
+      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k", "segments"),  //
+                            "dout", "q", "k", "v", "key_mask", "segments", "o", "lse", "scale",
+                            "dq", "dk", "dv"),
+      SIGLIP_KERNEL_SCRATCH(attention_pool_forward, ("x", "u", "segments"),  //
+                            "x", "u", "key_mask", "segments", "y", "lse"),
+      SIGLIP_KERNEL_SCRATCH(attention_pool_backward, ("x", "u", "segments"),  //
+                            "dy", "x", "u", "key_mask", "segments", "y", "lse", "dx", "du"),
       SIGLIP_KERNEL(layer_norm_forward, "x", "weight", "bias", "eps", "y", "mean", "rstd"),
       SIGLIP_KERNEL_SCRATCH(layer_norm_backward, ("dy"),  //
                             "dy", "x", "weight", "mean", "rstd", "residual", "dx", "dweight",
@@ -77,9 +87,9 @@ std::vector<Kernel> rows(Isa isa) {
       SIGLIP_KERNEL(patchify_forward, "images", "patch", "patches"),
       SIGLIP_KERNEL(patchify_backward, "dpatches", "patch", "dimages"),
       SIGLIP_KERNEL(normalize_pixels_forward, "pixels", "table", "images"),
-      SIGLIP_KERNEL(position_resize_forward, "grid", "shapes", "positions"),
+      SIGLIP_KERNEL(position_resize_forward, "grid", "shapes", "segments", "positions"),
       SIGLIP_KERNEL_SCRATCH(position_resize_backward, ("dpositions", "shapes"),  //
-                            "dpositions", "shapes", "dgrid"),
+                            "dpositions", "shapes", "segments", "dgrid"),
       SIGLIP_KERNEL(token_select_forward, "x", "index", "y"),
       SIGLIP_KERNEL(token_select_backward, "dy", "index", "dx"),
       SIGLIP_KERNEL(token_mean_forward, "x", "y"),

@@ -211,7 +211,7 @@ describe('naflex layout', () => {
   test.each([
     [
       { images: random('i', [2, 3, 13, 13]) },
-      'input must be { patches, shapes, mask } for a NaFlex tower',
+      'input must be { patches, shapes, mask } or { patches, shapes, segments } for a NaFlex tower',
     ],
     [{ ...naflexInput, patches: random('p', [2, 12, 47]) }, 'patches must have shape [2, 12, 48]'],
     [{ ...naflexInput, patches: random('p', [2, 48]) }, 'patches must have shape (B, L, P·P·3)'],

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { SiglipError } from '../errors';
 import { elements } from '../graph';
 import type { ImageInput, ImageProcessor } from '../image';
-import { createProcessor, decodeImage } from '../image';
+import { createProcessor } from '../image';
 import type { ModelConfig, VisionInput } from '../model';
 import type { Tokenizer } from '../text';
 import { loadTokenizer } from '../text';
@@ -261,14 +261,13 @@ export class Siglip2 {
       images.map(async (image, i) => {
         try {
           if (isPrepared(image)) return this.admitValues(image);
-          const decoded = await decodeImage(image, { signal: options.signal });
-          const { processor } = this;
-          if (processor.layout === 'fixed') {
-            const side = gridOf(this.config, processor);
-            return { values: processor.batch([decoded]).images, grid: side };
-          }
-          const { patches, shapes } = processor.batch([decoded], options.maxPatches);
-          return { values: patches, grid: [shapes[0], shapes[1]] as const };
+          const { signal, maxPatches } = options;
+          const { patch } = this.config.vision;
+          const { values, height, width } = await this.processor.prepare(image, {
+            signal,
+            maxPatches,
+          });
+          return { values, grid: [Math.floor(height / patch), Math.floor(width / patch)] as const };
         } catch (error) {
           if (error instanceof SiglipError) {
             throw new SiglipError(
@@ -387,14 +386,6 @@ function isPrepared(image: EmbedImage): image is {
   readonly spatialShape?: readonly [number, number];
 } {
   return typeof image === 'object' && 'pixelValues' in image;
-}
-
-function gridOf(
-  config: ModelConfig,
-  processor: { width: number; height: number },
-): readonly [number, number] {
-  const { patch } = config.vision;
-  return [Math.floor(processor.height / patch), Math.floor(processor.width / patch)];
 }
 
 function checkFinite(values: Float32Array, count: number): void {

@@ -15,6 +15,7 @@ export { NpzFile, openNpz } from './npz';
 export type { StoredDtype } from './number_formats';
 export type {
   FixedPreprocessor,
+  ImageBackend,
   NaflexPreprocessor,
   Normalization,
   Preprocessor,

@@ -11,6 +11,7 @@
 #include "binding/environment.h"
 #include "binding/errors.h"
 #include "binding/file.h"
+#include "binding/image.h"
 #include "binding/program.h"
 #include "binding/table.h"
 #include "binding/values.h"
@@ -132,6 +133,7 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   exports.Set("scratchBytes", Napi::Function::New<scratch>(env, "scratchBytes"));
   exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));
+  exports.Set("prepareImages", Napi::Function::New<prepare_images>(env, "prepareImages"));
   exports.Set("Buffer", BufferObject::define(env));
   exports.Set("Program", ProgramObject::define(env));
   exports.Set("MappedFile", FileObject::define(env));

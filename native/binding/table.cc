@@ -1,6 +1,7 @@
 #include "binding/table.h"
 
 #include "cpu/peak.h"
+#include "cpu/resample.h"
 #include "ops/adam/adam.h"
 #include "ops/attention/attention.h"
 #include "ops/attention_pool/attention_pool.h"
@@ -133,6 +134,16 @@ Isa active_isa() {
 const std::vector<Kernel>& kernels() {
   static const std::vector<Kernel>* table = new std::vector<Kernel>(rows(active_isa()));
   return *table;
+}
+
+const ResampleKernels& resample_kernels() {
+  static const Isa isa = active_isa();
+  static const ResampleKernels kernels = {
+      SIGLIP_VARIANTS(pixels_to_rgb).pick(isa),    SIGLIP_VARIANTS(resample_rows).pick(isa),
+      SIGLIP_VARIANTS(resample_columns).pick(isa), SIGLIP_VARIANTS(pixels_to_planes).pick(isa),
+      SIGLIP_VARIANTS(pixels_to_floats).pick(isa),
+  };
+  return kernels;
 }
 
 double multiply_add(Stream& stream, int64_t rounds) {

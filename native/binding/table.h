@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cpu/resample.h"
 #include "runtime/dispatch.h"
 #include "runtime/kernel.h"
 #include "runtime/stream.h"
@@ -14,6 +15,9 @@ Isa active_isa();
 
 // All kernels, in the form compiled for active_isa(). An index into this list is a kernel's number.
 const std::vector<Kernel>& kernels();
+
+// The loops of cpu/resample.h, likewise.
+const ResampleKernels& resample_kernels();
 
 // multiply_add of cpu/peak.h, likewise.
 double multiply_add(Stream& stream, int64_t rounds);

@@ -1,4 +1,4 @@
-import { normalizationTable, normalizePlanes } from '../../lib/image';
+import { normalizationTable } from '../../lib/image';
 
 const SIGLIP = {
   rescaleFactor: 0.00392156862745098,
@@ -27,11 +27,4 @@ describe('normalizationTable', () => {
     const table = normalizationTable({ rescaleFactor: 1, mean: [0, 10, 0], std: [1, 2, 1] });
     expect([table[7], table[256 + 7], table[512 + 255]]).toEqual([7, -1.5, 255]);
   });
-});
-
-test('normalizePlanes separates the colours', () => {
-  const table = Float32Array.from({ length: 768 }, (_, i) => i);
-  const out = new Float32Array(8);
-  normalizePlanes(Uint8Array.of(1, 2, 3, 4, 5, 6), table, out, 1);
-  expect([...out]).toEqual([0, 1, 4, 258, 261, 515, 518, 0]);
 });

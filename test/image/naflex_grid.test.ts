@@ -1,6 +1,5 @@
-import { naflexGrid, writePatches } from '../../lib/image';
+import { naflexGrid } from '../../lib/image';
 import { describeGolden } from '../golden_cases/golden';
-import { formulaImage } from './formula_image';
 
 // Height × width of the image, then rows × columns of patches of 16 pixels. Values of the reference.
 const VECTORS: Record<number, string> = {
@@ -58,33 +57,5 @@ describeGolden('bv_image_ops', (golden) => {
       const target = [targets[2 * i], targets[2 * i + 1]];
       expect([height, width, rows * patch, columns * patch]).toEqual([height, width, ...target]);
     }
-  });
-});
-
-describe('writePatches', () => {
-  test('patches row by row, inside a patch y, x, colour', () => {
-    const image = formulaImage(4, 6);
-    const table = Float32Array.from({ length: 768 }, (_, i) => i);
-    const out = new Float32Array(1 + 6 * 12);
-    writePatches(image, 2, table, out, 1);
-    const at = (y: number, x: number, c: number): number =>
-      256 * c + image.data[3 * (6 * y + x) + c];
-    const expected: number[] = [0];
-    for (let k = 0; k < 6 * 12; k++) {
-      const [patch, y, x, c] = [
-        Math.floor(k / 12),
-        Math.floor(k / 6) % 2,
-        Math.floor(k / 3) % 2,
-        k % 3,
-      ];
-      expected.push(at(2 * Math.floor(patch / 3) + y, 2 * (patch % 3) + x, c));
-    }
-    expect([...out]).toEqual(expected);
-  });
-
-  test('refuses sides that are not whole patches', () => {
-    expect(() => {
-      writePatches(formulaImage(4, 5), 2, new Float32Array(768), new Float32Array(60), 0);
-    }).toThrow('writePatches: image must have sides that are multiples of 2, got 4 × 5');
   });
 });

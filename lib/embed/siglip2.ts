@@ -1,5 +1,4 @@
 // The model a program holds: images and texts in, vectors out.
-import { existsSync } from 'node:fs';
 import { SiglipError } from '../errors';
 import { elements } from '../graph';
 import type { ImageInput, ImageProcessor } from '../image';
@@ -7,7 +6,8 @@ import { createProcessor, decodeImage } from '../image';
 import type { ModelConfig, VisionInput } from '../model';
 import type { Tokenizer } from '../text';
 import { loadTokenizer } from '../text';
-import { expectNotAborted, loadCheckpoint } from '../weights';
+import type { CheckpointSource, HubOptions } from '../weights';
+import { expectNotAborted, loadCheckpoint, resolveCheckpoint } from '../weights';
 import { Towers } from './towers';
 
 /**
@@ -23,7 +23,8 @@ export type EmbedImage =
 /** A text, or ids that are already padded to the model's length. */
 export type EmbedText = string | { readonly inputIds: Int32Array };
 
-export interface LoadOptions {
+/** How a model is loaded; what {@link HubOptions} says matters for a hub id only. */
+export interface LoadOptions extends HubOptions {
   /** Default `'auto'`: the best device there is, today the CPU. */
   readonly device?: 'auto' | 'cpu' | 'cuda';
   /** Lower-case texts as in training. Default true; false gives the ids of `AutoTokenizer`. */
@@ -78,7 +79,7 @@ interface Prepared {
  * A SigLIP or SigLIP 2 model.
  *
  * @example
- * const model = await Siglip2.load('./siglip2-base-patch16-224');
+ * const model = await Siglip2.load('google/siglip2-base-patch16-224');
  * const [cat] = await model.embedImages(['cat.jpg']);
  * const ranked = await model.classify('cat.jpg', ['cat', 'dog']);
  * model.dispose();
@@ -91,13 +92,17 @@ export class Siglip2 {
     /** exp(t): what cosines are multiplied by. */
     readonly logitScale: number,
     readonly logitBias: number,
+    /** The folder in use, and its commit when it came from the hub. */
+    readonly source: CheckpointSource,
   ) {}
 
   /**
-   * Loads a folder in Hugging Face layout: config.json, model.safetensors or shards with their
-   * index, preprocessor_config.json and tokenizer files.
+   * Loads a folder in Hugging Face layout (config.json, model.safetensors or shards with their
+   * index, preprocessor_config.json and tokenizer files), or a hub id, `owner/name` or
+   * `owner/name@revision`: from the shared cache when it is there, else downloaded into it.
    *
-   * @throws ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_TOKENIZER; ERR_DEVICE for a device that is not here.
+   * @throws ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_TOKENIZER; ERR_DEVICE for a device that is not here;
+   * ERR_NETWORK for a model that cannot be fetched.
    */
   static async load(source: string, options: LoadOptions = {}): Promise<Siglip2> {
     if (options.device === 'cuda') {
@@ -106,19 +111,15 @@ export class Siglip2 {
         "Siglip2.load: device must be 'auto' or 'cpu', got 'cuda': this build has no CUDA kernels",
       );
     }
-    if (!existsSync(source)) {
-      throw new SiglipError(
-        'ERR_FILE',
-        `Siglip2.load: source must be a folder, got ${source}, which does not exist`,
-      );
-    }
-    const { config, preprocessor, parameters } = await loadCheckpoint(source);
+    const found = await resolveCheckpoint(source, options, 'Siglip2.load');
+    const { config, preprocessor, parameters } = await loadCheckpoint(found.path, options);
     const towers = new Towers(config, parameters);
     try {
-      const tokenizer = await loadTokenizer(source, { lowercase: options.lowercase ?? true });
+      const tokenizer = await loadTokenizer(found.path, { lowercase: options.lowercase ?? true });
       const [scale] = await parameters.logitScale.read();
       const [bias] = await parameters.logitBias.read();
-      return new Siglip2(towers, createProcessor(preprocessor), tokenizer, Math.exp(scale), bias);
+      const processor = createProcessor(preprocessor);
+      return new Siglip2(towers, processor, tokenizer, Math.exp(scale), bias, found);
     } catch (error) {
       towers.dispose();
       throw error;

@@ -81,7 +81,7 @@ export class CachedRepository {
 
   /** @throws SiglipError ERR_FILE when the cache cannot be written */
   async prepare(commit: string): Promise<void> {
-    const folders = [dirname(this.blob('')), this.snapshot(commit), dirname(this.lock(''))];
+    const folders = [join(this.folder, 'blobs'), this.snapshot(commit), dirname(this.lock(''))];
     for (const folder of [this.folder, ...folders]) {
       try {
         await mkdir(folder, { recursive: true });

@@ -20,7 +20,7 @@ export interface Reply {
 
 /** How often and when a request is repeated. */
 export interface RetryPolicy {
-  /** Attempts that get no further than the ones before. Default 6. */
+  /** Attempts that get no further than the ones before. Default 5. */
   readonly attempts: number;
   /** Wait after the first failure; doubled after every further one. Default 500. */
   readonly firstDelayMs: number;
@@ -29,7 +29,7 @@ export interface RetryPolicy {
 /** A failure that another attempt may not meet. */
 export class Dropped extends Error {}
 
-const DEFAULT_RETRY: RetryPolicy = { attempts: 6, firstDelayMs: 500 };
+const DEFAULT_RETRY: RetryPolicy = { attempts: 5, firstDelayMs: 500 };
 const LONGEST_DELAY_MS = 10_000;
 const LONGEST_RETRY_AFTER_S = 300;
 const MAX_REDIRECTS = 10;
@@ -243,14 +243,15 @@ export class HubSession {
 
   private lineFailure(url: string, error: unknown): SiglipError {
     const reason = reasonOf(error);
-    if (error instanceof Dropped) {
+    const code = networkCode(error);
+    if (error instanceof Dropped || (this.reached && !UNREACHABLE.includes(code))) {
       return this.failed(
         `${shownUrl(url)} must arrive whole, got ${reason}`,
         ['try again later; what was fetched is kept and continued.'],
         error,
       );
     }
-    const isDns = ['ENOTFOUND', 'EAI_AGAIN'].includes(networkCode(error));
+    const isDns = ['ENOTFOUND', 'EAI_AGAIN'].includes(code);
     return this.failed(
       `${shownUrl(url)} must be reachable, got ${reason}`,
       [

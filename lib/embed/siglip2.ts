@@ -81,7 +81,7 @@ const defaultTemplate = 'This is a photo of {}.';
  * threads of the device.
  *
  * @example
- * const model = await Siglip2.load('./siglip2-base-patch16-224');
+ * const model = await Siglip2.load('google/siglip2-base-patch16-224');
  * const [cat] = await model.embedImages(['cat.jpg']);
  * const ranked = await model.classify('cat.jpg', ['cat', 'dog']);
  * model.dispose();
@@ -93,11 +93,14 @@ export class Siglip2 {
     /** exp(t): what cosines are multiplied by. */
     readonly logitScale: number,
     readonly logitBias: number,
+    /** The folder in use, and its commit when it came from the hub. */
+    readonly source: CheckpointSource,
   ) {}
 
   /**
-   * Loads a folder in Hugging Face layout: config.json, model.safetensors or shards with their
-   * index, preprocessor_config.json and tokenizer files.
+   * Loads a folder in Hugging Face layout (config.json, model.safetensors or shards with their
+   * index, preprocessor_config.json and tokenizer files), or a hub id, `owner/name` or
+   * `owner/name@revision`: from the shared cache when it is there, else downloaded into it.
    *
    * @throws ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_TOKENIZER; ERR_DEVICE for a device that is not here;
    * ERR_ARGUMENT for an option outside of its domain; ERR_ABORTED.

@@ -1,16 +1,19 @@
-// The tokenizer of a model folder.
+// The tokenizer of a model folder. Which one it is say the files, not the class that a config names:
+// published configs of SigLIP 2 name three different ones.
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
-import { checked, isMissing, parseJson, readJsonFile } from '../weights/json_file';
+import { checked, isMissing, readJsonFile } from '../weights/json_file';
 import { publishTogether } from '../weights/staged_files';
 import type { AddedToken } from './added_tokens';
-import { parseSentencePiece } from './sentencepiece';
-import type { TokenizerOptions } from './tokenizer';
-import { Tokenizer } from './tokenizer';
+import { BytePairTokenizer } from './byte_pair_tokenizer';
+import { parseSentencePiece, readSentencePiece } from './sentencepiece';
+import type { Tokenizer, TokenizerOptions } from './tokenizer';
 import { formatTokenizer, parseTokenizer } from './tokenizer_json';
+import { UnigramTokenizer } from './unigram_tokenizer';
 
+const UNIGRAM_FILE = 'spiece.model';
 const JSON_FILE = 'tokenizer.json';
 const MODEL_FILE = 'tokenizer.model';
 const CONFIG_FILE = 'tokenizer_config.json';
@@ -32,9 +35,10 @@ const config = z.looseObject(
 );
 
 /**
- * Loads the tokenizer of a model folder: `tokenizer.json`, else `tokenizer.model`.
+ * Loads the tokenizer of a model folder: `spiece.model` (SigLIP 1; the `tokenizer.json` beside it
+ * leaves punctuation in), else `tokenizer.json`, else `tokenizer.model`.
  *
- * @returns undefined when the folder holds neither
+ * @returns undefined when the folder holds none of them
  * @throws SiglipError ERR_TOKENIZER when a file cannot be used, ERR_FILE when it cannot be read
  * @example
  * const tokenizer = await loadTokenizer('./siglip2-base-patch16-224');
@@ -44,17 +48,19 @@ export async function loadTokenizer(
   folder: string,
   options: TokenizerOptions = {},
 ): Promise<Tokenizer | undefined> {
+  const unigramPath = join(folder, UNIGRAM_FILE);
+  const unigram = await read(unigramPath);
+  if (unigram !== undefined) {
+    return new UnigramTokenizer(readSentencePiece(unigram, unigramPath), options);
+  }
   const path = join(folder, JSON_FILE);
   const json = await read(path);
-  if (json !== undefined) {
-    const content = parseJson(path, json.toString('utf8'), 'ERR_TOKENIZER');
-    return new Tokenizer(parseTokenizer(content, path), options);
-  }
+  if (json !== undefined) return new BytePairTokenizer(parseTokenizer(json, path), options);
   const modelPath = join(folder, MODEL_FILE);
   const model = await read(modelPath);
   if (model === undefined) return undefined;
   const added = await addedTokens(folder);
-  return new Tokenizer(parseSentencePiece(model, modelPath, added), options);
+  return new BytePairTokenizer(parseSentencePiece(model, modelPath, added), options);
 }
 
 async function addedTokens(folder: string): Promise<AddedToken[] | undefined> {
@@ -95,8 +101,11 @@ async function read(path: string): Promise<Buffer | undefined> {
  *
  * @throws SiglipError ERR_FILE
  */
-export async function saveTokenizer(folder: string, tokenizer: Tokenizer): Promise<void> {
-  const special = (id: number): string => tokenizer.definition.pieces[id];
+export async function saveTokenizer(
+  folder: string,
+  tokenizer: BytePairTokenizer,
+): Promise<void> {
+  const special = (id: number): string => tokenizer.definition.pieces.text(id);
   await publishTogether(folder, async (files) => {
     await files.writeJson(CONFIG_FILE, {
       clean_up_tokenization_spaces: false,

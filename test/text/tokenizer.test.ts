@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Tokenizer } from '../../lib/text';
-import { gemma, readJsonLines } from './gemma';
+import type { BytePairTokenizer } from '../../lib/text';
+import { gemma, readJsonLines, SHARED_DATA } from './gemma';
 
 interface Row {
   readonly text: string;
@@ -9,12 +9,8 @@ interface Row {
   readonly ids_hf?: readonly number[];
 }
 
-const shared = join(
-  process.env.SIGLIP2_SHARED ?? join(__dirname, '..', '..', '..', 'shared'),
-  'data',
-);
-let asWritten: Tokenizer;
-let tokenizer: Tokenizer;
+let asWritten: BytePairTokenizer;
+let tokenizer: BytePairTokenizer;
 
 beforeAll(() => {
   asWritten = gemma({ lowercase: false });
@@ -36,7 +32,7 @@ describe('ids of the reference', () => {
     expect(mismatches(rows, (text) => asWritten.ids(text))).toEqual([]);
   });
 
-  const file = join(shared, 'tokenizer', 'golden.jsonl');
+  const file = join(SHARED_DATA, 'tokenizer', 'golden.jsonl');
   (existsSync(file) ? test : test.skip)('100 languages and captions', () => {
     const rows = readJsonLines<Row>(file);
     expect(rows.length).toBe(643);

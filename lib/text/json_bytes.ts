@@ -34,8 +34,10 @@ export class JsonCursor {
   /** The next byte that is no white space, which stays; −1 at the end. */
   peek(): number {
     const { bytes } = this;
-    while (this.at < bytes.length && bytes[this.at] <= SPACE) this.at++;
-    return this.at < bytes.length ? bytes[this.at] : -1;
+    let at = this.at;
+    while (at < bytes.length && bytes[at] <= SPACE) at++;
+    this.at = at;
+    return at < bytes.length ? bytes[at] : -1;
   }
 
   isObject(): boolean {
@@ -137,15 +139,33 @@ export class JsonCursor {
     return this.bytes.subarray(begin, this.at);
   }
 
-  /** @throws SiglipError ERR_TOKENIZER unless nothing but white space follows */
-  expectEnd(): void {
-    if (this.peek() !== -1) throw this.wrong('the end of the file');
+  /** Goes beyond an object or a list that will be read later, checking nothing but where it ends. */
+  leap(): void {
+    this.peek();
+    const { bytes } = this;
+    let at = this.at;
+    for (let depth = 0; at < bytes.length; at++) {
+      const byte = bytes[at];
+      if (byte === QUOTE) {
+        for (at++; at < bytes.length && bytes[at] !== QUOTE; at++) {
+          if (bytes[at] === BACKSLASH) at++;
+        }
+      } else if (byte === OPEN_LIST || byte === OPEN_OBJECT) depth++;
+      else if ((byte === CLOSE_LIST || byte === CLOSE_OBJECT) && --depth === 0) break;
+    }
+    this.at = Math.min(bytes.length, at + 1);
   }
 
-  private accept(byte: number): boolean {
+  /** Goes beyond the next byte if it is this one and no white space. @returns whether it is */
+  accept(byte: number): boolean {
     if (this.peek() !== byte) return false;
     this.at++;
     return true;
+  }
+
+  /** @throws SiglipError ERR_TOKENIZER unless nothing but white space follows */
+  expectEnd(): void {
+    if (this.peek() !== -1) throw this.wrong('the end of the file');
   }
 
   private expect(byte: number): void {

@@ -14,6 +14,8 @@ export class PieceTable {
   /** Number of pieces; ids are below it. */
   readonly size: number;
   private readonly slots: Int32Array;
+  // By slot, so that most pieces need not be compared.
+  private readonly hashes: Int32Array;
   private readonly shift: number;
 
   /**
@@ -32,8 +34,10 @@ export class PieceTable {
     while (2 ** bits < 1.5 * this.size) bits++;
     this.shift = 32 - bits;
     this.slots = new Int32Array(2 ** bits).fill(EMPTY);
+    this.hashes = new Int32Array(2 ** bits);
     for (let id = 0; id < this.size; id++) {
-      const slot = this.slotOf(bytes, starts[id], starts[id + 1], 0, 0);
+      const hash = hashOf(bytes, starts[id], starts[id + 1], 0, 0);
+      const slot = this.slotOf(hash, bytes, starts[id], starts[id + 1], 0, 0);
       const other = this.slots[slot];
       if (other !== EMPTY) {
         throw new SiglipError(
@@ -42,6 +46,7 @@ export class PieceTable {
         );
       }
       this.slots[slot] = id;
+      this.hashes[slot] = hash;
     }
   }
 
@@ -72,29 +77,32 @@ export class PieceTable {
 
   /** The id of the piece with these bytes and, after them, those of a second range; or −1. */
   findBytes(bytes: Uint8Array, begin: number, end: number, begin2 = 0, end2 = 0): number {
-    return this.slots[this.slotOf(bytes, begin, end, begin2, end2)];
+    const hash = hashOf(bytes, begin, end, begin2, end2);
+    return this.slots[this.slotOf(hash, bytes, begin, end, begin2, end2)];
   }
 
   private slotOf(
+    hash: number,
     bytes: Uint8Array,
     begin: number,
     end: number,
     begin2: number,
     end2: number,
   ): number {
-    let hash = 0x811c9dc5;
-    for (let i = begin; i < end; i++) hash = imul(hash ^ bytes[i], 0x01000193);
-    for (let i = begin2; i < end2; i++) hash = imul(hash ^ bytes[i], 0x01000193);
     const mask = this.slots.length - 1;
     let slot = imul(hash ^ (hash >>> 15), 0x9e3779b1) >>> this.shift;
     for (;;) {
       const id = this.slots[slot];
-      if (id === EMPTY || this.equals(id, bytes, begin, end, begin2, end2)) return slot;
+      if (id === EMPTY) return slot;
+      if (this.hashes[slot] === hash && this.equals(id, bytes, begin, end, begin2, end2)) {
+        return slot;
+      }
       slot = (slot + 1) & mask;
     }
   }
 
-  private equals(
+  /** Whether the piece of an id has these bytes and, after them, those of a second range. */
+  equals(
     id: number,
     bytes: Uint8Array,
     begin: number,
@@ -128,6 +136,19 @@ export class PieceTable {
       this.find(`<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`),
     );
   }
+}
+
+function hashOf(
+  bytes: Uint8Array,
+  begin: number,
+  end: number,
+  begin2: number,
+  end2: number,
+): number {
+  let hash = 0x811c9dc5 | 0;
+  for (let i = begin; i < end; i++) hash = imul(hash ^ bytes[i], 0x01000193);
+  for (let i = begin2; i < end2; i++) hash = imul(hash ^ bytes[i], 0x01000193);
+  return hash;
 }
 
 /** Bytes of the code point that begins with this byte. */

@@ -55,12 +55,12 @@ const MAX_ID = 1 << 22;
  * @throws SiglipError ERR_TOKENIZER naming what is not supported or does not fit
  */
 export function parseTokenizer(bytes: Uint8Array, file = 'tokenizer.json'): TokenizerDefinition {
-  const found = locate(bytes, file);
-  const json = checked(schema, found.rest, file, 'ERR_TOKENIZER');
-  if (found.vocab === undefined) throw wrong(file, 'model.vocab', 'an object', 'something else');
-  if (found.merges === undefined) throw wrong(file, 'model.merges', 'a list', 'something else');
   const builder = new VocabularyBuilder(file);
-  builder.addAll(new JsonCursor(file, bytes, found.vocab));
+  const found = readAround(bytes, file, builder);
+  const json = checked(schema, found.rest, file, 'ERR_TOKENIZER');
+  if (!found.vocab) throw wrong(file, 'model.vocab', 'an object', 'something else');
+  const { merges } = found;
+  if (merges === undefined) throw wrong(file, 'model.merges', 'a list', 'something else');
   const alone = new Set<number>();
   for (const { id, content } of json.added_tokens ?? []) {
     if (!builder.has(id)) alone.add(id);
@@ -76,7 +76,7 @@ export function parseTokenizer(bytes: Uint8Array, file = 'tokenizer.json'): Toke
       content,
       special: special === true,
     })),
-    merges: mergesOf(new JsonCursor(file, bytes, found.merges), pieces),
+    merges: typeof merges === 'number' ? mergesOf(new JsonCursor(file, bytes, merges), pieces) : merges,
     characters: pieces.characters(alone),
     bytes: json.model.byte_fallback === true ? byteIds : byteIds.fill(-1),
     unknown: unknownOf(json.model.unk_token ?? '<unk>', pieces, file),
@@ -85,20 +85,20 @@ export function parseTokenizer(bytes: Uint8Array, file = 'tokenizer.json'): Toke
   };
 }
 
-interface Located {
+interface Around {
   /** Everything but the two long values, parsed. */
   readonly rest: unknown;
-  /** Where `model.vocab` begins, if it is an object. */
-  readonly vocab: number | undefined;
-  /** Where `model.merges` begins, if it is a list. */
-  readonly merges: number | undefined;
+  /** Whether `model.vocab` is an object; its pieces are in the builder then. */
+  readonly vocab: boolean;
+  /** `model.merges`, if it is a list; where it begins, if pieces may be missing that it needs. */
+  readonly merges: MergeTable | number | undefined;
 }
 
-function locate(bytes: Uint8Array, file: string): Located {
+function readAround(bytes: Uint8Array, file: string, builder: VocabularyBuilder): Around {
   const cursor = new JsonCursor(file, bytes);
   if (!cursor.isObject()) throw wrong(file, 'content', 'an object', 'something else');
-  let vocab: number | undefined;
-  let merges: number | undefined;
+  let vocab = false;
+  let merges: MergeTable | number | undefined;
   const shortValue = (): unknown => JSON.parse(Buffer.from(cursor.skip()).toString('utf8'));
   const members = (member: (key: string) => unknown): Record<string, unknown> => {
     const found = new Map<string, unknown>();
@@ -109,10 +109,16 @@ function locate(bytes: Uint8Array, file: string): Located {
     return Object.fromEntries(found);
   };
   const longValue = (key: string): unknown => {
-    if (key === 'vocab' && cursor.isObject()) vocab = cursor.at;
-    else if (key === 'merges' && cursor.isList()) merges = cursor.at;
-    else return shortValue();
-    cursor.skip();
+    if (key === 'vocab' && cursor.isObject()) {
+      vocab = true;
+      builder.addAll(cursor);
+    } else if (key === 'merges' && cursor.isList()) {
+      if (vocab && builder.isComplete()) merges = mergesOf(cursor, builder.table());
+      else {
+        merges = cursor.at;
+        cursor.leap();
+      }
+    } else return shortValue();
     return undefined;
   };
   const rest = members((key) =>
@@ -133,6 +139,9 @@ function unknownOf(piece: string, pieces: PieceTable, file: string): number {
 }
 
 const NONE = -1;
+const COMMA = 0x2c;
+const OPEN_LIST = 0x5b;
+const CLOSE_LIST = 0x5d;
 
 /** Collects pieces in any order. */
 class VocabularyBuilder {
@@ -144,6 +153,7 @@ class VocabularyBuilder {
   private count = 0;
   private bytes = 0;
   private last = -1;
+  private built: PieceTable | undefined;
 
   constructor(private readonly file: string) {}
 
@@ -183,10 +193,17 @@ class VocabularyBuilder {
     if (id > this.last) this.last = id;
   }
 
+  /** Whether there is a piece for every id up to the last. */
+  isComplete(): boolean {
+    return this.last === this.count - 1;
+  }
+
+  /** All pieces. */
   table(): PieceTable {
+    if (this.built?.size === this.count) return this.built;
     const starts = new Int32Array(this.count + 1);
     const bytes = new Uint8Array(this.bytes);
-    if (this.last >= this.count) {
+    if (!this.isComplete()) {
       const actual = `${String(this.last)} for ${this.piece(this.last)}`;
       throw wrong(this.file, `ids of ${String(this.count)} pieces`, 'without gaps', actual);
     }
@@ -196,7 +213,8 @@ class VocabularyBuilder {
       for (let from = this.begin[id]; from < this.end[id]; from++) bytes[to++] = source[from];
       starts[id + 1] = to;
     }
-    return new PieceTable(bytes, starts, this.file);
+    this.built = new PieceTable(bytes, starts, this.file);
+    return this.built;
   }
 
   private piece(id: number): string {
@@ -238,10 +256,20 @@ function mergesOf(cursor: JsonCursor, pieces: PieceTable): MergeTable {
     const { first, second } = pair;
     left[size] = pieces.findBytes(first.bytes, first.begin, first.end);
     right[size] = pieces.findBytes(second.bytes, second.begin, second.end);
-    result[size] =
-      first.bytes === second.bytes
-        ? pieces.findBytes(first.bytes, first.begin, first.end, second.begin, second.end)
-        : pieces.find(rangeText(first) + rangeText(second));
+    // The ways to make one piece usually stand together.
+    const last = size === 0 ? -1 : result[size - 1];
+    if (first.bytes !== second.bytes) {
+      result[size] = pieces.find(rangeText(first) + rangeText(second));
+    } else if (isJoined(pieces, last, first, second)) result[size] = last;
+    else {
+      result[size] = pieces.findBytes(
+        first.bytes,
+        first.begin,
+        first.end,
+        second.begin,
+        second.end,
+      );
+    }
     if (left[size] < 0 || right[size] < 0 || result[size] < 0) {
       cursor.at = at;
       const expected = 'of pieces into a piece of the vocabulary';
@@ -283,20 +311,19 @@ function spelledPair(cursor: JsonCursor): typeof PAIR | undefined {
 }
 
 function listedPair(cursor: JsonCursor): typeof PAIR | undefined {
-  if (!cursor.isList()) return undefined;
-  let count = 0;
-  cursor.list(() => {
-    if (!cursor.isString()) count = 3;
-    if (count >= 2) {
-      count++;
-      cursor.skip();
-      return;
-    }
-    cursor.string();
-    set(count === 0 ? PAIR.first : PAIR.second, cursor.text, cursor.begin, cursor.end);
-    count++;
-  });
-  return count === 2 ? PAIR : undefined;
+  if (!cursor.accept(OPEN_LIST) || !cursor.isString()) return undefined;
+  cursor.string();
+  set(PAIR.first, cursor.text, cursor.begin, cursor.end);
+  if (!cursor.accept(COMMA) || !cursor.isString()) return undefined;
+  cursor.string();
+  set(PAIR.second, cursor.text, cursor.begin, cursor.end);
+  return cursor.accept(CLOSE_LIST) ? PAIR : undefined;
+}
+
+function isJoined(pieces: PieceTable, id: number, first: Range, second: Range): boolean {
+  return (
+    id >= 0 && pieces.equals(id, first.bytes, first.begin, first.end, second.begin, second.end)
+  );
 }
 
 function rangeText({ bytes, begin, end }: Range): string {

@@ -6,7 +6,7 @@ import type { ImageInput, ImageProcessor } from '../image';
 import { createProcessor, decodeImage } from '../image';
 import type { ModelConfig, VisionInput } from '../model';
 import type { Tokenizer } from '../text';
-import { loadTokenizer } from '../text';
+import { deferTokenizer } from '../text';
 import { expectNotAborted, loadCheckpoint } from '../weights';
 import { Towers } from './towers';
 
@@ -115,7 +115,7 @@ export class Siglip2 {
     const { config, preprocessor, parameters } = await loadCheckpoint(source);
     const towers = new Towers(config, parameters);
     try {
-      const tokenizer = await loadTokenizer(source, { lowercase: options.lowercase ?? true });
+      const tokenizer = await deferTokenizer(source, { lowercase: options.lowercase ?? true });
       const [scale] = await parameters.logitScale.read();
       const [bias] = await parameters.logitBias.read();
       return new Siglip2(towers, createProcessor(preprocessor), tokenizer, Math.exp(scale), bias);

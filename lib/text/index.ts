@@ -7,5 +7,5 @@ export type { Tokenizer, TokenizerOptions } from './tokenizer';
 export { UnigramTokenizer } from './unigram_tokenizer';
 export type { SentencePieceModel } from './sentencepiece';
 export { readSentencePiece } from './sentencepiece';
-export { loadTokenizer, saveTokenizer } from './tokenizer_files';
+export { deferTokenizer, loadTokenizer, saveTokenizer } from './tokenizer_files';
 export { formatTokenizer, parseTokenizer } from './tokenizer_json';

@@ -33,7 +33,8 @@ export interface Tokenizer {
    * @param texts - one text or B of them
    * @param length - ids per text T; default 64
    * @returns (B, T)
-   * @throws SiglipError ERR_ARGUMENT for a text that is no string, or a length below 1
+   * @throws SiglipError ERR_ARGUMENT for a text that is no string or has more than 2^24 UTF-16 units,
+   * or a length below 1
    * @example
    * tokenizer.encode('a photo of a cat'); // 235250 2686 576 476 4401 1 0 0 …
    */
@@ -68,17 +69,27 @@ export function encodeTexts(
   const list = typeof texts === 'string' ? [texts] : texts;
   const result = new Int32Array(list.length * length).fill(tokenizer.padId);
   list.forEach((text, i) => {
-    const ids = tokenizer.ids(expectText('encode', text), length - 1);
+    expectText('encode', text);
+    const ids = tokenizer.ids(text, length - 1);
     result.set(ids, i * length);
     result[i * length + ids.length] = tokenizer.eosId;
   });
   return result;
 }
 
-/** @throws SiglipError ERR_ARGUMENT when it is no string */
+// A text that is wanted as 64 ids and has more is a mistake of the caller, or an attack.
+const MAX_UNITS = 1 << 24;
+
+/** @throws SiglipError ERR_ARGUMENT when it is no string, or longer than any text */
 export function expectText(who: string, text: unknown): string {
-  if (typeof text === 'string') return text;
-  throw new SiglipError('ERR_ARGUMENT', `${who}: text must be a string, got ${typeof text}`);
+  if (typeof text !== 'string') {
+    throw new SiglipError('ERR_ARGUMENT', `${who}: text must be a string, got ${typeof text}`);
+  }
+  if (text.length <= MAX_UNITS) return text;
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `${who}: text must have at most ${String(MAX_UNITS)} UTF-16 units, got ${String(text.length)}`,
+  );
 }
 
 /** @throws SiglipError ERR_ARGUMENT when an id is not below the size of the vocabulary */

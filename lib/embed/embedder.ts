@@ -2,7 +2,8 @@
 import { SiglipError } from '../errors';
 import { expectNotAborted } from '../weights';
 import { AbortListeners } from './abort_listeners';
-import type { EmbedImage, PreparedImage } from './image_input';
+import type { PreparedImage } from './collate';
+import type { EmbedImage } from './image_input';
 import { imageBytes } from './image_input';
 import type { LaneInput, LaneStats } from './lane';
 import { Lane } from './lane';
@@ -130,7 +131,7 @@ export class Embedder {
       {
         ...shared,
         maxPreparing,
-        shapeOf: (image) => stages.shapeOf(image),
+        shapeOf: () => stages.shapeOf(),
         run: async (images, normalize) => {
           stages.expectReady('embedImage', 'vision');
           return stages.embedImages(images, normalize);

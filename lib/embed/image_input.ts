@@ -3,8 +3,8 @@ import { types } from 'node:util';
 import { SiglipError } from '../errors';
 import { elements } from '../graph';
 import type { ImageInput, ImageProcessor } from '../image';
-import { decodeImage } from '../image';
 import type { ModelConfig } from '../model';
+import type { PreparedImage } from './collate';
 import { shown } from './options';
 
 /**
@@ -19,14 +19,6 @@ export type EmbedImage = ImageInput | PixelValues;
 export interface PixelValues {
   readonly pixelValues: Float32Array;
   readonly spatialShape?: readonly [number, number];
-}
-
-/** One image in the form the tower's batches are made of. */
-export interface PreparedImage {
-  /** [3, S, S], or (rows · columns, P·P·3) for NaFlex. */
-  readonly values: Float32Array;
-  /** Patches: [rows, columns]. */
-  readonly grid: readonly [number, number];
 }
 
 /** How one image is prepared. */
@@ -52,18 +44,12 @@ export class ImageInputs {
   async prepare(who: string, image: EmbedImage, options: PrepareOptions): Promise<PreparedImage> {
     try {
       if (isPrepared(image)) return this.admitValues(image);
-      const decoded = await decodeImage(
-        image,
-        options.signal === undefined ? {} : { signal: options.signal },
-      );
-      const { processor } = this;
-      if (processor.layout === 'fixed') {
-        const { patch } = this.config.vision;
-        const grid = [processor.height, processor.width].map((side) => Math.floor(side / patch));
-        return { values: processor.batch([decoded]).images, grid: [grid[0], grid[1]] };
-      }
-      const { patches, shapes } = processor.batch([decoded], options.maxPatches);
-      return { values: patches, grid: [shapes[0], shapes[1]] };
+      const { patch } = this.config.vision;
+      const { values, height, width } = await this.processor.prepare(image, {
+        ...(options.signal !== undefined && { signal: options.signal }),
+        ...(options.maxPatches !== undefined && { maxPatches: options.maxPatches }),
+      });
+      return { values, grid: [Math.floor(height / patch), Math.floor(width / patch)] };
     } catch (error) {
       if (!(error instanceof SiglipError)) throw error;
       throw new SiglipError(error.code, `${who}: ${error.message}`, { cause: error });

@@ -1,11 +1,11 @@
 // The model a program holds: images and texts in, vectors out.
-import { existsSync } from 'node:fs';
 import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import { createProcessor } from '../image';
 import type { ModelConfig, TwoTowersParameters } from '../model';
-import { loadTokenizer } from '../text';
-import { expectNotAborted, loadCheckpoint } from '../weights';
+import { deferTokenizer } from '../text';
+import type { CheckpointSource, HubOptions } from '../weights';
+import { expectNotAborted, loadCheckpoint, resolveCheckpoint } from '../weights';
 import type { EmbedImage } from './image_input';
 import { ImageInputs } from './image_input';
 import {
@@ -22,7 +22,8 @@ import type { EmbedText } from './text_input';
 import { TextInputs } from './text_input';
 import { Towers } from './towers';
 
-export interface LoadOptions {
+/** How a model is loaded; what {@link HubOptions} says matters for a hub id only. */
+export interface LoadOptions extends HubOptions {
   /** Default `'auto'`: the best device there is, today the CPU. */
   readonly device?: 'auto' | 'cpu' | 'cuda';
   /** Lower-case texts as in training. Default true; false gives the ids of `AutoTokenizer`. */
@@ -32,8 +33,6 @@ export interface LoadOptions {
    * `'text'` no preprocessor; calls that need the other tower throw ERR_ARGUMENT.
    */
   readonly towers?: TowerChoice;
-  /** Ends loading with ERR_ABORTED; what was loaded is freed. */
-  readonly signal?: AbortSignal;
 }
 
 export interface EmbedOptions {
@@ -103,11 +102,13 @@ export class Siglip2 {
    * `owner/name@revision`: from the shared cache when it is there, else downloaded into it.
    *
    * @throws ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_TOKENIZER; ERR_DEVICE for a device that is not here;
-   * ERR_ARGUMENT for an option outside of its domain; ERR_ABORTED.
+   * ERR_ARGUMENT for an option outside of its domain; ERR_NETWORK for a model that cannot be fetched;
+   * ERR_ABORTED.
    */
   static async load(source: string, options: LoadOptions = {}): Promise<Siglip2> {
-    const { towers: loaded, lowercase, signal } = checkLoadOptions(source, options);
-    const { config, preprocessor, parameters } = await loadCheckpoint(source, {
+    const { towers: loaded, lowercase, signal } = checkLoadOptions(options);
+    const found = await resolveCheckpoint(source, options, 'Siglip2.load');
+    const { config, preprocessor, parameters } = await loadCheckpoint(found.path, {
       towers: loaded,
       signal,
     });
@@ -116,12 +117,13 @@ export class Siglip2 {
     try {
       expectNotAborted('Siglip2.load', signal);
       const tokenizer =
-        loaded === 'vision' ? undefined : await loadTokenizer(source, { lowercase });
+        loaded === 'vision' ? undefined : await deferTokenizer(found.path, { lowercase });
       const [scale] = await parameters.logitScale.read();
       const [bias] = await parameters.logitBias.read();
       const images = new ImageInputs(config, createProcessor(preprocessor));
       const texts = new TextInputs(config, tokenizer);
-      return new Siglip2(new Stages({ towers, loaded, images, texts }), Math.exp(scale), bias);
+      const stages = new Stages({ towers, loaded, images, texts });
+      return new Siglip2(stages, Math.exp(scale), bias, found);
     } catch (error) {
       towers.dispose();
       throw error;
@@ -236,10 +238,11 @@ export class Siglip2 {
   }
 }
 
-function checkLoadOptions(
-  source: string,
-  options: LoadOptions,
-): { towers: TowerChoice; lowercase: boolean; signal: AbortSignal | undefined } {
+function checkLoadOptions(options: LoadOptions): {
+  towers: TowerChoice;
+  lowercase: boolean;
+  signal: AbortSignal | undefined;
+} {
   const who = 'Siglip2.load';
   if (options.device === 'cuda') {
     throw new SiglipError(
@@ -251,15 +254,6 @@ function checkLoadOptions(
   const towers = expectOneOf(who, 'towers', options.towers, ['both', 'vision', 'text']);
   const lowercase = expectBoolean(who, 'lowercase', options.lowercase, true);
   expectSignal(who, options.signal);
-  if (typeof source !== 'string') {
-    throw new SiglipError('ERR_ARGUMENT', `${who}: source must be a path, got ${shown(source)}`);
-  }
-  if (!existsSync(source)) {
-    throw new SiglipError(
-      'ERR_FILE',
-      `${who}: source must be a folder, got ${source}, which does not exist`,
-    );
-  }
   expectNotAborted(who, options.signal);
   return { towers, lowercase, signal: options.signal };
 }

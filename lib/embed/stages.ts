@@ -1,8 +1,10 @@
 // The stages an input goes through: prepared on the host, gathered into a batch, run. Siglip2 takes
 // one call through them; Embedder makes batches of what many callers bring.
 import { SiglipError } from '../errors';
-import type { ModelConfig, VisionInput } from '../model';
-import type { EmbedImage, ImageInputs, PreparedImage, PrepareOptions } from './image_input';
+import type { ModelConfig } from '../model';
+import type { PreparedImage } from './collate';
+import { collate } from './collate';
+import type { EmbedImage, ImageInputs, PrepareOptions } from './image_input';
 import type { EmbedText, TextInputs } from './text_input';
 import type { Towers } from './towers';
 
@@ -56,18 +58,14 @@ export class Stages {
     return this.parts.texts.prepare(who, text);
   }
 
-  /**
-   * Images of one name go into a batch without waste: all images of a fixed resolution, and NaFlex
-   * images of about as many patches, since a batch is padded to the longest.
-   */
-  shapeOf({ grid }: PreparedImage): string {
-    if (this.config.vision.layout === 'fixed') return '';
-    return String(Math.ceil((grid[0] * grid[1]) / LENGTH_CLASS));
+  /** Images of one name go into a batch: all of them, since NaFlex images are packed. */
+  shapeOf(): string {
+    return '';
   }
 
   /** One vector of `config.embedding` floats per image. */
   async embedImages(images: readonly PreparedImage[], normalize: boolean): Promise<Float32Array[]> {
-    const { input, length } = this.collate(images);
+    const { input, length } = collate(this.config, images);
     const flat = await this.parts.towers.embedImages(input, images.length, length, normalize);
     return rowsOf(flat, images.length);
   }
@@ -84,7 +82,7 @@ export class Stages {
 
   /** (rows · columns, width) of one image. */
   async imageTokens(image: PreparedImage): Promise<Float32Array> {
-    const { input, length } = this.collate([image]);
+    const { input, length } = collate(this.config, [image]);
     const tokens = await this.parts.towers.imageTokens(input, 1, length);
     const wanted = image.grid[0] * image.grid[1] * this.config.vision.width;
     return tokens.length === wanted ? tokens : tokens.slice(0, wanted);
@@ -95,37 +93,7 @@ export class Stages {
     this.gone = true;
     this.parts.towers.dispose();
   }
-
-  // One batch of prepared images. NaFlex images are padded to the longest of them.
-  private collate(prepared: readonly PreparedImage[]): {
-    input: VisionInput<Float32Array | Int32Array | Uint8Array>;
-    length: number;
-  } {
-    const { vision } = this.config;
-    if (vision.layout === 'fixed') {
-      const each = 3 * vision.imageSize * vision.imageSize;
-      const images = new Float32Array(prepared.length * each);
-      prepared.forEach(({ values }, i) => {
-        images.set(values, i * each);
-      });
-      return { input: { images }, length: vision.positions };
-    }
-    const rowWidth = vision.patch * vision.patch * 3;
-    const length = Math.max(...prepared.map(({ grid }) => grid[0] * grid[1]));
-    const patches = new Float32Array(prepared.length * length * rowWidth);
-    const shapes = new Int32Array(prepared.length * 2);
-    const mask = new Uint8Array(prepared.length * length);
-    prepared.forEach(({ values, grid }, i) => {
-      const count = grid[0] * grid[1];
-      patches.set(values.subarray(0, count * rowWidth), i * length * rowWidth);
-      shapes.set(grid, i * 2);
-      mask.fill(1, i * length, i * length + count);
-    });
-    return { input: { patches, shapes, mask }, length };
-  }
 }
-
-const LENGTH_CLASS = 32;
 
 // Copies, so that one result does not keep the memory of its whole batch alive.
 function rowsOf(flat: Float32Array, rows: number): Float32Array[] {

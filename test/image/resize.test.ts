@@ -5,7 +5,7 @@ import { describeGolden } from '../golden_cases/golden';
 import { decodeImage } from '../../lib/image';
 import { formulaImage, greyImage, red, sha256 } from './formula_image';
 
-type Filter = 'bilinear' | 'bicubic';
+type Filter = 'nearest' | 'lanczos' | 'bilinear' | 'bicubic' | 'box' | 'hamming';
 interface Resized {
   readonly height: number;
   readonly width: number;
@@ -101,9 +101,15 @@ describe('resizeImage equals Pillow on the formula image', () => {
     readFileSync(join(__dirname, '..', 'golden', 'image', 'pillow.json'), 'utf8'),
   ) as { resized: Resized[] };
   test.each(resized)(
-    '$height×$width to $toHeight×$toWidth, $resample',
-    async ({ height, width, toHeight, toWidth, resample, sha256: hash }) => {
-      const { data } = await resizeImage(formulaImage(height, width), toWidth, toHeight, resample);
+    '$height×$width to $toHeight×$toWidth, $resample $backend',
+    async ({ height, width, toHeight, toWidth, resample, backend, sha256: hash }) => {
+      const { data } = await resizeImage(
+        formulaImage(height, width),
+        toWidth,
+        toHeight,
+        resample,
+        backend,
+      );
       expect(sha256(data)).toBe(hash);
     },
   );

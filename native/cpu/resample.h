@@ -36,7 +36,7 @@ enum class PixelFormat { kGrey = 0, kGreyAlpha = 1, kRgb = 2, kRgba = 3, kCmyk =
 inline constexpr int kPixelFormats = 5;
 
 // Bytes of one pixel.
-inline constexpr int64_t channels_of(PixelFormat format) {
+static constexpr int64_t channels_of(PixelFormat format) {
   constexpr int64_t kChannels[kPixelFormats] = {1, 2, 3, 4, 4};
   return kChannels[static_cast<int>(format)];
 }

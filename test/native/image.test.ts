@@ -227,7 +227,12 @@ const EVERY_PATH = `
   const hash = createHash('sha256');
   (async () => {
     const sizes = [[61, 47, 61, 47], [61, 47, 30, 47], [61, 47, 61, 90], [61, 47, 17, 100],
-      [3, 700, 9, 40], [3, 700, 9, 900], [900, 2, 3, 5], [640, 480, 224, 224], [5, 3, 3, 5]];
+      [3, 700, 9, 40], [3, 700, 9, 900], [900, 2, 3, 5], [640, 48, 224, 20], [5, 3, 3, 5]];
+    const sources = sizes.map(([width, height], i) => {
+      const data = new Uint8Array(4 * width * height);
+      for (let k = 0; k < data.length; k++) data[k] = (Math.imul(k, 40503) + i) >>> 7;
+      return data;
+    });
     for (const format of [0, 1, 2, 3, 4]) {
       for (const rounding of [0, 1]) {
         for (const layout of [0, 1, 2]) {
@@ -235,8 +240,7 @@ const EVERY_PATH = `
             let end = 0;
             const images = sizes.map(([width, height, toWidth, toHeight], i) => {
               const channels = [1, 2, 3, 4, 4][format];
-              const data = Uint8Array.from({ length: width * height * channels },
-                (_, k) => (k * 2654435761 + i) >>> 13);
+              const data = sources[i].subarray(0, width * height * channels);
               const offset = end;
               end += 3 * toWidth * toHeight * (layout ? 4 : 1);
               const background = i % 2 ? 0x10f080 : null;

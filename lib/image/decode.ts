@@ -45,7 +45,7 @@ const MAX_PIXELS = 178_956_970;
  * - alpha (RGBA, grey and alpha, transparent palette entries): dropped, so a transparent pixel shows
  *   the colour stored under it, as `Image.convert("RGB")` of Pillow does; with
  *   {@link DecodeOptions.background} the image is laid over that colour instead.
- * - CMYK: `(255 − ink)(255 − black) / 255` without a profile, as Pillow does; with
+ * - CMYK, its alpha dropped: `(255 − ink)(255 − black) / 255` without a profile, as Pillow does; with
  *   `colorProfile: 'convert'` by the printing profile.
  * - 16-bit samples: the upper 8 bits. Pillow clips at 255, which ruins the picture.
  * - EXIF orientation: applied, unless `orientation: 'ignore'`.
@@ -111,7 +111,7 @@ async function decodeBytes(
     // Without its profile a CMYK image has no colours of its own; the printing profile that the
     // decoder would assume instead is not what the reference does.
     const cmyk = header.space === 'cmyk' && input.ignoreIcc;
-    if (cmyk) decoder.pipelineColourspace('cmyk').toColourspace('cmyk');
+    if (cmyk) decoder.removeAlpha().pipelineColourspace('cmyk').toColourspace('cmyk');
     else withoutAlpha(decoder, options.background).toColourspace('srgb');
     const { data, info } = await decoder.toBuffer({ resolveWithObject: true });
     const { width, height, channels } = info;
@@ -212,7 +212,8 @@ function expectLimit(limit: number): number {
   );
 }
 
-function expectNotAborted(signal: AbortSignal | undefined): void {
+/** @throws SiglipError ERR_ABORTED */
+export function expectNotAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted !== true) return;
   throw new SiglipError('ERR_ABORTED', 'decodeImage: stopped by its signal', {
     cause: signal.reason,

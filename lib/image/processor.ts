@@ -7,7 +7,7 @@ import type {
   NaflexPreprocessor,
   Preprocessor,
 } from '../weights/preprocessor_config';
-import { decodePixels, isRaw, rawPixels } from './decode';
+import { decodePixels, expectNotAborted, isRaw, rawPixels } from './decode';
 import type { DecodeOptions, ImageInput } from './decode';
 import { naflexGrid } from './naflex_grid';
 import type { PatchGrid } from './naflex_grid';
@@ -220,6 +220,7 @@ async function prepareAll(
   into: Uint8Array | Float32Array,
   place: (pixels: Pixels, index: number) => Placement,
 ): Promise<void> {
+  expectNotAborted(options.signal);
   const placed = (pixels: Pixels, i: number): Placed => ({ pixels, ...place(pixels, i) });
   const raw: Placed[] = [];
   const encoded: [index: number, image: ImageInput][] = [];

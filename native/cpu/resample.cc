@@ -71,23 +71,16 @@ void resample_column_range(const Taps& taps, int64_t y, const uint8_t* rows, int
 
 #if defined(__AVX2__)
 
-// The processor multiplies and adds pairs of 16-bit numbers. A weight of up to 24 bits is cut into
-// high · 2^kLowBits + low with 0 <= low < 2^kLowBits; a narrow one is its own low part.
-constexpr int kLowBits = 11;
-
-// The parts of a group of weights, in 16 bits each: low 0 to 3, high 0 to 3.
-template <bool kNarrow>
-inline __m128i parts_of(const int32_t* weights) {
-  const __m128i group = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weights));
-  if constexpr (kNarrow) return _mm_packs_epi32(group, group);
-  const __m128i low = _mm_and_si128(group, _mm_set1_epi32((1 << kLowBits) - 1));
-  return _mm_packs_epi32(low, _mm_srai_epi32(group, kLowBits));
-}
-
 template <bool kNarrow>
 inline __m256i joined(__m256i low, __m256i high) {
   if constexpr (kNarrow) return low;
   return _mm256_add_epi32(_mm256_slli_epi32(high, kLowBits), low);
+}
+
+// The sums of both halves of a, and behind them those of b.
+inline __m256i halves_added(__m256i a, __m256i b) {
+  return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
+                          _mm256_permute2x128_si256(a, b, 0x31));
 }
 
 // kRowBlock rows side by side: a group is 4 pixels of each, in 16 bits as
@@ -98,39 +91,53 @@ void resample_block(const Taps& taps, const uint8_t* const* rows, uint8_t* const
   const __m256i spread = _mm256_setr_epi8(
       0, kNone, 3, kNone, 1, kNone, 4, kNone, 2, kNone, 5, kNone, kNone, kNone, kNone, kNone,  //
       6, kNone, 9, kNone, 7, kNone, 10, kNone, 8, kNone, 11, kNone, kNone, kNone, kNone, kNone);
-  const __m256i low_pairs = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-  const __m256i high_pairs = _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3);
-  const __m128i half = _mm_set1_epi32(half_of(taps));
+  const __m256i low_pairs = _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2);
+  const __m256i high_pairs = _mm256_setr_epi32(1, 1, 1, 1, 3, 3, 3, 3);
+  // In one of the two halves of a register, which are added in the end.
+  const __m256i half =
+      _mm256_inserti128_si256(_mm256_setzero_si256(), _mm_set1_epi32(half_of(taps)), 0);
   const __m128i shift = _mm_cvtsi32_si128(taps.shift);
   for (int64_t x = 0; x < taps.outputs; ++x) {
-    const int32_t* weights = taps.weights + taps.offset[x];
-    int64_t at = kColors * taps.first[x];
-    __m256i low[kRowBlock] = {};
-    __m256i high[kRowBlock] = {};
-    for (int64_t k = 0; k < taps.count[x]; k += kTapGroup, at += kColors * kTapGroup) {
-      const __m256i parts = _mm256_castsi128_si256(parts_of<kNarrow>(weights + k));
-      const __m256i low_weights = _mm256_permutevar8x32_epi32(parts, low_pairs);
-      const __m256i high_weights = _mm256_permutevar8x32_epi32(parts, high_pairs);
-      for (int64_t r = 0; r < kRowBlock; ++r) {
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + at));
+    const int32_t* pairs = taps.pairs + taps.offset[x];
+    const int64_t first = kColors * taps.first[x];
+    const int64_t count = taps.count[x];
+    // Two rows at a time, whose sums and constants fit into the registers.
+    const auto sums_of = [&](const uint8_t* row, const uint8_t* next) {
+      __m256i low[2] = {half, half};
+      __m256i high[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+      const auto add = [&](const uint8_t* from, __m256i low_weights, __m256i high_weights, int r) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
         const __m256i pixels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), spread);
         low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(pixels, low_weights));
         if constexpr (!kNarrow) {
           high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(pixels, high_weights));
         }
-      }
-    }
-    __m128i sum[kRowBlock];
-    for (int64_t r = 0; r < kRowBlock; ++r) {
-      const __m256i both = joined<kNarrow>(low[r], high[r]);
-      sum[r] = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-      sum[r] = _mm_sra_epi32(_mm_add_epi32(sum[r], half), shift);
-    }
-    const __m128i bytes = _mm_packus_epi16(_mm_packs_epi32(sum[0], sum[1]),  //
-                                           _mm_packs_epi32(sum[2], sum[3]));
+      };
+      // A count is at least 1, and saying so spares the compiler a second path.
+      int64_t k = 0;
+      do {
+        const __m256i parts =
+            _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pairs + k)));
+        const __m256i low_weights = _mm256_permutevar8x32_epi32(parts, low_pairs);
+        const __m256i high_weights = _mm256_permutevar8x32_epi32(parts, high_pairs);
+        add(row + first + kColors * k, low_weights, high_weights, 0);
+        add(next + first + kColors * k, low_weights, high_weights, 1);
+        k += kTapGroup;
+      } while (k < count);
+      const __m256i sums =
+          halves_added(joined<kNarrow>(low[0], high[0]), joined<kNarrow>(low[1], high[1]));
+      return _mm256_sra_epi32(sums, shift);
+    };
+    // Rows 0 | 1 and 2 | 3, then in bytes 0 2 | 1 3.
+    const __m256i sums_01 = sums_of(rows[0], rows[1]);
+    const __m256i sums_23 = sums_of(rows[2], rows[3]);
+    const __m256i words = _mm256_packs_epi32(sums_01, sums_23);
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const __m128i even = _mm256_castsi256_si128(bytes);
+    const __m128i odd = _mm256_extracti128_si256(bytes, 1);
     // One byte too many each, which the next pixel overwrites.
-    const int32_t pixels[kRowBlock] = {_mm_cvtsi128_si32(bytes), _mm_extract_epi32(bytes, 1),
-                                       _mm_extract_epi32(bytes, 2), _mm_extract_epi32(bytes, 3)};
+    const int32_t pixels[kRowBlock] = {_mm_cvtsi128_si32(even), _mm_cvtsi128_si32(odd),
+                                       _mm_extract_epi32(even, 1), _mm_extract_epi32(odd, 1)};
     for (int64_t r = 0; r < kRowBlock; ++r) {
       std::memcpy(to[r] + kColors * x, &pixels[r], sizeof(int32_t));
     }
@@ -160,36 +167,28 @@ inline void add_row_pair(const uint8_t* a, const uint8_t* b, __m256i low_weights
 
 // kColumnBlock columns of one row of the result.
 template <bool kNarrow>
-inline void resample_column_block(const Taps& taps, int64_t y, const uint8_t* rows, int64_t stride,
-                                  uint8_t* to) {
-  const int32_t* weights = taps.weights + taps.offset[y];
+[[gnu::always_inline]] inline void resample_column_block(const Taps& taps, int64_t y,
+                                                         const uint8_t* rows, int64_t stride,
+                                                         uint8_t* to) {
+  const int32_t* pairs = taps.pairs + taps.offset[y];
   const int32_t count = taps.count[y];
-  __m256i low[4] = {};
-  __m256i high[4] = {};
+  __m256i low[4];
+  __m256i high[4];
+  for (int i = 0; i < 4; ++i) {
+    low[i] = _mm256_set1_epi32(half_of(taps));
+    high[i] = _mm256_setzero_si256();
+  }
   // A pair without its second row takes the first again, with a weight of zero.
-  for (int32_t k = 0; k < count; k += 2) {
-    const int32_t a = weights[k];
-    const int32_t b = weights[k + 1];
+  int32_t k = 0;
+  do {
     const uint8_t* row = rows + k * stride;
     const uint8_t* next = k + 1 < count ? row + stride : row;
-    constexpr int32_t kMask = (1 << kLowBits) - 1;
-    const auto pair = [](int32_t even, int32_t odd) {
-      return _mm256_set1_epi32((even & 0xffff) |
-                               static_cast<int32_t>(static_cast<uint32_t>(odd) << 16));
-    };
-    if constexpr (kNarrow) {
-      add_row_pair<true>(row, next, pair(a, b), _mm256_setzero_si256(), low, high);
-    } else {
-      add_row_pair<false>(row, next, pair(a & kMask, b & kMask), pair(a >> kLowBits, b >> kLowBits),
+    add_row_pair<kNarrow>(row, next, _mm256_set1_epi32(pairs[k]), _mm256_set1_epi32(pairs[k + 1]),
                           low, high);
-    }
-  }
-  const __m256i half = _mm256_set1_epi32(half_of(taps));
+    k += 2;
+  } while (k < count);
   const __m128i shift = _mm_cvtsi32_si128(taps.shift);
-  for (int i = 0; i < 4; ++i) {
-    const __m256i sum = _mm256_add_epi32(joined<kNarrow>(low[i], high[i]), half);
-    low[i] = _mm256_sra_epi32(sum, shift);
-  }
+  for (int i = 0; i < 4; ++i) low[i] = _mm256_sra_epi32(joined<kNarrow>(low[i], high[i]), shift);
   const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(low[0], low[1]),  //
                                             _mm256_packs_epi32(low[2], low[3]));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);

@@ -16,10 +16,15 @@ struct Taps {
   const int32_t* count;    // (outputs): its inputs, at least 1
   const int64_t* offset;   // (outputs): where its weights begin, a multiple of kTapGroup
   const int32_t* weights;  // filled up to whole groups with zeros
+  // The same for processors that multiply pairs of 16-bit numbers: of every two weights the low
+  // parts in one word, the first of them lower, and behind it the high parts likewise.
+  const int32_t* pairs;
   int shift;
   bool narrow;  // every weight fits 16 bits; else each is below 2^24
 };
 inline constexpr int64_t kTapGroup = 4;
+// A weight is high · 2^kLowBits + low with 0 <= low < 2^kLowBits; a narrow one is its own low part.
+inline constexpr int kLowBits = 11;
 
 // Rows that resample_rows takes at a time.
 inline constexpr int64_t kRowBlock = 4;
@@ -31,7 +36,7 @@ enum class PixelFormat { kGrey = 0, kGreyAlpha = 1, kRgb = 2, kRgba = 3, kCmyk =
 inline constexpr int kPixelFormats = 5;
 
 // Bytes of one pixel.
-inline constexpr int64_t channels_of(PixelFormat format) {
+static constexpr int64_t channels_of(PixelFormat format) {
   constexpr int64_t kChannels[kPixelFormats] = {1, 2, 3, 4, 4};
   return kChannels[static_cast<int>(format)];
 }

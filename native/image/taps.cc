@@ -134,30 +134,44 @@ int narrow_bits(double largest) {
   return bits;
 }
 
+// Makes `pairs` of the weights of one output; see Taps.
+void pair_up(const int32_t* weights, int64_t count, bool narrow, int32_t* pairs) {
+  const auto word = [](int32_t first, int32_t second) {
+    return static_cast<int32_t>((static_cast<uint32_t>(second) << 16) |
+                                (static_cast<uint32_t>(first) & 0xffff));
+  };
+  constexpr int32_t kLowMask = (1 << kLowBits) - 1;
+  for (int64_t k = 0; k < count; k += 2) {
+    const int32_t a = weights[k];
+    const int32_t b = weights[k + 1];
+    pairs[k] = narrow ? word(a, b) : word(a & kLowMask, b & kLowMask);
+    pairs[k + 1] = narrow ? 0 : word(a >> kLowBits, b >> kLowBits);
+  }
+}
+
 constexpr size_t kPositionBytes = 2 * sizeof(int32_t) + sizeof(int64_t);
 
 // Upper bound of the weights of all outputs together, with their filling.
-size_t weight_bytes(Filter filter, int64_t in, int64_t out) {
+int64_t most_weights(Filter filter, int64_t in, int64_t out) {
+  if (filter == Filter::kNearest) return kTapGroup * out;
+  const Axis axis(filter, in, out);
   int64_t weights = 0;
-  if (filter == Filter::kNearest) {
-    weights = kTapGroup * out;
-  } else {
-    const Axis axis(filter, in, out);
-    for (int64_t i = 0; i < out; ++i) weights += axis.span(i).count + kTapGroup - 1;
-  }
-  return static_cast<size_t>(weights) * sizeof(int32_t);
+  for (int64_t i = 0; i < out; ++i) weights += axis.span(i).count + kTapGroup - 1;
+  return weights;
 }
 
 }  // namespace
 
 AxisPlan::AxisPlan(Filter filter, Rounding rounding, int64_t in, int64_t out)
     : positions_(static_cast<size_t>(out) * kPositionBytes),
-      weights_(weight_bytes(filter, in, out)) {
+      weights_(static_cast<size_t>(2 * most_weights(filter, in, out)) * sizeof(int32_t)) {
   auto* offset = reinterpret_cast<int64_t*>(positions_.data());
   auto* first = reinterpret_cast<int32_t*>(offset + out);
   auto* count = first + out;
   auto* weights = reinterpret_cast<int32_t*>(weights_.data());
-  taps_ = {out, first, count, offset, weights, kPillowBits, rounding == Rounding::kTorchvision};
+  auto* pairs = weights + weights_.bytes() / sizeof(int32_t) / 2;
+  const bool narrow = rounding == Rounding::kTorchvision;
+  taps_ = {out, first, count, offset, weights, pairs, kPillowBits, narrow};
 
   if (filter == Filter::kNearest) {
     // Pillow adds up the positions, and the error with them.
@@ -168,6 +182,7 @@ AxisPlan::AxisPlan(Filter filter, Rounding rounding, int64_t in, int64_t out)
       count[i] = 1;
       offset[i] = kTapGroup * i;
       weights[offset[i]] = 1 << kPillowBits;
+      pair_up(weights + offset[i], 1, false, pairs + offset[i]);
     }
     return;
   }
@@ -175,7 +190,7 @@ AxisPlan::AxisPlan(Filter filter, Rounding rounding, int64_t in, int64_t out)
   const Axis axis(filter, in, out);
   const Block scratch(static_cast<size_t>(axis.longest()) * sizeof(double));
   auto* exact = reinterpret_cast<double*>(scratch.data());
-  if (taps_.narrow) {
+  if (narrow) {
     double largest = 0.0;
     for (int64_t i = 0; i < out; ++i) {
       const Span span = axis.span(i);
@@ -192,6 +207,7 @@ AxisPlan::AxisPlan(Filter filter, Rounding rounding, int64_t in, int64_t out)
     count[i] = static_cast<int32_t>(span.count);
     offset[i] = end;
     for (int64_t k = 0; k < span.count; ++k) weights[end + k] = quantized(exact[k], taps_.shift);
+    pair_up(weights + end, span.count, narrow, pairs + end);
     end += (span.count + kTapGroup - 1) / kTapGroup * kTapGroup;
   }
 }

@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { naflexGrid } from '../../lib/image';
 import { describeGolden } from '../golden_cases/golden';
 
@@ -27,6 +29,23 @@ describe('naflexGrid', () => {
       expect(naflexGrid(height, width, 16, budget)).toEqual({ rows, columns });
     },
   );
+
+  // The search in Python's float64: extreme aspects, sides at and beside multiples of the patch,
+  // budgets from 1 to 4096.
+  test('equals the reference where rounding decides', () => {
+    const file = join(__dirname, '..', 'golden', 'image', 'naflex_grids.json');
+    const grids = JSON.parse(readFileSync(file, 'utf8')) as number[][];
+    expect(grids.length).toBeGreaterThan(800);
+    for (const [height, width, patch, budget, rows, columns] of grids) {
+      expect([height, width, patch, budget, naflexGrid(height, width, patch, budget)]).toEqual([
+        height,
+        width,
+        patch,
+        budget,
+        { rows, columns },
+      ]);
+    }
+  });
 
   test('never exceeds the budget', () => {
     for (let height = 1; height < 5000; height = Math.ceil(height * 1.7)) {

@@ -1,11 +1,14 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { RgbImage } from '../../lib/image';
 import { resizeImage } from '../../lib/image';
+import { Philox4x32 } from '../../lib/array/random';
 import { describeGolden } from '../golden_cases/golden';
 import { decodeImage } from '../../lib/image';
+import { resizeReference } from '../reference/resize';
 import { formulaImage, greyImage, red, sha256 } from './formula_image';
 
-type Filter = 'bilinear' | 'bicubic';
+type Filter = 'nearest' | 'lanczos' | 'bilinear' | 'bicubic' | 'box' | 'hamming';
 interface Resized {
   readonly height: number;
   readonly width: number;
@@ -101,9 +104,15 @@ describe('resizeImage equals Pillow on the formula image', () => {
     readFileSync(join(__dirname, '..', 'golden', 'image', 'pillow.json'), 'utf8'),
   ) as { resized: Resized[] };
   test.each(resized)(
-    '$height×$width to $toHeight×$toWidth, $resample',
-    async ({ height, width, toHeight, toWidth, resample, sha256: hash }) => {
-      const { data } = await resizeImage(formulaImage(height, width), toWidth, toHeight, resample);
+    '$height×$width to $toHeight×$toWidth, $resample $backend',
+    async ({ height, width, toHeight, toWidth, resample, backend, sha256: hash }) => {
+      const { data } = await resizeImage(
+        formulaImage(height, width),
+        toWidth,
+        toHeight,
+        resample,
+        backend,
+      );
       expect(sha256(data)).toBe(hash);
     },
   );
@@ -153,6 +162,75 @@ describe('resizeImage, small cases by value', () => {
     );
   });
 });
+
+describe('resizeImage equals the reference', () => {
+  const filters = ['nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming'] as const;
+  const expectSame = async (
+    [height, width, toHeight, toWidth]: readonly number[],
+    filter: Filter,
+    backend: 'pillow' | 'torchvision',
+  ): Promise<void> => {
+    const image = noise(height, width, random);
+    const expected = resizeReference(image, toWidth, toHeight, filter, backend);
+    const { data } = await resizeImage(image, toWidth, toHeight, filter, backend);
+    const at = data.findIndex((value, i) => value !== expected.data[i]);
+    expect([height, width, toHeight, toWidth, filter, backend, at, data[at]]).toEqual([
+      height,
+      width,
+      toHeight,
+      toWidth,
+      filter,
+      backend,
+      -1,
+      undefined,
+    ]);
+  };
+  const random = new Philox4x32(5, 'resize');
+
+  test.each([
+    [1, 1, 1, 1],
+    [1, 1, 17, 33],
+    [1, 500, 7, 3],
+    [500, 1, 3, 7],
+    [1, 37, 1, 90],
+    [37, 1, 90, 1],
+    [5, 6, 5, 60],
+    [5, 6, 50, 6],
+    [3, 1000, 300, 2],
+    [1000, 3, 2, 300],
+    [301, 3, 4, 40],
+    [301, 3, 302, 2],
+    [300, 3, 4, 40],
+    [700, 11, 1, 1],
+    [64, 64, 63, 65],
+    [9, 11, 8, 10],
+  ])('%i×%i to %i×%i, every filter', async (...sizes) => {
+    for (const filter of filters) await expectSame(sizes, filter, 'pillow');
+    for (const filter of ['bilinear', 'bicubic'] as const) {
+      await expectSame(sizes, filter, 'torchvision');
+    }
+  });
+
+  test('random sizes', async () => {
+    // Uniform in the logarithm, so that extreme shapes are common.
+    const side = (most: number): number => Math.floor(Math.exp(random.uniform() * Math.log(most)));
+    for (let round = 0; round < 120; round++) {
+      const sizes = [side(400), side(400), side(150), side(150)];
+      const filter = filters[random.integer(filters.length)];
+      await expectSame(sizes, filter, 'pillow');
+      await expectSame(sizes, round % 2 === 0 ? 'bilinear' : 'bicubic', 'torchvision');
+    }
+  });
+});
+
+function noise(height: number, width: number, random: Philox4x32): RgbImage {
+  // Blocks of the darkest and the brightest, so that cubic overshoot is cut at both ends.
+  const data = Uint8Array.from({ length: 3 * height * width }, () => {
+    const value = random.integer(512);
+    return value < 256 ? value : value < 384 ? 0 : 255;
+  });
+  return { data, width, height, channels: 3 };
+}
 
 // Photographs through the reference's own processors.
 describeGolden('preprocess', (golden) => {

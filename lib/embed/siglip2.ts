@@ -28,6 +28,12 @@ export interface LoadOptions {
   readonly device?: 'auto' | 'cpu' | 'cuda';
   /** Lower-case texts as in training. Default true; false gives the ids of `AutoTokenizer`. */
   readonly lowercase?: boolean;
+  /**
+   * Side in pixels of the images a fixed-resolution model is to take: its learned positions are
+   * resized (bicubic, as `interpolate_pos_encoding` of transformers), and images with them. Default:
+   * what it was trained with, which is most accurate.
+   */
+  readonly imageSize?: number;
 }
 
 export interface EmbedOptions {
@@ -112,7 +118,9 @@ export class Siglip2 {
         `Siglip2.load: source must be a folder, got ${source}, which does not exist`,
       );
     }
-    const { config, preprocessor, parameters } = await loadCheckpoint(source);
+    const { config, preprocessor, parameters } = await loadCheckpoint(source, {
+      imageSize: options.imageSize,
+    });
     const towers = new Towers(config, parameters);
     try {
       const tokenizer = await deferTokenizer(source, { lowercase: options.lowercase ?? true });

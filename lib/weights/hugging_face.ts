@@ -2,17 +2,18 @@
 import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DeviceArray } from '../array';
+import { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import { flatten } from '../graph';
+import { disposeArrays, flatten } from '../graph';
 import type { ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
-import { twoTowersParameters } from '../model';
+import { gridSide, twoTowersParameters } from '../model';
 import type { HostArray } from '../native/spec';
 import { elementsOf } from '../native/spec';
 import { formatConfig, parseConfig } from './config';
 import type { HuggingFaceTensor } from './hugging_face_names';
 import { huggingFaceTensors } from './hugging_face_names';
 import { readJsonFile } from './json_file';
+import { configForImageSize, resizePositionGrid } from './position_grid';
 import type { Preprocessor } from './preprocessor_config';
 import { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
 import type { StoredTensor, TensorSource } from './safetensors';
@@ -86,6 +87,11 @@ function fitting(preprocessor: Preprocessor, { vision }: ModelConfig, file: stri
 /** How a checkpoint is loaded. */
 export interface LoadCheckpointOptions {
   readonly signal?: AbortSignal;
+  /**
+   * Side in pixels of the images a fixed-resolution model is to take; its positions are resized to it.
+   * Default: what it was trained with. {@link loadParameters} takes no notice of it.
+   */
+  readonly imageSize?: number | undefined;
 }
 
 /**
@@ -103,11 +109,41 @@ export async function loadCheckpoint(
 ): Promise<Checkpoint> {
   const config = await readModelConfig(folder);
   const preprocessor = await readPreprocessor(folder, config);
+  const { imageSize } = options;
+  const wanted = imageSize === undefined ? config : configForImageSize(config, imageSize);
   const weights = openWeights(folder);
   try {
-    return { config, preprocessor, parameters: await loadParameters(weights, config, options) };
+    const parameters = await loadParameters(weights, config, options);
+    const checkpoint = { config, preprocessor, parameters };
+    return wanted === config ? checkpoint : await atImageSize(checkpoint, wanted);
   } finally {
     weights.dispose();
+  }
+}
+
+// The same model for images of the size that `config` says.
+async function atImageSize(
+  { preprocessor, parameters }: Checkpoint,
+  config: ModelConfig,
+): Promise<Checkpoint> {
+  const { vision } = config;
+  const old = parameters.vision.positions;
+  try {
+    const grid = await old.read();
+    if (vision.layout !== 'fixed' || preprocessor.layout !== 'fixed') {
+      return { config, preprocessor, parameters };
+    }
+    const resized = resizePositionGrid(grid as Float32Array, vision.width, gridSide(vision));
+    const positions = DeviceArray.from(resized, [vision.positions, vision.width]);
+    old.dispose();
+    return {
+      config,
+      preprocessor: { ...preprocessor, height: vision.imageSize, width: vision.imageSize },
+      parameters: { ...parameters, vision: { ...parameters.vision, positions } },
+    };
+  } catch (error) {
+    disposeArrays(parameters);
+    throw error;
   }
 }
 

@@ -51,12 +51,7 @@ function countsOf(repository: string): number[] {
   const table = parameterTable(config);
   const of = (tower: string): number =>
     parameterCount(table.filter(({ path }) => path.startsWith(tower)));
-  return [
-    huggingFaceTensors(config).length,
-    parameterCount(table),
-    of('vision.'),
-    of('text.'),
-  ];
+  return [huggingFaceTensors(config).length, parameterCount(table), of('vision.'), of('text.')];
 }
 
 function headerOf(repository: string): Buffer {

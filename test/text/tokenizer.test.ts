@@ -46,7 +46,8 @@ describe('ids of the reference', () => {
       texts: { text: string; token_ids_padded: number[] }[];
     };
     expect(texts).toHaveLength(8);
-    for (const { text, token_ids_padded: ids } of texts) expect([...tokenizer.encode(text)]).toEqual(ids);
+    for (const { text, token_ids_padded: ids } of texts)
+      expect([...tokenizer.encode(text)]).toEqual(ids);
   });
 
   // Ids of the published processor of google/siglip2-base-patch16-naflex.

@@ -7,7 +7,14 @@
 // The peers are those of bench/peers (npm ci --ignore-scripts there); without them ours is measured
 // alone. Both work on one thread; runs take turns, and the best of each counts.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { cpus } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -25,7 +32,7 @@ interface PeerTokenizer {
 interface Peer {
   readonly name: string;
   /** All ids of a text, the most it can be asked for. */
-  encode(text: string): ArrayLike<number>;
+  readonly encode: (text: string) => ArrayLike<number>;
 }
 
 interface Row {
@@ -136,7 +143,7 @@ function compare(
       return String(expected) !== String([...ours(text)]);
     }),
   ).length;
-  const [rate, ...others] = rates(texts, [ours, ...peers.map((peer) => peer.encode)]);
+  const [rate, ...others] = rates(texts, [ours, ...peers.map(({ encode }) => encode)]);
   const row = {
     texts: name,
     megabytesPerSecond: rate,
@@ -232,7 +239,10 @@ async function main(): Promise<void> {
   const tokenizer = (await loadTokenizer(folder)) as BytePairTokenizer;
   const peers = await peersOf(folder);
   const words = names();
-  const captions = Array.from({ length: 2000 }, (_, i) => `a photo of ${words[i]}, ${words[i + 1]}`);
+  const captions = Array.from(
+    { length: 2000 },
+    (_, i) => `a photo of ${words[i]}, ${words[i + 1]}`,
+  );
   const documents = (count: number, units: number): string[] =>
     Array.from({ length: count }, (_, i) => joined(words, 997 * i, units));
   const first = (text: string): Int32Array => tokenizer.ids(text, 63);
@@ -244,7 +254,12 @@ async function main(): Promise<void> {
     compare('texts of 1,000 letters, all ids', documents(50, 1000), all, peers, Infinity),
     compare('a text of 100,000 letters, all ids', documents(1, 100_000), all, peers, Infinity),
   ];
-  const results = { cpu: cpus()[0]?.model, rows, worst: worst(tokenizer), loading: loading(folder) };
+  const results = {
+    cpu: cpus()[0]?.model,
+    rows,
+    worst: worst(tokenizer),
+    loading: loading(folder),
+  };
   const path = join(__dirname, 'results', 'tokenizer.json');
   mkdirSync(dirname(path), { recursive: true });
   writeFileSync(`${path}.tmp`, `${JSON.stringify(results, null, 2)}\n`);

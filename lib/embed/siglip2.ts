@@ -33,6 +33,12 @@ export interface LoadOptions extends HubOptions {
    * `'text'` no preprocessor; calls that need the other tower throw ERR_ARGUMENT.
    */
   readonly towers?: TowerChoice;
+  /**
+   * Side in pixels of the images a fixed-resolution model is to take: its learned positions are
+   * resized (bicubic, as `interpolate_pos_encoding` of transformers), and images with them. Default:
+   * what it was trained with, which is most accurate.
+   */
+  readonly imageSize?: number;
 }
 
 export interface EmbedOptions {
@@ -110,6 +116,7 @@ export class Siglip2 {
     const found = await resolveCheckpoint(source, options, 'Siglip2.load');
     const { config, preprocessor, parameters } = await loadCheckpoint(found.path, {
       towers: loaded,
+      imageSize: options.imageSize,
       signal,
     });
     // Towers runs only what it is asked for, and Stages asks for no tower that is absent.

@@ -52,7 +52,7 @@ export function readSentencePiece(bytes: Uint8Array, file: string): SentencePiec
   const texts: Uint8Array[] = [];
   const scores: number[] = [];
   const types: number[] = [];
-  let kind: number = 1;
+  let kind = 1;
   let byteFallback = false;
   let whitespaceSuffix = false;
   let normalizer: NormalizerSpec = {

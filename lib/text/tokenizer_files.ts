@@ -153,10 +153,7 @@ async function addedTokens(folder: string): Promise<AddedToken[] | undefined> {
  *
  * @throws SiglipError ERR_FILE
  */
-export async function saveTokenizer(
-  folder: string,
-  tokenizer: BytePairTokenizer,
-): Promise<void> {
+export async function saveTokenizer(folder: string, tokenizer: BytePairTokenizer): Promise<void> {
   const special = (id: number): string => tokenizer.definition.pieces.text(id);
   await publishTogether(folder, async (files) => {
     await files.writeJson(CONFIG_FILE, {

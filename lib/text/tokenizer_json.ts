@@ -76,7 +76,8 @@ export function parseTokenizer(bytes: Uint8Array, file = 'tokenizer.json'): Toke
       content,
       special: special === true,
     })),
-    merges: typeof merges === 'number' ? mergesOf(new JsonCursor(file, bytes, merges), pieces) : merges,
+    merges:
+      typeof merges === 'number' ? mergesOf(new JsonCursor(file, bytes, merges), pieces) : merges,
     characters: pieces.characters(alone),
     bytes: json.model.byte_fallback === true ? byteIds : byteIds.fill(-1),
     unknown: unknownOf(json.model.unk_token ?? '<unk>', pieces, file),

@@ -147,7 +147,9 @@ export class UnigramTokenizer implements Tokenizer {
   }
 }
 
-// What Python calls white space, and its list of punctuation.
+// What Python calls white space, separators among the control characters included, and its list of
+// punctuation.
+// eslint-disable-next-line no-control-regex
 const SPACES = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/gu;
 const PUNCTUATION = /[!-/:-@[-`{-~]+/gu;
 

@@ -2,17 +2,18 @@
 import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DeviceArray } from '../array';
+import { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import { flatten } from '../graph';
+import { disposeArrays, flatten } from '../graph';
 import type { LeafBuilder, ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
-import { textParameters, visionParameters } from '../model';
+import { gridSide, textParameters, visionParameters } from '../model';
 import type { HostArray } from '../native/spec';
 import { elementsOf } from '../native/spec';
 import { formatConfig, parseConfig } from './config';
 import type { HuggingFaceTensor } from './hugging_face_names';
 import { huggingFaceTensors } from './hugging_face_names';
 import { readJsonFile } from './json_file';
+import { configForImageSize, resizePositionGrid } from './position_grid';
 import type { Preprocessor } from './preprocessor_config';
 import { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
 import type { StoredTensor, TensorSource } from './safetensors';
@@ -95,6 +96,11 @@ export interface LoadCheckpointOptions {
    * Without the vision tower preprocessor_config.json is not read and stands for what SigLIP 2 does.
    */
   readonly towers?: 'both' | 'vision' | 'text';
+  /**
+   * Side in pixels of the images a fixed-resolution model is to take; its positions are resized to it.
+   * Default: what it was trained with. {@link loadParameters} takes no notice of it.
+   */
+  readonly imageSize?: number | undefined;
 }
 
 /**
@@ -123,11 +129,44 @@ export async function loadCheckpoint(
     options.towers === 'text'
       ? defaultPreprocessor(config)
       : await readPreprocessor(folder, config);
+  const { imageSize } = options;
+  const wanted = imageSize === undefined ? config : configForImageSize(config, imageSize);
   const weights = openWeights(folder);
   try {
-    return { config, preprocessor, parameters: await loadParameters(weights, config, options) };
+    const parameters = await loadParameters(weights, config, options);
+    const checkpoint = { config, preprocessor, parameters };
+    return wanted === config ? checkpoint : await atImageSize(checkpoint, wanted);
   } finally {
     weights.dispose();
+  }
+}
+
+// The same model for images of the size that `config` says.
+async function atImageSize(
+  { preprocessor, parameters }: Checkpoint<LoadedParameters<DeviceArray>>,
+  config: ModelConfig,
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>> {
+  const { vision } = config;
+  const tower = parameters.vision;
+  // The text tower alone knows no size of images.
+  if (tower === undefined) return { config, preprocessor, parameters };
+  const old = tower.positions;
+  try {
+    const grid = await old.read();
+    if (vision.layout !== 'fixed' || preprocessor.layout !== 'fixed') {
+      return { config, preprocessor, parameters };
+    }
+    const resized = resizePositionGrid(grid as Float32Array, vision.width, gridSide(vision));
+    const positions = DeviceArray.from(resized, [vision.positions, vision.width]);
+    old.dispose();
+    return {
+      config,
+      preprocessor: { ...preprocessor, height: vision.imageSize, width: vision.imageSize },
+      parameters: { ...parameters, vision: { ...tower, positions } },
+    };
+  } catch (error) {
+    disposeArrays(parameters);
+    throw error;
   }
 }
 

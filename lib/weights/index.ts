@@ -21,6 +21,7 @@ export {
 export { huggingFaceName, huggingFaceTensors } from './hugging_face_names';
 export { NpzFile, openNpz } from './npz';
 export type { StoredDtype } from './number_formats';
+export { configForImageSize, resizePositionGrid } from './position_grid';
 export type {
   FixedPreprocessor,
   ImageBackend,

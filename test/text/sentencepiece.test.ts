@@ -47,7 +47,9 @@ describe('parseSentencePiece', () => {
 
   test('damaged bytes are refused', () => {
     expect(() => parseSentencePiece(MODEL.subarray(0, 30))).toThrow('a field is cut short');
-    expect(() => parseSentencePiece(Buffer.alloc(0))).toThrow('one of the pieces must be the unknown one');
+    expect(() => parseSentencePiece(Buffer.alloc(0))).toThrow(
+      'one of the pieces must be the unknown one',
+    );
     expect(() => parseSentencePiece(Buffer.from('{"json": 1}'))).toThrow(SiglipError);
     const random = new Philox4x32(8, 'sentencepiece');
     for (let round = 0; round < 300; round++) {

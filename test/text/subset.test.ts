@@ -2,12 +2,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Tokenizer } from '../../lib/text';
-import {
-  loadTokenizer,
-  saveTokenizer,
-  BytePairTokenizer,
-  TokenizerSubset,
-} from '../../lib/text';
+import { loadTokenizer, saveTokenizer, BytePairTokenizer, TokenizerSubset } from '../../lib/text';
 import { gemma } from './gemma';
 import { parsed, smallTokenizerJson } from './small_tokenizer';
 

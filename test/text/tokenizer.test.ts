@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
 import type { BytePairTokenizer } from '../../lib/text';
@@ -38,6 +38,16 @@ describe('ids of the reference', () => {
     const rows = readJsonLines<Row>(file);
     expect(rows.length).toBe(643);
     expect(mismatches(rows, (text) => asWritten.ids(text))).toEqual([]);
+  });
+
+  const corpus = join(SHARED_DATA, 'golden', 'naflex-512', 'corpus.json');
+  (existsSync(corpus) ? test : test.skip)('texts of the published naflex checkpoint', () => {
+    const { texts } = JSON.parse(readFileSync(corpus, 'utf8')) as {
+      texts: { text: string; token_ids_padded: number[] }[];
+    };
+    expect(texts).toHaveLength(8);
+    for (const { text, token_ids_padded: ids } of texts)
+      expect([...tokenizer.encode(text)]).toEqual(ids);
   });
 
   // Ids of the published processor of google/siglip2-base-patch16-naflex.
@@ -127,7 +137,10 @@ describe('encode', () => {
     ['Thai, without spaces', 'แมวนอนบนขอบหน้าต่าง'.repeat(2000)],
     ['Chinese', '敏捷的棕色狐狸跳过了懒狗'.repeat(2000)],
     ['halves of pairs', '\ud83e'.repeat(30_000)],
-    ['a word of random letters', Array.from({ length: 30_000 }, (_, i) => 'abc'[(i * i) % 3]).join('')],
+    [
+      'a word of random letters',
+      Array.from({ length: 30_000 }, (_, i) => 'abc'[(i * i) % 3]).join(''),
+    ],
   ])('the first ids of %s', (_, text) => {
     expect(tokenizer.ids(text, 63)).toEqual(tokenizer.ids(text).subarray(0, 63));
   });

@@ -69,10 +69,7 @@ describe('parseTokenizer', () => {
     ['normalizer must be Replace', { normalizer: { type: 'NFKC' } }],
     ['pre_tokenizer must be absent', { pre_tokenizer: { type: 'Whitespace' } }],
     ['added_tokens.0.lstrip must be false', { added_tokens: [{ ...token, lstrip: true }] }],
-    [
-      'id 9 must be of one piece, got at and <pad>',
-      { added_tokens: [{ ...token, id: 9 }] },
-    ],
+    ['id 9 must be of one piece, got at and <pad>', { added_tokens: [{ ...token, id: 9 }] }],
   ])('refuses: %s', (message, change) => {
     expect(() => tokenizer(change)).toThrow(message);
     expect(() => tokenizer(change)).toThrow(SiglipError);

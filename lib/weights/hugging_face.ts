@@ -25,6 +25,8 @@ import { expectNotAborted } from './weights';
 
 const CONFIG_FILE = 'config.json';
 const PREPROCESSOR_FILE = 'preprocessor_config.json';
+// Newer processors are saved whole; that of images is a part of the file.
+const PROCESSOR_FILE = 'processor_config.json';
 
 /** A model as it lies on a device. */
 export interface Checkpoint<Parameters = TwoTowersParameters<DeviceArray>> {
@@ -62,10 +64,17 @@ export async function readModelConfig(folder: string): Promise<ModelConfig> {
  * @throws SiglipError ERR_CONFIG
  */
 export async function readPreprocessor(folder: string, config: ModelConfig): Promise<Preprocessor> {
-  const content = await readJsonFile(folder, PREPROCESSOR_FILE, 'ERR_CONFIG');
+  const own = await readJsonFile(folder, PREPROCESSOR_FILE, 'ERR_CONFIG');
+  const content = own ?? imagePart(await readJsonFile(folder, PROCESSOR_FILE, 'ERR_CONFIG'));
   if (content === undefined) return defaultPreprocessor(config);
-  const file = join(folder, PREPROCESSOR_FILE);
+  const file = join(folder, own === undefined ? PROCESSOR_FILE : PREPROCESSOR_FILE);
   return fitting(parsePreprocessor(content, config.vision.layout, file), config, file);
+}
+
+function imagePart(processor: unknown): unknown {
+  return typeof processor === 'object' && processor !== null && 'image_processor' in processor
+    ? processor.image_processor
+    : undefined;
 }
 
 // A processor for another model is the most common reason for embeddings that mean nothing.

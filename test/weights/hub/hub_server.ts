@@ -64,6 +64,8 @@ export class HubServer {
   fault: (request: Seen) => Fault | undefined = () => undefined;
   /** Sizes that are listed instead of the true ones, by file. */
   readonly sizes = new Map<string, number>();
+  /** Name of this machine in addresses of the CDN; Python follows redirects to the same name. */
+  cdnHost = '127.0.0.1';
   /** Files of one page of a listing. */
   pageSize = 3;
   /** The token that opens private repositories. */
@@ -89,7 +91,7 @@ export class HubServer {
   }
 
   get cdnEndpoint(): string {
-    return addressOf(this.cdn);
+    return addressOf(this.cdn).replace('127.0.0.1', this.cdnHost);
   }
 
   /** Object id of a large file. */
@@ -245,7 +247,7 @@ export class HubServer {
         etag: `"${createHash('md5').update(oid).digest('hex')}"`,
         'x-linked-size': String(data.length),
         'x-linked-etag': `"${oid}"`,
-        location: `${addressOf(this.cdn)}/${oid}?signature=secret`,
+        location: `${this.cdnEndpoint}/${oid}?signature=secret`,
       })
       .end('Found');
   }

@@ -11,13 +11,7 @@ import type {
   VisionInput,
   VisionParameters,
 } from '../model';
-import {
-  textInputSpec,
-  textParameters,
-  textTower,
-  visionParameters,
-  visionTower,
-} from '../model';
+import { textInputSpec, textParameters, textTower, visionParameters, visionTower } from '../model';
 import type { Tensor } from '../graph';
 import { batchSpecs } from './collate';
 

@@ -67,10 +67,7 @@ export function textTower(
       onlyToken,
     });
     const tokens = onlyToken === undefined ? tap('tokens', encoded) : undefined;
-    const pooled = tap(
-      'pooled',
-      tokens === undefined ? encoded : pool(tokens, parameters, config),
-    );
+    const pooled = tap('pooled', tokens === undefined ? encoded : pool(tokens, parameters, config));
     const projected = tap(
       'projected',
       scope('head', () => linear(pooled, parameters.head)),

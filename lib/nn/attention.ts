@@ -61,7 +61,10 @@ export function pooledAttention(
   const byHead = (weight: Tensor): Tensor => ops.reshape(weight, [heads, headWidth, width]);
   const asking = extent(x, 0);
   const queries = ops.reshape(linear(x, query), [asking, heads, headWidth]);
-  const folded = ops.scaleBy(ops.groupMatmul(queries, byHead(key.weight)), 1 / Math.sqrt(headWidth));
+  const folded = ops.scaleBy(
+    ops.groupMatmul(queries, byHead(key.weight)),
+    1 / Math.sqrt(headWidth),
+  );
   const u = asking === 1 ? ops.reshape(folded, [heads, width]) : folded;
   const means = ops.attentionPool(memory, u, { keyMask, segments });
   const mixed = ops.groupMatmul(means, byHead(value.weight), { transposeB: true });

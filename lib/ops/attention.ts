@@ -76,7 +76,12 @@ const attentionForward = op<
       o: byHead(o, heads),
       lse,
     }),
-  gradient: ({ inputs: { q, k, v, keyMask, segments }, outputs: { o, lse }, attributes, gradients }) => {
+  gradient: ({
+    inputs: { q, k, v, keyMask, segments },
+    outputs: { o, lse },
+    attributes,
+    gradients,
+  }) => {
     if (gradients.o === undefined) return {};
     const { dq, dk, dv } = attentionBackward(
       { dout: gradients.o, q, k, v, keyMask, segments, o, lse },

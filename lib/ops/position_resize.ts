@@ -46,10 +46,8 @@ const positionResizeForward = op<
     dpositions === undefined
       ? {}
       : {
-          grid: positionResizeBackward(
-            { dpositions, shapes, segments },
-            { cells: extent(grid, 0) },
-          ).dgrid,
+          grid: positionResizeBackward({ dpositions, shapes, segments }, { cells: extent(grid, 0) })
+            .dgrid,
         },
 });
 

@@ -1,14 +1,10 @@
-// Forward: queries are the rows of a register tile, keys and then head width lie in its lanes:
-//   S = (c Q) · Kᵀ    O = P · V    c = scale · log2(e)
-// Q and P are read one scalar broadcast at a time, O is written as it is; only K is transposed, once
-// per head, when it is packed. Keys go by in blocks with a running maximum and sum per query (online
-// softmax).
-// Backward: the other way round, queries in the lanes, keys and head width over the rows:
-//   Sᵀ = K · (c Q)ᵀ   dPᵀ = V · dOᵀ   dQᵀ = Kᵀ · dSᵀ   dV = Pᵀ · dO   dK = dSᵀ · Q
-// so that what is summed over queries needs no second layout of P and dS.
-// Masked keys are left out when keys are packed, so they cost nothing and whatever they hold never
-// reaches a result. With fewer queries than half the lanes (pooling at one token) the lanes run over
-// the head width.
+// Queries lie side by side in the lanes, keys and head width run over the rows of a register tile:
+//   Sᵀ (keys, queries) = K · (c Q)ᵀ    Oᵀ (width, queries) = Vᵀ · Pᵀ    c = scale · log2(e)
+// so that K and V are read as they are, one scalar broadcast at a time, the softmax needs no sum
+// across lanes, and only Q, dO (in) and O, dQ (out) are transposed. Keys go by in blocks with a
+// running maximum and sum per query (online softmax). Masked keys are left out when keys are
+// packed, so they cost nothing and whatever they hold never reaches a result.
+// With fewer queries than half the lanes (pooling at one token) the lanes run over the head width.
 #include "ops/attention/attention.h"
 
 #include "cpu/check.h"
@@ -23,12 +19,6 @@ namespace {
 constexpr int64_t kBlockPanels = kPanel < 36 ? 72 / kPanel : 2;
 constexpr int64_t kQueryBlock = kBlockPanels * kPanel;
 constexpr int64_t kKeyBlock = 64;  // blocks of K and V and the scores stay in cache
-
-// The forward takes queries by rows and keys by panels; a block of both and its scores fit in the
-// first cache.
-constexpr int64_t kForwardQueries = 16;
-constexpr int64_t kForwardPanels = 120 / kPanel;
-constexpr int64_t kScoreStride = kForwardPanels * kPanel;
 
 constexpr int64_t kTaskProducts = int64_t{1} << 16;  // multiply-adds of the least task
 constexpr int64_t kForwardChunk = 144;               // queries of one unit of the forward
@@ -95,8 +85,7 @@ struct Items {
 };
 
 Extents extents_of(const In& q, const In& k, const MaybeIn& segments) {
-  const int64_t sequences =
-      segments.present() ? larger(0, segments.elements() - 1) : q.extent(0);
+  const int64_t sequences = segments.present() ? larger(0, segments.elements() - 1) : q.extent(0);
   return {q.extent(0), q.extent(1), k.extent(1),       q.extent(2),
           q.extent(3), sequences,   segments.present()};
 }
@@ -159,9 +148,9 @@ inline Vec log_of_sum(Vec x) {
 
 // y = factor · x
 void scale_row(const float* x, float factor, int64_t width, float* y) {
-  for (int64_t d = 0; d < width; d += kLanes) {
-    store_up_to(y + d, load_up_to(x + d, width - d) * splat(factor), width - d);
-  }
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) store(y + d, load(x + d) * splat(factor));
+  if (d < width) store_partial(y + d, load_partial(x + d, width - d) * splat(factor), width - d);
 }
 
 void zero_row(int64_t width, float* y) {
@@ -170,7 +159,9 @@ void zero_row(int64_t width, float* y) {
 
 // y = x, followed by zeros up to a whole number of vectors.
 void pad_row(const float* x, int64_t width, float* y) {
-  for (int64_t d = 0; d < width; d += kLanes) store(y + d, load_up_to(x + d, width - d));
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) store(y + d, load(x + d));
+  if (d < width) store(y + d, load_partial(x + d, width - d));
 }
 
 // Lane i = Σ_d a[i][d] · b[i][d] for i < rows (at least 1); the other lanes are of no meaning.
@@ -280,164 +271,88 @@ struct Forward {
 
 struct ForwardWorkspace {
   int64_t* item;  // whose keys are packed now
-  Keys* keys;     // few queries; else only their count
+  Keys* keys;
   KeyStore store;
-  float* queries;  // (kForwardQueries, padded width): c · Q; or one query
-  float* scores;   // (kForwardQueries, kScoreStride); or all scores of one query
-  float* outputs;  // (kForwardQueries, padded width), not yet divided by the sum
+  float* queries;  // (padded width, kPanel): a panel of c · Q; or one query
+  float* scores;   // (kKeyBlock, kPanel); or all scores of one query
+  float* outputs;  // (padded width, kPanel), not yet divided by the sum
 };
 
 ForwardWorkspace forward_workspace(const Extents& e, Carver& carver) {
   ForwardWorkspace w;
   w.item = carver.take<int64_t>(1);
   w.keys = carver.take<Keys>(1);
-  // Panels are nearly equal and so not all full: at most one vector in each is missing.
-  const int64_t keys = cut_panels(e.keys).count() * kPanel;
-  const int64_t panels = ceil_div(e.padded_width(), kPanel);
-  w.store.k = carver.take<float>(keys * e.padded_width());
-  w.store.v = carver.take<float>(keys * panels * kPanel);
-  w.store.index = carver.take<int32_t>(e.keys);
-  w.queries = carver.take<float>(kForwardQueries * e.padded_width());
-  w.scores = carver.take<float>(larger(kForwardQueries * kScoreStride, e.keys + kLanes));
-  w.outputs = carver.take<float>(kForwardQueries * e.padded_width());
+  w.store = take_keys(e, e.keys, carver);
+  w.queries = carver.take<float>(e.padded_width() * kPanel);
+  w.scores = carver.take<float>(larger(kKeyBlock * kPanel, e.keys + kLanes));
+  w.outputs = carver.take<float>(e.padded_width() * kPanel);
   return w;
 }
 
-// K to panels (panel, padded width, kPanel); V to panels of its columns (panel, key, kPanel).
-void pack_panels(const Forward& call, const Item& item, const ForwardWorkspace& w) {
-  const Extents& e = call.items.e;
-  const Rows k = {call.k + item.key, e.stride()};
-  const Rows v = {call.v + item.key, e.stride()};
-  const uint8_t* mask = call.mask_of(item);
-  int64_t count = item.keys;
-  if (mask != nullptr) {
-    count = 0;
-    for (int64_t key = 0; key < item.keys; ++key) {
-      if (mask[key] != 0) w.store.index[count++] = static_cast<int32_t>(key);
-    }
-  }
-  w.keys->count = count;
-  const auto row_of = [&](int64_t key) { return mask == nullptr ? key : w.store.index[key]; };
-  for_panels(count, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
-    float* packed = w.store.k + panel * e.padded_width() * kPanel;
-    Rows rows = {k.at(first), k.stride};
-    if (mask != nullptr) {
-      rows = {w.store.v, e.padded_width()};  // on the way to their panel
-      for (int64_t i = 0; i < size; ++i) {
-        pad_row(k.at(row_of(first + i)), e.width, w.store.v + i * e.padded_width());
-      }
-    }
-    rows_to_lanes<decltype(vectors)::value>(rows, size, e.width, 1.0F, packed);
-  });
-  const LaneParts columns = cut_panels(e.width);
-  for (int64_t key = 0; key < count; ++key) {
-    const float* row = v.at(row_of(key));
-    for (int64_t panel = 0; panel < columns.count(); ++panel) {
-      const int64_t first = columns.begin(panel);
-      pad_row(row + first, columns.end(panel) - first,
-              w.store.v + (panel * count + key) * kPanel);
-    }
-  }
-}
+// Up to kVectors · kLanes queries: `count` rows from q, o and lse on. At least one key.
+template <int kVectors>
+void forward_panel(const Keys& keys, Rows q, int64_t count, int64_t width, float c,
+                   const ForwardWorkspace& w, float* o, float* lse) {
+  rows_to_lanes<kVectors>(q, count, width, c, w.queries);
+  Vec highest[kVectors];
+  Vec total[kVectors] = {};
+  for (int j = 0; j < kVectors; ++j) highest[j] = splat(-__builtin_huge_valf());
 
-// Σ_j exp2(score[j] − most) over a row of whole vectors, which becomes the exponentials.
-Vec exponentials(float* scores, int64_t padded, float most) {
-  Vec sum = {};
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = exp2_nonpositive(load(scores + j) - splat(most));
-    store(scores + j, p);
-    sum += p;
-  }
-  return sum;
-}
-
-// `count` queries, at most kForwardQueries, against the packed keys, of which there is at least one.
-void forward_block(const Extents& e, Rows q, int64_t count, float c, const ForwardWorkspace& w,
-                   float* o, float* lse) {
-  float highest[kForwardQueries];
-  float rescale[kForwardQueries];
-  Vec sums[kForwardQueries];
-  float totals[kForwardQueries] = {};
-  for (int64_t i = 0; i < kForwardQueries; ++i) highest[i] = -__builtin_huge_valf();
-
-  const int64_t width = e.padded_width();
-  // Scaled here, and not with K, as the backward does it: it has to find the same scores.
-  for (int64_t i = 0; i < count; ++i) scale_row(q.at(i), c, e.width, w.queries + i * width);
-  const int64_t keys = w.keys->count;
-  const LaneParts panels = cut_panels(keys);
-  const Parts blocks = cut(panels.count(), kForwardPanels);
+  const Parts blocks = cut(keys.count, kKeyBlock);
   for (int64_t block = 0; block < blocks.count; ++block) {
-    const int64_t begin = panels.begin(blocks.begin(block));
-    const int64_t size = panels.end(blocks.end(block) - 1) - begin;
-    for (int64_t panel = blocks.begin(block); panel < blocks.end(block); ++panel) {
-      const int64_t first = panels.begin(panel);
-      const float* k = w.store.k + panel * width * kPanel;
-      with_constant<kTileVectors>(ceil_div(panels.end(panel) - first, kLanes), [&](auto vectors) {
-        constexpr int kVectors = decltype(vectors)::value;
-        for_tiles<kVectors>(count, [&](int64_t row, auto rows) {
-          Vec tile[decltype(rows)::value][kVectors] = {};
-          multiply(e.width, w.queries + row * width, width, 1, k, kPanel, tile);
-          store_tile(tile, w.scores + row * kScoreStride + first - begin, kScoreStride);
-        });
-      });
-    }
-
-    const int64_t padded = ceil_div(size, kLanes) * kLanes;
-    for (int64_t row = 0; row < count; ++row) {
-      float* scores = w.scores + row * kScoreStride;
-      for (int64_t j = size; j < padded; ++j) scores[j] = -__builtin_huge_valf();
-      Vec most = splat(highest[row]);
-      for (int64_t j = 0; j < padded; j += kLanes) most = max(load(scores + j), most);
-      const float now = reduce_max(most);
-      const Vec sum = exponentials(scores, padded, now);
-      if (block == 0) {
-        sums[row] = sum;
-      } else {
-        const Vec factor = exp2_nonpositive(splat(highest[row] - now));
-        rescale[row] = factor[0];
-        sums[row] = sums[row] * factor + sum;
+    const int64_t begin = blocks.begin(block);
+    const int64_t size = blocks.end(block) - begin;
+    Vec now[kVectors];
+    for (int j = 0; j < kVectors; ++j) now[j] = highest[j];
+    for_tiles<kVectors>(size, [&](int64_t key, auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      Vec tile[kRows][kVectors] = {};
+      multiply(width, keys.k.at(begin + key), keys.k.stride, 1, w.queries, kPanel, tile);
+      store_tile(tile, w.scores + key * kPanel, kPanel);
+      for (int i = 0; i < kRows; ++i) {
+        for (int j = 0; j < kVectors; ++j) now[j] = max(tile[i][j], now[j]);
       }
-      highest[row] = now;
+    });
+
+    Vec rescale[kVectors];  // of the former blocks; in the first, 2^-125 times nothing
+    Vec sum[kVectors] = {};
+    for (int j = 0; j < kVectors; ++j) rescale[j] = exp2_nonpositive(highest[j] - now[j]);
+    for (int64_t key = 0; key < size; ++key) {
+      for (int j = 0; j < kVectors; ++j) {
+        float* p = w.scores + key * kPanel + j * kLanes;
+        const Vec probability = exp2_nonpositive(load(p) - now[j]);
+        store(p, probability);
+        sum[j] += probability;
+      }
+    }
+    for (int j = 0; j < kVectors; ++j) {
+      total[j] = total[j] * rescale[j] + sum[j];
+      highest[j] = now[j];
     }
 
-    const bool last = block + 1 == blocks.count;
-    if (last) {
-      for (int64_t row = 0; row < count; ++row) totals[row] = reduce_add(sums[row]);
-    }
-    for_panels(e.width, [&](int64_t panel, int64_t first, int64_t columns, auto vectors) {
-      constexpr int kVectors = decltype(vectors)::value;
-      const float* v = w.store.v + (panel * keys + begin) * kPanel;
-      for_tiles<kVectors>(count, [&](int64_t row, auto rows) {
-        constexpr int kRows = decltype(rows)::value;
-        float* partial = w.outputs + row * width + first;
-        Vec tile[kRows][kVectors] = {};
-        if (block > 0) {
-          load_tile(partial, width, tile);
-          for (int i = 0; i < kRows; ++i) {
-            for (int j = 0; j < kVectors; ++j) tile[i][j] *= splat(rescale[row + i]);
-          }
-        }
-        multiply(size, w.scores + row * kScoreStride, kScoreStride, 1, v, kPanel, tile);
-        if (!last) {
-          store_tile(tile, partial, width);
-          return;
-        }
+    for_tiles<kVectors>(width, [&](int64_t d, auto rows) {
+      constexpr int kRows = decltype(rows)::value;
+      Vec tile[kRows][kVectors] = {};
+      if (block > 0) {
+        load_tile(w.outputs + d * kPanel, kPanel, tile);
         for (int i = 0; i < kRows; ++i) {
-          const Vec inverse = splat(1.0F / totals[row + i]);
-          float* out = o + (row + i) * q.stride + first;
-          for (int j = 0; j < kVectors; ++j) {
-            if (j * kLanes < columns) {
-              store_up_to(out + j * kLanes, tile[i][j] * inverse, columns - j * kLanes);
-            }
-          }
+          for (int j = 0; j < kVectors; ++j) tile[i][j] *= rescale[j];
         }
-      });
+      }
+      multiply(size, keys.v.at(begin) + d, 1, keys.v.stride, w.scores, kPanel, tile);
+      store_tile(tile, w.outputs + d * kPanel, kPanel);
     });
   }
-  for (int64_t row = 0; row < count; row += kLanes) {
-    const Vec value = load(highest + row) * splat(kLn2) + log_of_sum(load(totals + row));
-    store_up_to(lse + row, value, count - row);
+
+  Vec inverse[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    inverse[j] = splat(1.0F) / total[j];
+    const int64_t first = j * kLanes;
+    if (first < count) {
+      store_up_to(lse + first, highest[j] * splat(kLn2) + log_of_sum(total[j]), count - first);
+    }
   }
+  lanes_to_rows<kVectors>(w.outputs, inverse, count, width, o, q.stride);
 }
 
 // y (padded) = Σ_i weights[i] · rows[i]
@@ -466,28 +381,27 @@ void forward_row(const Extents& e, const Keys& keys, const float* q, float c,
     highest = max(load(w.scores + key), highest);
   }
   const float most = reduce_max(highest);
-  // What is past the last key adds 2^-125 to a sum of at least 1.
-  const float total =
-      reduce_add(exponentials(w.scores, ceil_div(keys.count, kLanes) * kLanes, most));
+  Vec sums = {};
+  for (int64_t key = 0; key < keys.count; key += kLanes) {
+    const Vec probability = exp2_nonpositive(load(w.scores + key) - splat(most));
+    store(w.scores + key, probability);
+    sums += probability;  // what is past the last key adds 2^-125 to a sum of at least 1
+  }
+  const float total = reduce_add(sums);
   mix_rows(w.scores, keys.v, keys.count, width, w.outputs);
   scale_row(w.outputs, 1.0F / total, e.width, o);
   const Vec log_total = log_of_sum(splat(total));
   *lse = most * kLn2 + log_total[0];
 }
 
-// Queries [begin, end) of an item; `next` is an item whose rows will be needed soon, or the same.
+// Queries [begin, end) of an item; `next` is the item whose rows will be needed after it.
 void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begin, int64_t end,
                   const ForwardWorkspace& w) {
   const Extents& e = call.items.e;
   const Item item = call.items.at(index);
-  const bool few = few_queries(item);
   if (*w.item != index) {
-    if (few) {
-      *w.keys = select_keys(e, item, 0, item.keys, call.k, call.v, call.mask_of(item),
-                            wants_packing(e, item), w.store);
-    } else {
-      pack_panels(call, item, w);
-    }
+    *w.keys = select_keys(e, item, 0, item.keys, call.k, call.v, call.mask_of(item),
+                          wants_packing(e, item), w.store);
     *w.item = index;
   }
   const Rows q = {call.q + item.query, e.stride()};
@@ -500,29 +414,29 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
     }
     return;
   }
-  if (few) {
+  if (few_queries(item)) {
     for (int64_t i = begin; i < end; ++i) {
       forward_row(e, *w.keys, q.at(i), call.c, w, o + i * e.stride(), lse + i);
     }
     return;
   }
   const Item after = call.items.at(next);
-  const Parts blocks = cut(end - begin, kForwardQueries);
-  for (int64_t block = 0; block < blocks.count; ++block) {
+  const int64_t panels = cut_panels(end - begin).count();
+  for_panels(end - begin, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
     if (next != index) {
-      const Parts ahead_q = {after.queries, blocks.count};
-      const Parts ahead_k = {after.keys, blocks.count};
-      prefetch_rows({call.q + after.query, e.stride()}, ahead_q.begin(block), ahead_q.end(block),
-                    e.width);
-      prefetch_rows({call.k + after.key, e.stride()}, ahead_k.begin(block), ahead_k.end(block),
-                    e.width);
-      prefetch_rows({call.v + after.key, e.stride()}, ahead_k.begin(block), ahead_k.end(block),
+      const Parts queries = {after.queries, panels};
+      const Parts keys = {after.keys, panels};
+      const int64_t from = keys.begin(panel);
+      const int64_t to = keys.end(panel);
+      prefetch_rows({call.k + after.key, e.stride()}, from, to, e.width);
+      prefetch_rows({call.v + after.key, e.stride()}, from, to, e.width);
+      prefetch_rows({call.q + after.query, e.stride()}, queries.begin(panel), queries.end(panel),
                     e.width);
     }
-    const int64_t first = begin + blocks.begin(block);
-    forward_block(e, {q.at(first), q.stride}, blocks.end(block) - blocks.begin(block), call.c,
-                  w, o + first * e.stride(), lse + first);
-  }
+    const int64_t at = begin + first;
+    forward_panel<decltype(vectors)::value>(*w.keys, {q.at(at), q.stride}, size, e.width, call.c, w,
+                                            o + at * e.stride(), lse + at);
+  });
 }
 
 // ---- Backward ----------------------------------------------------------------------------------
@@ -868,9 +782,9 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
     for (int64_t unit = tasks.begin(task); unit < tasks.end(task); ++unit) {
       const int64_t index = unit / chunks;
       const Item item = call.items.at(index);
-      const Parts mine = {ceil_div(item.queries, kForwardQueries), chunks};
-      const int64_t begin = mine.begin(unit % chunks) * kForwardQueries;
-      const int64_t end = smaller(item.queries, mine.end(unit % chunks) * kForwardQueries);
+      const Parts vectors = {ceil_div(item.queries, kLanes), chunks};
+      const int64_t begin = vectors.begin(unit % chunks) * kLanes;
+      const int64_t end = smaller(item.queries, vectors.end(unit % chunks) * kLanes);
       if (begin >= end) continue;
       forward_unit(call, index, smaller((unit + 1) / chunks, e.items() - 1), begin, end, w);
     }

@@ -31,8 +31,7 @@ struct Extents {
 };
 
 Extents extents_of(const In& x, const In& u, const MaybeIn& segments) {
-  const int64_t sequences =
-      segments.present() ? larger(0, segments.elements() - 1) : x.extent(0);
+  const int64_t sequences = segments.present() ? larger(0, segments.elements() - 1) : x.extent(0);
   return {x.extent(0), x.extent(1),        x.extent(2),  u.extent(-2),
           sequences,   segments.present(), u.rank() == 2};
 }
@@ -154,7 +153,8 @@ void mix_tokens(const Extents& e, const Tokens& tokens, const float* weights, co
     for (int64_t d = e.vectors_end(); d < e.width; ++d) {
       float sum = 0.0F;
       for_runs(tokens, [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) sum += weights[t * kPanel + head] * tokens.rows.at(t)[d];
+        for (int64_t t = begin; t < end; ++t)
+          sum += weights[t * kPanel + head] * tokens.rows.at(t)[d];
       });
       out[head * e.width + d] = factor[head] * sum;
     }
@@ -391,8 +391,8 @@ size_t attention_pool_backward_scratch(int threads, In x, In u, MaybeIn segments
   return scratch_bytes(threads, extents_of(x, u, segments), true);
 }
 
-void attention_pool_backward(Stream& stream, In dy, In x, In u, MaybeIn key_mask,
-                             MaybeIn segments, In y, In lse, Out dx, Out du, Scratch scratch) {
+void attention_pool_backward(Stream& stream, In dy, In x, In u, MaybeIn key_mask, MaybeIn segments,
+                             In y, In lse, Out dx, Out du, Scratch scratch) {
   constexpr char kName[] = "attention_pool_backward";
   const Extents e = check_operands(kName, x, u, key_mask, segments);
   check_elements(kName, "dy", dy, e.sequences * e.queries());

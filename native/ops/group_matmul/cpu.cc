@@ -22,8 +22,7 @@ size_t group_matmul_forward_scratch(int threads, In a, In b, int64_t transpose_b
   return gemm_scratch(threads, forward_shape(a, b, transpose_b != 0));
 }
 
-void group_matmul_forward(Stream& stream, In a, In b, int64_t transpose_b, Out y,
-                          Scratch scratch) {
+void group_matmul_forward(Stream& stream, In a, In b, int64_t transpose_b, Out y, Scratch scratch) {
   constexpr char kWho[] = "group_matmul_forward";
   check_rank(kWho, "a", a, 3);
   check_rank(kWho, "b", b, 3);

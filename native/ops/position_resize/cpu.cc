@@ -130,9 +130,7 @@ struct Geometry {
   const int32_t* starts;  // of packed images, else null
 
   int64_t rows() const { return starts == nullptr ? images * length : length; }
-  int64_t first(int64_t image) const {
-    return starts == nullptr ? image * length : starts[image];
-  }
+  int64_t first(int64_t image) const { return starts == nullptr ? image * length : starts[image]; }
   // The image a row lies in, given that of a row before it; `images` behind the last.
   int64_t image_of(int64_t row, int64_t image) const {
     if (starts == nullptr) return row / length;
@@ -206,8 +204,8 @@ void position_resize_forward(Stream& stream, In grid, In shapes, MaybeIn segment
   });
 }
 
-void position_resize_backward(Stream& stream, In dpositions, In shapes, MaybeIn segments,
-                              Out dgrid, Scratch scratch) {
+void position_resize_backward(Stream& stream, In dpositions, In shapes, MaybeIn segments, Out dgrid,
+                              Scratch scratch) {
   constexpr char kName[] = "position_resize_backward";
   const Geometry g = geometry(kName, dgrid, shapes, segments, dpositions);
   check_scratch(kName, scratch,

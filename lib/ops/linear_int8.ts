@@ -54,7 +54,8 @@ const linearInt8Forward = op<
       dtype: 'uint8',
       shape: [linearInt8Bytes(outputs, inputs)],
     });
-    if (bias !== null) expectSpec('linear_int8', 'bias', bias, { dtype: 'float32', shape: [outputs] });
+    if (bias !== null)
+      expectSpec('linear_int8', 'bias', bias, { dtype: 'float32', shape: [outputs] });
     if (residual !== null) expectSpec('linear_int8', 'residual', residual, y);
     return { pre: y, y };
   },

@@ -112,8 +112,10 @@ class PackedProduct {
     if (shape_.m == 0 || shape_.n == 0) return;
     const PreparedRows all = carve_rows(scratch.data, shape_.m);
     if (shared_) {
-      stream.parallel(parts(), [&](int64_t task, int) {
-        const Range rows = Range{0, shape_.m}.part(task, parts());
+      // A few rows are sooner prepared than a thread is woken.
+      const int64_t tasks = shape_.m * shape_.k < kSerialPrepare ? 1 : parts();
+      stream.parallel(tasks, [&](int64_t task, int) {
+        const Range rows = Range{0, shape_.m}.part(task, tasks);
         for (int64_t row = rows.begin; row < rows.end; ++row) {
           all.scales[row] = prepare(row, all.cells + row * stride_);
         }
@@ -164,6 +166,7 @@ class PackedProduct {
   static constexpr int64_t kDepthUnit = 4;  // cuts of k lie at multiples of so many cells
   // Fewer multiply-adds than this are not worth a task.
   static constexpr int64_t kTaskProducts = int64_t{1} << 17;
+  static constexpr int64_t kSerialPrepare = int64_t{1} << 14;
 
   static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
   static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

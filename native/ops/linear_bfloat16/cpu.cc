@@ -1,8 +1,8 @@
 #include "ops/linear_bfloat16/linear_bfloat16.h"
 
+#include "cpu/activation.h"
 #include "cpu/check.h"
 #include "cpu/packed_product.h"
-#include "ops/linear/linear.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {

@@ -1,8 +1,8 @@
 #include <limits>
 
+#include "cpu/activation.h"
 #include "cpu/check.h"
 #include "cpu/packed_product.h"
-#include "ops/linear/linear.h"
 #include "ops/linear_int8/linear_int8.h"
 
 namespace siglip::SIGLIP_CPU {

@@ -88,6 +88,7 @@ static inline UintVec round_to_bfloat16(Vec x) {
 
 struct PairCells {
   using Sum = IntVec;
+  static constexpr bool kIntegers = true;
   static constexpr int kGroup = 2;
   static constexpr int kStoredGroup = 2;
   static constexpr int kWeightBytes = 1;
@@ -133,6 +134,7 @@ struct PairCells {
 // and keeps its sum in the register (GCC 12 spills those of the intrinsic).
 struct ByteCells {
   using Sum = IntVec;
+  static constexpr bool kIntegers = true;
   static constexpr int kGroup = 4;
   static constexpr int kStoredGroup = 4;
   static constexpr int kWeightBytes = 1;
@@ -164,6 +166,7 @@ struct ByteCells {
 
 struct FloatCells {
   using Sum = Vec;
+  static constexpr bool kIntegers = false;
   static constexpr int kGroup = 1;
   static constexpr int kStoredGroup = 2;
   static constexpr int kWeightBytes = 2;
@@ -186,7 +189,8 @@ struct FloatCells {
 #if defined(SIGLIP_ISA_AVX512)
 // Only where Features::bfloat16 says so.
 struct Bfloat16Cells {
-  using Sum = Vec;
+  using Sum = IntVec;  // bits of floats: of float vectors GCC 12 spills the sums
+  static constexpr bool kIntegers = false;
   static constexpr int kGroup = 2;
   static constexpr int kStoredGroup = 2;
   static constexpr int kWeightBytes = 2;
@@ -194,7 +198,7 @@ struct Bfloat16Cells {
 
   static void widen(const uint8_t*, int64_t, Cell*) {}
 
-  [[gnu::always_inline]] static Vec add_product(Vec sum, IntVec row, IntVec columns) {
+  [[gnu::always_inline]] static IntVec add_product(IntVec sum, IntVec row, IntVec columns) {
 #if defined(__AVX512F__) && !defined(SIGLIP_EMULATED)
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(row), "v"(columns));
     return sum;
@@ -202,9 +206,11 @@ struct Bfloat16Cells {
     // The upper products first, as the instruction does.
     const UintVec a = reinterpret_cast<UintVec>(row);
     const UintVec b = reinterpret_cast<UintVec>(columns);
-    const Vec upper = multiply_add(reinterpret_cast<Vec>(a & 0xffff0000U),
-                                   reinterpret_cast<Vec>(b & 0xffff0000U), sum);
-    return multiply_add(reinterpret_cast<Vec>(a << 16), reinterpret_cast<Vec>(b << 16), upper);
+    const Vec upper =
+        multiply_add(reinterpret_cast<Vec>(a & 0xffff0000U), reinterpret_cast<Vec>(b & 0xffff0000U),
+                     reinterpret_cast<Vec>(sum));
+    return reinterpret_cast<IntVec>(
+        multiply_add(reinterpret_cast<Vec>(a << 16), reinterpret_cast<Vec>(b << 16), upper));
 #endif
   }
 };

@@ -292,8 +292,8 @@ class PackedProduct {
 
   // ---- Epilogue ----
 
-  static Vec to_float(Vec sum, float, const PackedOutput&, int64_t) { return sum; }
   static Vec to_float(IntVec sum, float row_scale, const PackedOutput& output, int64_t column) {
+    if constexpr (!Cells::kIntegers) return reinterpret_cast<Vec>(sum);
     if (output.corrections != nullptr) {
       sum = reinterpret_cast<IntVec>(
           reinterpret_cast<UintVec>(sum) -
@@ -317,7 +317,7 @@ class PackedProduct {
           whole || left >= kLanes ? store(p + j, v) : store_partial(p + j, v, left);
         };
         const IntVec sum = load_cells(sums + i * kColumns + j);
-        Vec v = to_float(reinterpret_cast<typename Cells::Sum>(sum), scales[i], output, column + j);
+        Vec v = to_float(sum, scales[i], output, column + j);
         if (output.bias != nullptr) v += get(output.bias + column);
         if (output.pre != nullptr) put(output.pre + offset, v);
         if (output.gelu) v = gelu(v);

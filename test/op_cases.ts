@@ -5,6 +5,7 @@
 import { DeviceArray } from '../lib/array';
 import type { DType, Program, Spec, Tensor } from '../lib/graph';
 import { compile, gradient } from '../lib/graph';
+import { loadAddon } from '../lib/native/load';
 import type { HostArray } from '../lib/native/spec';
 import * as ops from '../lib/ops';
 import * as adam from './reference/adam';
@@ -17,6 +18,8 @@ import * as groupMatmul from './reference/group_matmul';
 import * as l2Normalize from './reference/l2_normalize';
 import * as layerNorm from './reference/layer_norm';
 import * as linear from './reference/linear';
+import * as linearBfloat16 from './reference/linear_bfloat16';
+import * as linearInt8 from './reference/linear_int8';
 import * as matmul from './reference/matmul';
 import type { NdArray } from './reference/nd_array';
 import { elements, item, map, ndArray, reshape, scalar } from './reference/nd_array';
@@ -195,6 +198,164 @@ function mlpCase(lead: readonly number[], D: number, hidden: number): OpCase {
     cost: {
       forward: { flops: 4 * M * D * hidden, bytes: traffic },
       backward: { flops: 8 * M * D * hidden, bytes: 2 * traffic },
+    },
+  });
+}
+
+interface PackedLinear {
+  readonly op: 'linear_int8' | 'linear_bfloat16';
+  readonly bytes: (outputs: number, inputs: number) => number;
+  readonly pack: (weight: Tensor) => Tensor;
+  readonly forward: typeof ops.linearInt8;
+  /** x, W -> x · Wᵀ as the kernel computes it, before the bias. */
+  readonly product: (x: NdArray, weight: NdArray) => NdArray;
+  readonly weightBytes: number;
+}
+
+const int8: PackedLinear = {
+  op: 'linear_int8',
+  bytes: ops.linearInt8Bytes,
+  pack: ops.packLinearInt8,
+  forward: ops.linearInt8,
+  product: (x, weight) =>
+    linearInt8.product(
+      x,
+      weight,
+      linearInt8.levels(weight.shape[1], loadAddon().describe().features.includes('vnni')),
+    ),
+  weightBytes: 1,
+};
+
+const bfloat16: PackedLinear = {
+  op: 'linear_bfloat16',
+  bytes: ops.linearBfloat16Bytes,
+  pack: ops.packLinearBfloat16,
+  forward: ops.linearBfloat16,
+  product: linearBfloat16.product,
+  weightBytes: 2,
+};
+
+function withBias(x: NdArray, bias: NdArray): NdArray {
+  const N = bias.data.length;
+  return { shape: x.shape, data: x.data.map((value, i) => value + bias.data[i % N]) };
+}
+
+/** Packs and multiplies: against the same arithmetic in float64. */
+function packedLinearCase(
+  form: PackedLinear,
+  lead: readonly number[],
+  K: number,
+  N: number,
+  options: Options = {},
+  suffix = '',
+): OpCase {
+  const M = elements(lead);
+  const traffic = floats(M * K, M * N) + form.weightBytes * N * K;
+  return opCase({
+    op: form.op,
+    name: `${text([...lead, K])} to ${String(N)}${suffix}`,
+    operands: {
+      x: f32([...lead, K], { differentiable: false, ...options }),
+      weight: f32([N, K], { draw: scaled(1 / Math.sqrt(K)), differentiable: false }),
+      bias: f32([N], { differentiable: false }),
+    },
+    apply: (t) => ({ y: form.forward(t.x, form.pack(t.weight), N, t.bias) }),
+    reference: (a) => ({ y: withBias(form.product(a.x, a.weight), a.bias) }),
+    refuses: [
+      { x: [...lead, K + 4] },
+      { weight: [N, K + 4] },
+      { weight: [N + 64, K] },
+      { weight: [N * K] },
+      { bias: [N + 1] },
+      { bias: [1, N] },
+    ],
+    cost: { forward: { flops: 2 * M * N * K, bytes: traffic } },
+  });
+}
+
+/** GELU into the epilogue of the first layer, the residual into the second's. */
+function packedMlpCase(
+  form: PackedLinear,
+  lead: readonly number[],
+  D: number,
+  hidden: number,
+): OpCase {
+  const M = elements(lead);
+  const fixed = { differentiable: false };
+  return opCase({
+    op: form.op,
+    name: `${text([...lead, D])} through ${String(hidden)} with GELU and residual`,
+    operands: {
+      x: f32([...lead, D], fixed),
+      inner: f32([...lead, hidden], fixed),
+      weight1: f32([hidden, D], { ...fixed, draw: scaled(1 / Math.sqrt(D)) }),
+      bias1: f32([hidden], fixed),
+      weight2: f32([D, hidden], { ...fixed, draw: scaled(1 / Math.sqrt(hidden)) }),
+      bias2: f32([D], fixed),
+    },
+    // Two layers that do not feed each other: a value on the border of two integers may fall to
+    // either side after the first layer's roundings.
+    apply: (t) => {
+      const before = form.forward(t.x, form.pack(t.weight1), hidden, t.bias1);
+      return {
+        before,
+        activated: ops.gelu(before),
+        y: ops.add(t.x, form.forward(t.inner, form.pack(t.weight2), D, t.bias2)),
+      };
+    },
+    reference: (a) => {
+      const before = withBias(form.product(a.x, a.weight1), a.bias1);
+      return {
+        before,
+        activated: gelu.gelu(before),
+        y: elementwise.add(a.x, withBias(form.product(a.inner, a.weight2), a.bias2)),
+      };
+    },
+    cost: {
+      forward: {
+        flops: 4 * M * D * hidden,
+        bytes: floats(2 * M * D, 2 * M * hidden) + 2 * form.weightBytes * D * hidden,
+      },
+    },
+  });
+}
+
+/**
+ * One layer with its weight packed beforehand and GELU or a residual in its epilogue, as a tower runs
+ * it: for the benchmark. The packed bytes are those of a weight of zeros.
+ */
+function packedLayerCase(
+  form: PackedLinear,
+  M: number,
+  K: number,
+  N: number,
+  epilogue: 'bias' | 'gelu' | 'residual',
+): OpCase {
+  const fixed = { differentiable: false };
+  return opCase({
+    op: form.op,
+    name: `${text([M, K])} to ${String(N)}, ${epilogue}`,
+    operands: {
+      x: f32([M, K], fixed),
+      packed: operand('uint8', [form.bytes(N, K)], { draw: () => 0 }),
+      bias: f32([N], fixed),
+      ...(epilogue === 'residual' ? { residual: f32([M, N], fixed) } : {}),
+    },
+    apply: (t) => {
+      const y = form.forward(t.x, t.packed, N, t.bias);
+      if (epilogue === 'residual') return { y: ops.add(t.residual, y) };
+      return { y: epilogue === 'gelu' ? ops.gelu(y) : y };
+    },
+    reference: ({ bias, residual }) => {
+      const y = withBias({ shape: [M, N], data: new Float64Array(M * N) }, bias);
+      if (epilogue === 'residual') return { y: elementwise.add(residual, y) };
+      return { y: epilogue === 'gelu' ? gelu.gelu(y) : y };
+    },
+    cost: {
+      forward: {
+        flops: 2 * M * N * K,
+        bytes: floats(M * K, M * N) + form.weightBytes * N * K,
+      },
     },
   });
 }
@@ -1038,6 +1199,26 @@ export const opCases: readonly OpCase[] = [
   linearCase([5], 192, 300),
   mlpCase([2, 7], 24, 40),
   mlpCase([1, 1], 17, 65),
+  ...[int8, bfloat16].flatMap((form) => [
+    packedLinearCase(form, [1], 1, 1),
+    packedLinearCase(form, [3], 5, 7),
+    packedLinearCase(form, [2, 9], 48, 144),
+    packedLinearCase(form, [17], 33, 16),
+    packedLinearCase(form, [13], 1, 65),
+    packedLinearCase(form, [5], 1, 64),
+    packedLinearCase(form, [6], 201, 1),
+    packedLinearCase(form, [1], 515, 67),
+    packedLinearCase(form, [7], 1307, 35),
+    packedLinearCase(form, [70], 200, 96),
+    packedLinearCase(form, [4], 31, 20, { draw: () => 0 }, ' of zeros'),
+    packedLinearCase(form, [4], 31, 20, { draw: () => 3.25 }, ' of one value'),
+    packedLinearCase(form, [4], 260, 20, { draw: (r) => r.normal() ** 7 }, ' with outliers'),
+    packedLinearCase(form, [4], 31, 20, { draw: scaled(1e-25) }, ' tiny'),
+    packedLinearCase(form, [4], 31, 20, { draw: scaled(1e30) }, ' huge'),
+    packedMlpCase(form, [2, 7], 24, 40),
+    packedMlpCase(form, [1, 1], 17, 65),
+    packedLayerCase(form, 5, 12, 70, 'gelu'),
+  ]),
   matmulCase(1, 1, 1, false, false),
   matmulCase(7, 19, 5, false, false),
   matmulCase(33, 40, 18, true, false),
@@ -1177,6 +1358,13 @@ export const opCases: readonly OpCase[] = [
 export const splitCases: readonly OpCase[] = [
   linearCase([300], 256, 384),
   mlpCase([200], 128, 200),
+  ...[int8, bfloat16].flatMap((form) => [
+    packedLinearCase(form, [300], 256, 384),
+    packedLinearCase(form, [196], 140, 200),
+    packedLinearCase(form, [3], 700, 500),
+    packedLinearCase(form, [150], 2100, 40),
+    packedMlpCase(form, [200], 128, 200),
+  ]),
   matmulCase(260, 140, 300, false, true),
   matmulCase(260, 300, 140, true, false),
   attentionCase({ B: 4, Tq: 100, Tk: 100, heads: 4, headWidth: 32 }),
@@ -1225,6 +1413,16 @@ export const modelCases: readonly OpCase[] = [
   linearCase([TOWER_ROWS], 3072, 768),
   linearCase([1], 768, 768),
   mlpCase([TOWER_ROWS], 768, 3072),
+  ...[int8, bfloat16].flatMap((form) =>
+    [196, TOWER_ROWS].flatMap((rows) => [
+      packedLayerCase(form, rows, 768, 2304, 'bias'),
+      packedLayerCase(form, rows, 768, 768, 'residual'),
+      packedLayerCase(form, rows, 768, 3072, 'gelu'),
+      packedLayerCase(form, rows, 3072, 768, 'residual'),
+    ]),
+  ),
+  packedLayerCase(int8, 1, 768, 3072, 'bias'),
+  packedLayerCase(bfloat16, 1, 768, 3072, 'bias'),
   attentionCase({ B: 8, Tq: 196, Tk: 196, heads: 12, headWidth: 64 }),
   attentionCase({ B: 16, Tq: 64, Tk: 64, heads: 12, headWidth: 64 }),
   attentionCase({ B: 8, Tq: 1, Tk: 196, heads: 12, headWidth: 64 }),

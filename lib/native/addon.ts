@@ -9,6 +9,11 @@ export type InstructionSet = 'generic' | 'avx2' | 'avx512';
 export interface NativeDescription {
   /** The instruction set in use: the widest this machine has, or what `SIGLIP2_ISA` asks for. */
   readonly isa: InstructionSet;
+  /**
+   * Instructions in use that not every machine with the set has: `vnni` multiplies bytes, `bf16`
+   * bfloat16. `SIGLIP2_ISA=avx512,novnni,nobf16` switches them off.
+   */
+  readonly features: readonly ('vnni' | 'bf16')[];
   /** Threads a kernel runs on: the physical cores, or `SIGLIP2_THREADS`. */
   readonly threads: number;
   readonly kernels: readonly { readonly name: string; readonly arguments: ArgumentSignature[] }[];
@@ -166,6 +171,10 @@ export interface Addon {
     into: Uint8Array,
   ): Promise<void>;
   memory(): NativeMemory;
-  /** Peak of fused multiply-adds measured for that long on all threads, FLOP/s. Blocks. */
-  peak(seconds: number): number;
+  /**
+   * Peak of multiply-adds on registers alone, measured for that long on all threads, FLOP/s: fused
+   * float32 ones (the default), or what the int8 and bfloat16 products consist of on this machine.
+   * Blocks.
+   */
+  peak(seconds: number, precision?: 'float32' | 'int8' | 'bfloat16'): number;
 }

@@ -57,6 +57,11 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
     }
     Napi::Object description = Napi::Object::New(env);
     description.Set("isa", name_of(active_isa()));
+    Napi::Array features = Napi::Array::New(env);
+    uint32_t count = 0;
+    if (configured_features().vnni) features.Set(count++, "vnni");
+    if (configured_features().bf16) features.Set(count++, "bf16");
+    description.Set("features", features);
     description.Set("threads", Device::cpu().threads());
     description.Set("kernels", list);
     return description;
@@ -83,7 +88,8 @@ Napi::Value memory(const Napi::CallbackInfo& info) {
 // The best of many short stretches, since anything else that runs can only make one slower.
 class PeakJob : public Job {
  public:
-  PeakJob(double seconds, std::promise<double> best) : seconds_(seconds), best_(std::move(best)) {}
+  PeakJob(double seconds, Precision precision, std::promise<double> best)
+      : seconds_(seconds), precision_(precision), best_(std::move(best)) {}
 
   void run(Stream& stream) override {
     using Clock = std::chrono::steady_clock;
@@ -94,7 +100,7 @@ class PeakJob : public Job {
     const Clock::time_point start = Clock::now();
     do {
       const Clock::time_point begin = Clock::now();
-      const double flops = multiply_add(stream, kRounds);
+      const double flops = multiply_add(stream, precision_, kRounds);
       rate_ = std::max(rate_, flops / since(begin));
     } while (since(start) < seconds_ && !stream.cancelled());
   }
@@ -108,9 +114,21 @@ class PeakJob : public Job {
 
  private:
   double seconds_;
+  Precision precision_;
   double rate_ = 0;
   std::promise<double> best_;
 };
+
+Precision to_precision(const Napi::Value& value) {
+  const std::string name = value.IsUndefined() ? "float32"
+                           : value.IsString()  ? value.As<Napi::String>().Utf8Value()
+                                               : text_of(value);
+  if (name == "float32") return Precision::kFloat32;
+  if (name == "int8") return Precision::kInt8;
+  if (name == "bfloat16") return Precision::kBfloat16;
+  throw Error("ERR_ARGUMENT",
+              "peak: precision must be float32, int8 or bfloat16, got " + text_of(value));
+}
 
 Napi::Value peak(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
@@ -119,9 +137,10 @@ Napi::Value peak(const Napi::CallbackInfo& info) {
     if (!(seconds > 0 && seconds <= kMaxSeconds)) {
       throw Error("ERR_ARGUMENT", "peak: seconds must be in (0, 60], got " + text_of(info[0]));
     }
+    const Precision precision = to_precision(info[1]);
     std::promise<double> promise;
     std::future<double> best = promise.get_future();
-    Device::cpu().submit(std::make_unique<PeakJob>(seconds, std::move(promise)));
+    Device::cpu().submit(std::make_unique<PeakJob>(seconds, precision, std::move(promise)));
     return Napi::Number::New(info.Env(), best.get());
   });
 }

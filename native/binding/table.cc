@@ -12,6 +12,8 @@
 #include "ops/l2_normalize/l2_normalize.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/linear/linear.h"
+#include "ops/linear_bfloat16/linear_bfloat16.h"
+#include "ops/linear_int8/linear_int8.h"
 #include "ops/matmul/matmul.h"
 #include "ops/normalize_pixels/normalize_pixels.h"
 #include "ops/patchify/patchify.h"
@@ -62,6 +64,12 @@ std::vector<Kernel> rows(Isa isa) {
                             "dy", "weight", "residual", "dx"),
       SIGLIP_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //
                             "dy", "x", "dweight", "dbias"),
+      SIGLIP_KERNEL(linear_int8_pack, "weight", "packed"),
+      SIGLIP_KERNEL_SCRATCH(linear_int8_forward, ("x", "y"),  //
+                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_KERNEL(linear_bfloat16_pack, "weight", "packed"),
+      SIGLIP_KERNEL_SCRATCH(linear_bfloat16_forward, ("x", "y"),  //
+                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
       SIGLIP_KERNEL_SCRATCH(matmul_forward, ("a", "b", "transpose_a", "transpose_b"),  //
                             "a", "b", "transpose_a", "transpose_b", "y"),
       SIGLIP_KERNEL_SCRATCH(group_matmul_forward, ("a", "b", "transpose_b"),  //
@@ -146,8 +154,16 @@ const ResampleKernels& resample_kernels() {
   return kernels;
 }
 
-double multiply_add(Stream& stream, int64_t rounds) {
-  return SIGLIP_VARIANTS(multiply_add).pick(active_isa())(stream, rounds);
+double multiply_add(Stream& stream, Precision precision, int64_t rounds) {
+  const Isa isa = active_isa();
+  switch (precision) {
+    case Precision::kInt8:
+      return SIGLIP_VARIANTS(multiply_add_int8).pick(isa)(stream, rounds);
+    case Precision::kBfloat16:
+      return SIGLIP_VARIANTS(multiply_add_bfloat16).pick(isa)(stream, rounds);
+    default:
+      return SIGLIP_VARIANTS(multiply_add).pick(isa)(stream, rounds);
+  }
 }
 
 }  // namespace siglip

@@ -19,7 +19,9 @@ const std::vector<Kernel>& kernels();
 // The loops of cpu/resample.h, likewise.
 const ResampleKernels& resample_kernels();
 
-// multiply_add of cpu/peak.h, likewise.
-double multiply_add(Stream& stream, int64_t rounds);
+enum class Precision { kFloat32, kInt8, kBfloat16 };
+
+// multiply_add of cpu/peak.h in that precision, likewise.
+double multiply_add(Stream& stream, Precision precision, int64_t rounds);
 
 }  // namespace siglip

@@ -34,7 +34,8 @@ const int = (...choices) => ({ choices });
 const list = (...items) => ({ items });
 
 // Operands that fit, in C++ order without scratch. A letter is one extent throughout a call; `Q`
-// stands for two patches, `G` for N · N, `S` for B + 1.
+// stands for two patches, `G` for N · N, `S` for B + 1, `INT8` and `BFLOAT16` for the bytes of a
+// packed weight.
 const CALLS = {
   linear_forward: [
     f('M', 'K'),
@@ -47,6 +48,26 @@ const CALLS = {
   ],
   linear_backward_input: [f('M', 'N'), f('N', 'K'), f('M', 'K'), f('M', 'K')],
   linear_backward_weight: [f('M', 'N'), f('M', 'K'), f('N', 'K'), f('N')],
+  linear_int8_pack: [f('N', 'K'), u('INT8')],
+  linear_int8_forward: [
+    f('M', 'K'),
+    u('INT8'),
+    f('N'),
+    f('M', 'N'),
+    int(0, 1),
+    f('M', 'N'),
+    f('M', 'N'),
+  ],
+  linear_bfloat16_pack: [f('N', 'K'), u('BFLOAT16')],
+  linear_bfloat16_forward: [
+    f('M', 'K'),
+    u('BFLOAT16'),
+    f('N'),
+    f('M', 'N'),
+    int(0, 1),
+    f('M', 'N'),
+    f('M', 'N'),
+  ],
   matmul_forward: [f('M', 'K'), f('K', 'N'), int(0), int(0), f('M', 'N')],
   group_matmul_forward: [f('M', 'H', 'K'), f('H', 'K', 'N'), int(0), f('M', 'H', 'N')],
   group_matmul_outer: [f('M', 'H', 'K'), f('M', 'H', 'N'), f('H', 'K', 'N')],
@@ -182,6 +203,9 @@ function fittingCall(kernel) {
   letters.G = letters.N * letters.N;
   letters.S = letters.B + 1;
   letters.CPP = letters.C * letters.P * letters.P;
+  const [rows, steps] = [64 * Math.ceil(letters.N / 64), 4 * Math.ceil(letters.K / 4)];
+  letters.INT8 = rows * (steps + 8);
+  letters.BFLOAT16 = 2 * rows * steps;
   const extent = (dim) => (typeof dim === 'number' ? dim : letters[dim]);
   const make = (spec) => {
     if (spec.items) return spec.items.map(make);

@@ -517,7 +517,7 @@ async function accuracy(context: Context): Promise<void> {
   if (processor.layout !== 'fixed') throw new Error('accuracy: layout must be fixed');
   const values: Float32Array[] = [];
   for (const file of files) {
-    values.push(processor.batch([await decodeImage(file, {})]).images);
+    values.push((await processor.batch([await decodeImage(file, {})])).images);
   }
   const images = values.map((pixels) => ({ pixelValues: pixels }));
   const ids = textIds(64, config.text.length, config.text.vocabulary);

@@ -11,15 +11,9 @@ import type {
   VisionInput,
   VisionParameters,
 } from '../model';
-import {
-  textInputSpec,
-  textParameters,
-  textTower,
-  visionInputSpecs,
-  visionParameters,
-  visionTower,
-} from '../model';
+import { textInputSpec, textParameters, textTower, visionParameters, visionTower } from '../model';
 import type { Tensor } from '../graph';
+import { batchSpecs } from './collate';
 
 /** Embeddings of a batch, before and after normalisation: (B, E) each. */
 export interface Embeddings<Leaf> {
@@ -78,7 +72,7 @@ export class Towers {
    * Embeds a batch of prepared images.
    *
    * @param batch - number of images.
-   * @param length - tokens of a NaFlex batch.
+   * @param length - rows of a packed NaFlex batch.
    * @returns (B, E) float32, row by row.
    * @throws ERR_CONFIG when the vision tower has no head.
    */
@@ -109,7 +103,7 @@ export class Towers {
     return readOne(await program.run({ parameters: vision, images }), normalize);
   }
 
-  /** The tokens of prepared images after the final norm, (B, N, D). */
+  /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
   async imageTokens(
     images: VisionInput<Float32Array | Int32Array | Uint8Array>,
     batch: number,
@@ -160,7 +154,7 @@ export class Towers {
   private visionSpecs(batch: number, length: number): VisionSpecs {
     return {
       parameters: visionParameters(this.config, specOf),
-      images: visionInputSpecs(this.config, batch, length),
+      images: batchSpecs(this.config, batch, length),
     };
   }
 

@@ -2,6 +2,14 @@ export type { HostModel, HostTensor, LoadBigVisionOptions } from './big_vision';
 export { loadBigVision, readBigVision, toBigVision } from './big_vision';
 export { bigVisionName } from './big_vision_names';
 export { formatConfig, parseConfig } from './config';
+export type {
+  CheckpointSource,
+  DownloadedCheckpoint,
+  DownloadedFile,
+  DownloadProgress,
+  HubOptions,
+} from './hub';
+export { downloadCheckpoint, hubCacheDir, resolveCheckpoint } from './hub';
 export type { Checkpoint, LoadCheckpointOptions, SaveCheckpointOptions } from './hugging_face';
 export {
   loadCheckpoint,
@@ -13,8 +21,10 @@ export {
 export { huggingFaceName, huggingFaceTensors } from './hugging_face_names';
 export { NpzFile, openNpz } from './npz';
 export type { StoredDtype } from './number_formats';
+export { configForImageSize, resizePositionGrid } from './position_grid';
 export type {
   FixedPreprocessor,
+  ImageBackend,
   NaflexPreprocessor,
   Normalization,
   Preprocessor,

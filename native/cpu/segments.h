@@ -16,11 +16,11 @@ static inline void check_segments(const char* who, const In& segments, int64_t r
     fail("ERR_ARGUMENT", "%s: segments[0] must be 0, got %lld", who,
          static_cast<long long>(starts[0]));
   }
-  for (int64_t s = 0; s < last; ++s) {
-    if (starts[s] <= starts[s + 1] && starts[s + 1] <= rows) continue;
+  for (int64_t s = 1; s <= last; ++s) {
+    if (starts[s - 1] <= starts[s] && starts[s] <= rows) continue;
     fail("ERR_ARGUMENT", "%s: segments[%lld] must be in [%lld, %lld], got %lld", who,
-         static_cast<long long>(s + 1), static_cast<long long>(starts[s]),
-         static_cast<long long>(rows), static_cast<long long>(starts[s + 1]));
+         static_cast<long long>(s), static_cast<long long>(starts[s - 1]),
+         static_cast<long long>(rows), static_cast<long long>(starts[s]));
   }
 }
 

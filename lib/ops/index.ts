@@ -13,9 +13,15 @@ export { globalNorm, rootSum } from './global_norm';
 export { groupMatmul } from './group_matmul';
 export { l2Normalize } from './l2_normalize';
 export { layerNorm } from './layer_norm';
-export { linear } from './linear';
-export { linearBfloat16, linearBfloat16Bytes, packLinearBfloat16 } from './linear_bfloat16';
-export { linearInt8, linearInt8Bytes, packLinearInt8 } from './linear_int8';
+export {
+  linear,
+  linearBfloat16,
+  linearBfloat16Bytes,
+  linearInt8,
+  linearInt8Bytes,
+  packLinearBfloat16,
+  packLinearInt8,
+} from './linear';
 export { matmul } from './matmul';
 export { normalizePixels } from './normalize_pixels';
 export { patchify } from './patchify';

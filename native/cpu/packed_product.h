@@ -35,33 +35,13 @@ struct PackedOutput {
   const float* residual = nullptr;       // (m, n), or none
 };
 
-// The operands of a linear layer with a packed weight, checked; x (…, K), y (…, N).
+// Of a linear layer with a packed weight, checked; x (…, K), y (…, N).
 static inline PackedShape packed_linear_shape(const char* who, const View& x, const View& y) {
   check_not_scalar(who, "x", x);
   check_not_scalar(who, "y", y);
   const PackedShape shape = {x.rows(), y.extent(-1), x.extent(-1)};
   check_elements(who, "y", y, shape.m * shape.n);
   return shape;
-}
-static inline PackedOutput packed_linear_output(const char* who, const PackedShape& shape,
-                                                MaybeIn bias, MaybeIn residual, bool gelu,
-                                                MaybeOut pre, Out y) {
-  PackedOutput output;
-  output.data = y.data();
-  output.gelu = gelu;
-  if (bias.present()) {
-    check_elements(who, "bias", bias, shape.n);
-    output.bias = bias.data();
-  }
-  if (residual.present()) {
-    check_elements(who, "residual", residual, shape.m * shape.n);
-    output.residual = residual.data();
-  }
-  if (pre.present()) {
-    check_elements(who, "pre", pre, shape.m * shape.n);
-    output.pre = pre.data();
-  }
-  return output;
 }
 
 inline constexpr int64_t kPackedRows = 64;

@@ -1,7 +1,7 @@
 #include "ops/linear_bfloat16/linear_bfloat16.h"
 
-#include "cpu/activation.h"
 #include "cpu/check.h"
+#include "cpu/epilogue.h"
 #include "cpu/packed_product.h"
 
 namespace siglip::SIGLIP_CPU {
@@ -90,7 +90,7 @@ void linear_bfloat16_forward(Stream& stream, In x, In packed, MaybeIn bias, Mayb
   const PackedShape shape = packed_linear_shape(kWho, x, y);
   check_elements(kWho, "packed", packed, linear_bfloat16_packed_bytes(shape.n, shape.k));
   const PackedOutput output =
-      packed_linear_output(kWho, shape, bias, residual, activation == kActivationGeluTanh, pre, y);
+      linear_output<PackedOutput>(kWho, shape.m, shape.n, bias, residual, activation, pre, y);
   check_scratch(kWho, scratch, linear_bfloat16_forward_scratch(stream.threads(), x, y));
   const float* from = x.data();
   with_cells([&](auto cells) {

@@ -1,7 +1,7 @@
 #include <limits>
 
-#include "cpu/activation.h"
 #include "cpu/check.h"
+#include "cpu/epilogue.h"
 #include "cpu/packed_product.h"
 #include "ops/linear_int8/linear_int8.h"
 
@@ -213,7 +213,7 @@ void linear_int8_forward(Stream& stream, In x, In packed, MaybeIn bias, MaybeIn 
   check_inputs(kWho, "x", shape.k);
   check_elements(kWho, "packed", packed, linear_int8_packed_bytes(shape.n, shape.k));
   const PackedOutput output =
-      packed_linear_output(kWho, shape, bias, residual, activation == kActivationGeluTanh, pre, y);
+      linear_output<PackedOutput>(kWho, shape.m, shape.n, bias, residual, activation, pre, y);
   check_scratch(kWho, scratch, linear_int8_forward_scratch(stream.threads(), x, y));
   with_cells([&](auto cells) {
     multiply<decltype(cells)>(stream, shape, x.data(), packed.data<uint8_t>(), output, scratch);

@@ -20,13 +20,12 @@ import { createProcessor, decodeImage } from '../lib/image';
 import type { ModelConfig, VisionInput, VisionParameters } from '../lib/model';
 import { visionInputSpecs, visionParameters, visionTower } from '../lib/model';
 import { loadAddon } from '../lib/native/load';
-import { defaultPreprocessor, loadCheckpoint } from '../lib/weights';
+import { concatenate, defaultPreprocessor, loadCheckpoint } from '../lib/weights';
 import type { ColdEngine, ColdStart } from './cold_start';
 import { coldStarts } from './cold_start';
 import type { Precision } from './engines';
 import {
   candidateForms,
-  concatenated,
   firstLine,
   hasFlag,
   formFolder,
@@ -611,7 +610,7 @@ async function linearLayers(context: Context): Promise<void> {
         images: visionInputSpecs(config, batch),
       },
     );
-    const images = concatenated(pixelValues(batch, side));
+    const images = concatenate(pixelValues(batch, side));
     const input = { parameters: parameters.vision, images: { images } };
     const tokens = batch * positions;
     // Blocks, patch embedding, and keys and values of the head; what the head does for one token

@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:f
 import { dirname, join } from 'node:path';
 import type { LoadOptions } from '../lib/embed';
 import { Siglip2 } from '../lib/embed';
+import { concatenate } from '../lib/weights';
 import { pixelValues } from './inputs';
 import type { BenchModel } from './models';
 import { modelFolder, modelOf } from './models';
@@ -194,7 +195,7 @@ export class OrtTower {
 /** Feeds of a fixed-resolution vision tower. */
 export function imageFeeds(ort: Ort, images: readonly Float32Array[], side: number): OrtFeeds {
   const dims = [images.length, 3, side, side];
-  return { pixel_values: new ort.Tensor('float32', concatenated(images), dims) };
+  return { pixel_values: new ort.Tensor('float32', concatenate(images), dims) };
 }
 
 export function textFeeds(ort: Ort, texts: readonly Int32Array[]): OrtFeeds {
@@ -203,16 +204,6 @@ export function textFeeds(ort: Ort, texts: readonly Int32Array[]): OrtFeeds {
     BigInt,
   );
   return { input_ids: new ort.Tensor('int64', ids, [texts.length, texts[0].length]) };
-}
-
-export function concatenated(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }
 
 /** |a − b| / |b|. */

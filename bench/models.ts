@@ -11,6 +11,7 @@ import type { ModelConfig, ParameterSpec } from '../lib/model';
 import { initialValues, variant } from '../lib/model';
 import type { StoredTensor } from '../lib/weights';
 import {
+  concatenate,
   defaultPreprocessor,
   formatConfig,
   formatPreprocessor,
@@ -77,7 +78,7 @@ export async function modelFolder({ name, config }: BenchModel): Promise<string>
   rmSync(folder, { recursive: true, force: true });
   const tensors = new Map<string, StoredTensor>();
   for (const { name: tensor, shape, parts } of huggingFaceTensors(config)) {
-    tensors.set(tensor, { dtype: 'F32', shape, data: () => joined(parts.map(values)) });
+    tensors.set(tensor, { dtype: 'F32', shape, data: () => concatenate(parts.map(values)) });
   }
   await writeSafetensors(join(folder, 'model.safetensors'), tensors, { format: 'pt' });
   writeJson(join(folder, 'config.json'), formatConfig(config));
@@ -102,15 +103,4 @@ function values(spec: ParameterSpec): Float32Array {
     result[i] = isNorm ? gain * random.normal(1, 0.2) : random.normal(0, 0.1);
   }
   return result;
-}
-
-function joined(parts: readonly Float32Array[]): Float32Array {
-  if (parts.length === 1) return parts[0];
-  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
-import { concatenated } from './engines';
+import { concatenate } from '../lib/weights';
 import { peersFolder } from './peers';
 
 const python = process.env.SIGLIP2_BENCH_PYTHON ?? 'python3';
@@ -44,7 +44,7 @@ export class PyTorch {
 
   /** Takes images (3, side, side) for the runs to come. */
   async load(images: readonly Float32Array[], side: number): Promise<void> {
-    writeFileSync(this.file, concatenated(images));
+    writeFileSync(this.file, concatenate(images));
     const reply = await this.ask({ pixels: this.file, shape: [images.length, 3, side, side] });
     rmSync(this.file);
     const { torch = '', transformers = '' } = reply;

@@ -17,5 +17,5 @@ export type {
   LoadOptions,
 } from './siglip2';
 export { Siglip2 } from './siglip2';
-export type { TowerChoice } from './stages';
+export type { TowerChoice } from '../weights';
 export type { EmbedText } from './text_input';

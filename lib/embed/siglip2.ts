@@ -1,10 +1,9 @@
 // The model a program holds: images and texts in, vectors out.
-import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import { createProcessor } from '../image';
-import type { ModelConfig, TwoTowersParameters } from '../model';
+import type { ModelConfig } from '../model';
 import { deferTokenizer } from '../text';
-import type { CheckpointSource, HubOptions } from '../weights';
+import type { CheckpointSource, HubOptions, TowerChoice } from '../weights';
 import { expectNotAborted, loadCheckpoint, resolveCheckpoint } from '../weights';
 import type { EmbedImage } from './image_input';
 import { ImageInputs } from './image_input';
@@ -16,7 +15,6 @@ import {
   expectSignal,
   shown,
 } from './options';
-import type { TowerChoice } from './stages';
 import { Stages } from './stages';
 import type { EmbedText } from './text_input';
 import { TextInputs } from './text_input';
@@ -119,8 +117,7 @@ export class Siglip2 {
       imageSize: options.imageSize,
       signal,
     });
-    // Towers runs only what it is asked for, and Stages asks for no tower that is absent.
-    const towers = new Towers(config, parameters as TwoTowersParameters<DeviceArray>);
+    const towers = new Towers(config, parameters);
     try {
       expectNotAborted('Siglip2.load', signal);
       const tokenizer =
@@ -129,7 +126,7 @@ export class Siglip2 {
       const [bias] = await parameters.logitBias.read();
       const images = new ImageInputs(config, createProcessor(preprocessor));
       const texts = new TextInputs(config, tokenizer);
-      const stages = new Stages({ towers, loaded, images, texts });
+      const stages = new Stages({ towers, images, texts });
       return new Siglip2(stages, Math.exp(scale), bias, found);
     } catch (error) {
       towers.dispose();

@@ -8,13 +8,9 @@ import type { EmbedImage, ImageInputs, PrepareOptions } from './image_input';
 import type { EmbedText, TextInputs } from './text_input';
 import type { Towers } from './towers';
 
-/** Which towers of a model are loaded. */
-export type TowerChoice = 'both' | 'vision' | 'text';
-
 /** What a model is made of. */
 export interface StageParts {
   readonly towers: Towers;
-  readonly loaded: TowerChoice;
   readonly images: ImageInputs;
   readonly texts: TextInputs;
 }
@@ -35,13 +31,9 @@ export class Stages {
     if (this.gone) {
       throw new SiglipError('ERR_DISPOSED', `${who}: the model must be alive, got a disposed one`);
     }
-    const { loaded } = this.parts;
-    if (loaded === 'both' || loaded === tower) return;
-    throw new SiglipError(
-      'ERR_ARGUMENT',
-      `${who}: the model must have its ${tower} tower, got one loaded with towers: '${loaded}'\n` +
-        `to do: load it with towers: 'both' or '${tower}'.`,
-    );
+    const { towers } = this.parts;
+    if (tower === 'vision') towers.vision(who);
+    else towers.text(who);
   }
 
   /** See {@link ImageInputs.prepare}. */

@@ -7,7 +7,6 @@ import { SiglipError } from '../errors';
 import { disposeArrays, flatten } from '../graph';
 import type { LeafBuilder, ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
 import { gridSide, textParameters, visionParameters } from '../model';
-import type { HostArray } from '../native/spec';
 import { elementsOf } from '../native/spec';
 import { formatConfig, parseConfig } from './config';
 import type { HuggingFaceTensor } from './hugging_face_names';
@@ -21,7 +20,7 @@ import { valuesOf } from './safetensors';
 import { INDEX_FILE, openWeights, SINGLE_FILE, stageWeights } from './shards';
 import { publishTogether } from './staged_files';
 import type { Weights } from './weights';
-import { expectNotAborted } from './weights';
+import { concatenate, expectNotAborted } from './weights';
 
 const CONFIG_FILE = 'config.json';
 const PREPROCESSOR_FILE = 'preprocessor_config.json';
@@ -97,6 +96,9 @@ function fitting(preprocessor: Preprocessor, { vision }: ModelConfig, file: stri
   return preprocessor;
 }
 
+/** Which towers of a model are loaded. */
+export type TowerChoice = 'both' | 'vision' | 'text';
+
 /** How a checkpoint is loaded. */
 export interface LoadCheckpointOptions {
   readonly signal?: AbortSignal | undefined;
@@ -104,7 +106,7 @@ export interface LoadCheckpointOptions {
    * Default `'both'`. Of the other tower nothing but names is read: its weights may even be missing.
    * Without the vision tower preprocessor_config.json is not read and stands for what SigLIP 2 does.
    */
-  readonly towers?: 'both' | 'vision' | 'text';
+  readonly towers?: TowerChoice;
   /**
    * Side in pixels of the images a fixed-resolution model is to take; its positions are resized to it.
    * Default: what it was trained with. {@link loadParameters} takes no notice of it.
@@ -214,7 +216,7 @@ export async function loadParameters(
   }
 }
 
-function isWanted(path: string, towers: 'both' | 'vision' | 'text'): boolean {
+function isWanted(path: string, towers: TowerChoice): boolean {
   const [tower] = path.split('.');
   return towers === 'both' || tower === towers || !['vision', 'text'].includes(tower);
 }
@@ -394,7 +396,10 @@ function storedTensors(options: SaveCheckpointOptions): Map<string, StoredTensor
   const stored = new Map<string, StoredTensor>();
   for (const { name, shape, parts } of huggingFaceTensors(config)) {
     const sources = parts.map((part) => fittingLeaf(taken(leaves, part.path), part));
-    const data = sources.length === 1 ? sources[0] : () => joined(sources);
+    const data =
+      sources.length === 1
+        ? sources[0]
+        : async () => concatenate(await Promise.all(sources.map(valuesOf)));
     stored.set(name, { dtype, shape, data });
   }
   const known = new Set(
@@ -417,15 +422,4 @@ function fittingLeaf(leaf: TensorSource, { path, shape }: ParameterSpec): Tensor
     'ERR_WEIGHTS',
     `saveCheckpoint: ${path} must have shape [${shape.join(', ')}], got [${actual.join(', ')}]`,
   );
-}
-
-async function joined(sources: readonly TensorSource[]): Promise<HostArray> {
-  const arrays = await Promise.all(sources.map(valuesOf));
-  const all = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const array of arrays) {
-    all.set(array, at);
-    at += array.length;
-  }
-  return all;
 }

@@ -10,7 +10,13 @@ export type {
   HubOptions,
 } from './hub';
 export { downloadCheckpoint, hubCacheDir, resolveCheckpoint } from './hub';
-export type { Checkpoint, LoadCheckpointOptions, SaveCheckpointOptions } from './hugging_face';
+export type {
+  Checkpoint,
+  LoadCheckpointOptions,
+  LoadedParameters,
+  SaveCheckpointOptions,
+  TowerChoice,
+} from './hugging_face';
 export {
   loadCheckpoint,
   loadParameters,
@@ -37,4 +43,4 @@ export type { SafetensorsDtype, TensorInfo } from './safetensors_header';
 export { openWeights, ShardedWeights } from './shards';
 export { publishTogether, StagedFiles } from './staged_files';
 export type { LoadOptions, Weights } from './weights';
-export { expectNotAborted } from './weights';
+export { concatenate, expectNotAborted } from './weights';

@@ -1,8 +1,8 @@
 // The files of a published checkpoint as they lie on the hub, with random weights.
 import { Philox4x32 } from '../../lib/array/random';
 import type { Initializer, ModelConfig, ParameterSpec, Release } from '../../lib/model';
-import type { HostArray } from '../../lib/native/spec';
 import {
+  concatenate,
   defaultPreprocessor,
   formatConfig,
   formatPreprocessor,
@@ -120,20 +120,9 @@ export function randomTensors(config: ModelConfig): Map<string, StoredTensor> {
   return new Map(
     huggingFaceTensors(config).map(({ name, shape, parts }) => [
       name,
-      { dtype: 'F32', shape, data: () => Promise.resolve(joined(parts.map(randomValues))) },
+      { dtype: 'F32', shape, data: () => Promise.resolve(concatenate(parts.map(randomValues))) },
     ]),
   );
-}
-
-function joined(arrays: readonly Float32Array[]): HostArray {
-  if (arrays.length === 1) return arrays[0];
-  const all = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const array of arrays) {
-    all.set(array, at);
-    at += array.length;
-  }
-  return all;
 }
 
 /** Writes config.json, preprocessor_config.json and the weights of a checkpoint. */

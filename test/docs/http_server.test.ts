@@ -2,23 +2,12 @@
 import type { ChildProcess } from 'node:child_process';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import sharp from 'sharp';
 import { Siglip2 } from '../../lib';
-import { picture, writeModel } from '../embed/random_model';
+import { modelFolder, picture } from '../embed/random_model';
 
-let folder = '';
-
-beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'siglip2-server-'));
-  await writeModel(folder, 'fixed');
-});
-
-afterAll(() => {
-  rmSync(folder, { recursive: true, force: true });
-});
+const folder = modelFolder('fixed');
 
 async function start(): Promise<{ server: ChildProcess; address: string }> {
   const server = spawn(
@@ -29,7 +18,7 @@ async function start(): Promise<{ server: ChildProcess; address: string }> {
       '-r',
       join(__dirname, 'resolve_package.js'),
       resolve(__dirname, '../../docs/examples/http_server.js'),
-      folder,
+      folder(),
       '0',
     ],
     { stdio: ['ignore', 'pipe', 'inherit'] },
@@ -54,7 +43,7 @@ test('it embeds, refuses, reports and ends in order', async () => {
   const bodies = (await Promise.all(answers.map((answer) => answer.json()))) as {
     embedding: number[];
   }[];
-  using model = await Siglip2.load(folder);
+  using model = await Siglip2.load(folder());
   const [image] = await model.embedImages([png]);
   const [text] = await model.embedTexts(['cat']);
   bodies.forEach(({ embedding }, i) => {

@@ -1,26 +1,15 @@
 // The end of a process that holds an Embedder, and models in worker threads.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { writeModel } from './random_model';
+import { modelFolder } from './random_model';
 
-let folder = '';
-
-beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'siglip2-process-'));
-  await writeModel(folder, 'fixed');
-});
-
-afterAll(() => {
-  rmSync(folder, { recursive: true, force: true });
-});
+const folder = modelFolder('fixed');
 
 function run(role: string): { status: number | null; signal: string | null; output: string } {
   const loader = join(__dirname, '..', 'typescript.js');
   const { status, signal, stdout, stderr } = spawnSync(
     process.execPath,
-    ['-r', loader, join(__dirname, 'process_child.ts'), role, folder],
+    ['-r', loader, join(__dirname, 'process_child.ts'), role, folder()],
     { encoding: 'utf8', timeout: 100_000, killSignal: 'SIGKILL' },
   );
   return { status, signal, output: stdout + stderr };

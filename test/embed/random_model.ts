@@ -1,6 +1,7 @@
 // Models large enough for batches to be divided among threads and tiles, saved in Hugging Face layout,
 // with inputs for them.
-import { writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
 import type { ModelConfig } from '../../lib/model';
@@ -42,6 +43,23 @@ export async function writeModel(folder: string, layout: 'fixed' | 'naflex'): Pr
   const config = randomConfig(layout);
   await saveCheckpoint(folder, { config, parameters: initialize(config, 7) });
   writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(smallTokenizerJson()));
+}
+
+/** A folder with such a model, for all tests of a file or written anew for each. */
+export function modelFolder(
+  layout: 'fixed' | 'naflex',
+  anew: 'once' | 'each' = 'once',
+): () => string {
+  let folder = '';
+  const [before, after] = anew === 'once' ? [beforeAll, afterAll] : [beforeEach, afterEach];
+  before(async () => {
+    folder = mkdtempSync(join(tmpdir(), 'siglip2-model-'));
+    await writeModel(folder, layout);
+  });
+  after(() => {
+    rmSync(folder, { recursive: true, force: true });
+  });
+  return () => folder;
 }
 
 export function noise(count: number, seed: number): Float32Array {

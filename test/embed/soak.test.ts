@@ -1,24 +1,12 @@
 // What a server does to a model for months, in a few seconds: many calls, some broken, some aborted;
 // models loaded and freed; and an event loop that must not stand still meanwhile.
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
 import type { SiglipError } from '../../lib';
 import { Embedder } from '../../lib';
 import { loadAddon } from '../../lib/native/load';
-import { ids, image, noise, picture, writeModel } from './random_model';
+import { ids, image, modelFolder, noise, picture } from './random_model';
 
-let folder = '';
-
-beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'siglip2-soak-'));
-  await writeModel(folder, 'fixed');
-});
-
-afterAll(() => {
-  rmSync(folder, { recursive: true, force: true });
-});
+const folder = modelFolder('fixed');
 
 const turn = (): Promise<void> =>
   new Promise((resolve) => {
@@ -36,7 +24,7 @@ async function warm(embedder: Embedder, maxBatch: number): Promise<void> {
 test('2,000 calls, some broken and some aborted, leave memory where it was', async () => {
   const everything = loadAddon().memory();
   const maxBatch = 8;
-  const embedder = await Embedder.load(folder, { maxBatch, maxDelay: 1000, maxQueue: 64 });
+  const embedder = await Embedder.load(folder(), { maxBatch, maxDelay: 1000, maxQueue: 64 });
   await warm(embedder, maxBatch);
   const warmed = loadAddon().memory();
   const random = new Philox4x32(3, 'soak');
@@ -107,7 +95,7 @@ function bytes(vector: Float32Array): Buffer {
 test('20 models loaded, used and freed leave memory where it was', async () => {
   const before = loadAddon().memory();
   for (let i = 0; i < 20; i++) {
-    const embedder = await Embedder.load(folder);
+    const embedder = await Embedder.load(folder());
     await Promise.all([embedder.embedImage(picture(i)), embedder.embedText(ids(i))]);
     if (i % 2 === 0) await embedder.close();
     else embedder.dispose();
@@ -116,7 +104,7 @@ test('20 models loaded, used and freed leave memory where it was', async () => {
 });
 
 test('the event loop turns while batches run', async () => {
-  await using embedder = await Embedder.load(folder, { maxBatch: 32 });
+  await using embedder = await Embedder.load(folder(), { maxBatch: 32 });
   await warm(embedder, 32);
   const { batches } = embedder.stats().images;
   let turns = 0;

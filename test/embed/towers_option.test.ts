@@ -1,27 +1,18 @@
 // One tower of a model without the other.
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Embedder, Siglip2, SiglipError } from '../../lib';
+import { Embedder, Siglip2 } from '../../lib';
 import { loadAddon } from '../../lib/native/load';
 import type { StoredTensor } from '../../lib/weights';
 import { openSafetensors, writeSafetensors } from '../../lib/weights';
-import { ids, image, writeModel } from './random_model';
+import { failure } from '../failure';
+import { ids, image, modelFolder } from './random_model';
 
-let folder = '';
-
-beforeEach(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'siglip2-towers-'));
-  await writeModel(folder, 'fixed');
-});
-
-afterEach(() => {
-  rmSync(folder, { recursive: true, force: true });
-});
+const folder = modelFolder('fixed', 'each');
 
 // Leaves only those tensors of the weights whose name does not begin with `tower`.
 async function removeTower(tower: 'vision' | 'text'): Promise<void> {
-  const path = join(folder, 'model.safetensors');
+  const path = join(folder(), 'model.safetensors');
   const kept = new Map<string, StoredTensor>();
   const file = openSafetensors(path);
   for (const [name, { shape }] of file.tensors) {
@@ -32,24 +23,15 @@ async function removeTower(tower: 'vision' | 'text'): Promise<void> {
   await writeSafetensors(path, kept);
 }
 
-async function failure(work: Promise<unknown>): Promise<SiglipError> {
-  const error: unknown = await work.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  if (error instanceof SiglipError) return error;
-  throw new Error(`expected a SiglipError, got ${String(error)}`);
-}
-
 test('vision alone: its weights only, no tokenizer, the same bits', async () => {
-  const both = await Siglip2.load(folder);
+  const both = await Siglip2.load(folder());
   const expected = await both.embedImages([image(1)]);
   const { logitScale, logitBias } = both;
   both.dispose();
-  writeFileSync(join(folder, 'tokenizer.json'), 'damaged');
+  writeFileSync(join(folder(), 'tokenizer.json'), 'damaged');
   await removeTower('text');
-  expect((await failure(Siglip2.load(folder))).code).toBe('ERR_WEIGHTS');
-  using model = await Siglip2.load(folder, { towers: 'vision' });
+  expect((await failure(Siglip2.load(folder()))).code).toBe('ERR_WEIGHTS');
+  using model = await Siglip2.load(folder(), { towers: 'vision' });
   expect(await model.embedImages([image(1)])).toEqual(expected);
   expect([model.logitScale, model.logitBias]).toEqual([logitScale, logitBias]);
   const error = await failure(model.embedTexts([ids(1)]));
@@ -63,12 +45,12 @@ test('vision alone: its weights only, no tokenizer, the same bits', async () => 
 });
 
 test('text alone: its weights only, no preprocessor, the same bits', async () => {
-  const both = await Siglip2.load(folder);
+  const both = await Siglip2.load(folder());
   const expected = await both.embedTexts(['cat', ids(3)]);
   both.dispose();
-  writeFileSync(join(folder, 'preprocessor_config.json'), 'damaged');
+  writeFileSync(join(folder(), 'preprocessor_config.json'), 'damaged');
   await removeTower('vision');
-  using model = await Siglip2.load(folder, { towers: 'text' });
+  using model = await Siglip2.load(folder(), { towers: 'text' });
   expect(await model.embedTexts(['cat', ids(3)])).toEqual(expected);
   for (const call of [model.embedImages([image(1)]), model.imageTokens(image(1))]) {
     expect((await failure(call)).message).toMatch(/vision tower.*towers: 'text'/u);
@@ -78,7 +60,7 @@ test('text alone: its weights only, no preprocessor, the same bits', async () =>
 test('what is loaded alone is freed as well', async () => {
   const before = loadAddon().memory();
   for (const towers of ['vision', 'text'] as const) {
-    const model = await Siglip2.load(folder, { towers });
+    const model = await Siglip2.load(folder(), { towers });
     model.dispose();
   }
   expect(loadAddon().memory()).toEqual(before);
@@ -86,14 +68,14 @@ test('what is loaded alone is freed as well', async () => {
 
 test('options are checked before anything is read', async () => {
   const bad = async (options: object): Promise<string> =>
-    (await failure(Siglip2.load(folder, options))).code;
+    (await failure(Siglip2.load(folder(), options))).code;
   expect(await bad({ towers: 'image' })).toBe('ERR_ARGUMENT');
   expect(await bad({ device: 'gpu' })).toBe('ERR_ARGUMENT');
   expect(await bad({ lowercase: 'no' })).toBe('ERR_ARGUMENT');
   expect(await bad({ signal: 5 })).toBe('ERR_ARGUMENT');
   expect(await bad({ signal: AbortSignal.abort() })).toBe('ERR_ABORTED');
   expect((await failure(Siglip2.load(5 as never))).code).toBe('ERR_ARGUMENT');
-  using model = await Siglip2.load(folder);
+  using model = await Siglip2.load(folder());
   const call = async (options: object): Promise<string> =>
     (await failure(model.embedImages([image(1)], options))).code;
   expect(await call({ batchSize: 0 })).toBe('ERR_ARGUMENT');
@@ -104,8 +86,8 @@ test('options are checked before anything is read', async () => {
 });
 
 test('several models at once', async () => {
-  using one = await Siglip2.load(folder);
-  using two = await Siglip2.load(folder);
+  using one = await Siglip2.load(folder());
+  using two = await Siglip2.load(folder());
   const [a, b] = await Promise.all([one.embedImages([image(1)]), two.embedImages([image(1)])]);
   expect(a).toEqual(b);
   one.dispose();
@@ -114,7 +96,7 @@ test('several models at once', async () => {
 
 test('dispose during a call: what runs arrives, what has not begun says so', async () => {
   const before = loadAddon().memory();
-  const model = await Siglip2.load(folder);
+  const model = await Siglip2.load(folder());
   const short = model.embedImages([image(1)]);
   const long = failure(
     model.embedImages(

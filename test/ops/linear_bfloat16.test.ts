@@ -8,29 +8,16 @@ import type { NdArray } from '../reference/nd_array';
 import { map, ndArray } from '../reference/nd_array';
 import { Random } from '../reference/random';
 import { describeOp } from './describe_op';
+import { multiplyPacked } from './packed_layer';
 
 describeOp('linear_bfloat16');
 
-/** x (M, K), weight (N, K) -> x · Wᵀ. */
-async function multiply(x: NdArray, weight: NdArray): Promise<ArrayLike<number>> {
-  const program = compile(
-    'linear_bfloat16',
-    (t) => ({ y: linearBfloat16(t.x, packLinearBfloat16(t.weight), weight.shape[0]) }),
-    {
-      x: float32(...x.shape),
-      weight: float32(...weight.shape),
-    },
+const multiply = (x: NdArray, weight: NdArray): Promise<ArrayLike<number>> =>
+  multiplyPacked(
+    (input, matrix, outputs) => linearBfloat16(input, packLinearBfloat16(matrix), outputs),
+    x,
+    weight,
   );
-  const inputs = {
-    x: DeviceArray.from(Float32Array.from(x.data), x.shape),
-    weight: DeviceArray.from(Float32Array.from(weight.data), weight.shape),
-  };
-  const { y } = await program.run(inputs);
-  const values = await y.read();
-  for (const array of [...Object.values(inputs), y]) array.dispose();
-  program.dispose();
-  return values;
-}
 
 test('the bytes of a packed weight', () => {
   expect(linearBfloat16Bytes(1, 1)).toBe(2 * 64 * 4);

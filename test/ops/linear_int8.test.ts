@@ -1,4 +1,3 @@
-import { DeviceArray } from '../../lib/array';
 import { compile } from '../../lib/graph';
 import { loadAddon } from '../../lib/native/load';
 import { float32 } from '../../lib/native/spec';
@@ -9,31 +8,18 @@ import type { NdArray } from '../reference/nd_array';
 import { ndArray } from '../reference/nd_array';
 import { Random } from '../reference/random';
 import { describeOp } from './describe_op';
+import { multiplyPacked } from './packed_layer';
 
 const { features } = loadAddon().describe();
 
 describeOp('linear_int8');
 
-/** x (M, K), weight (N, K) -> x · Wᵀ. */
-async function multiply(x: NdArray, weight: NdArray): Promise<ArrayLike<number>> {
-  const program = compile(
-    'linear_int8',
-    (t) => ({ y: linearInt8(t.x, packLinearInt8(t.weight), weight.shape[0]) }),
-    {
-      x: float32(...x.shape),
-      weight: float32(...weight.shape),
-    },
+const multiply = (x: NdArray, weight: NdArray): Promise<ArrayLike<number>> =>
+  multiplyPacked(
+    (input, matrix, outputs) => linearInt8(input, packLinearInt8(matrix), outputs),
+    x,
+    weight,
   );
-  const inputs = {
-    x: DeviceArray.from(Float32Array.from(x.data), x.shape),
-    weight: DeviceArray.from(Float32Array.from(weight.data), weight.shape),
-  };
-  const { y } = await program.run(inputs);
-  const values = await y.read();
-  for (const array of [...Object.values(inputs), y]) array.dispose();
-  program.dispose();
-  return values;
-}
 
 const [M, K, N] = [13, 37, 70];
 const random = new Random(5);

@@ -18,7 +18,8 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import type { DownloadProgress, HubOptions } from '../../../lib';
-import { downloadCheckpoint, Siglip2, SiglipError } from '../../../lib';
+import { downloadCheckpoint, Siglip2 } from '../../../lib';
+import { failure } from '../../failure';
 import { temporaryFolder } from '../files';
 import { HUB_ID, modelFiles, withoutHubVariables } from './hub_models';
 import type { Fault, Seen } from './hub_server';
@@ -73,15 +74,6 @@ async function during(work: Promise<unknown>, happened: () => boolean): Promise<
 function faults(fits: (request: Seen) => boolean, ...list: readonly Fault[]): void {
   const left = [...list];
   server.fault = (request) => (fits(request) ? left.shift() : undefined);
-}
-
-async function failure(work: Promise<unknown>): Promise<SiglipError> {
-  const error: unknown = await work.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  if (error instanceof SiglipError) return error;
-  throw new Error(`expected a SiglipError, got ${String(error)}`);
 }
 
 function expectSnapshot(names = [...files.keys()].filter((name) => isNeeded(name))): void {
@@ -452,13 +444,7 @@ describe('stopping', () => {
   });
 
   test('a lock nobody keeps alive is taken over; a living one is waited for', async () => {
-    const oid = oidOfWeights();
-    const lock = join(
-      cacheDir(),
-      '.locks',
-      `models--${HUB_ID.replace('/', '--')}`,
-      `${oid}.siglip2`,
-    );
+    const lock = lockOfWeights();
     mkdirSync(dirname(lock), { recursive: true });
     writeFileSync(lock, JSON.stringify({ pid: 1, host: 'elsewhere', nonce: 'x' }));
     let done = false;
@@ -474,19 +460,13 @@ describe('stopping', () => {
   });
 
   test('a lock taken away in the middle: the file is read again before it gets its name', async () => {
-    const oid = oidOfWeights();
-    const lock = join(
-      cacheDir(),
-      '.locks',
-      `models--${HUB_ID.replace('/', '--')}`,
-      `${oid}.siglip2`,
-    );
+    const lock = lockOfWeights();
     faults(isWeights, { slowMs: 20 });
     const work = downloadCheckpoint(HUB_ID, options());
     await during(work, () => server.sent > 6000);
     // Somebody else wrote something else: the bytes that came over the line were right.
     writeFileSync(lock, JSON.stringify({ pid: process.pid, host: hostname(), nonce: 'other' }));
-    const partial = join(repository(), 'blobs', `${oid}.siglip2.incomplete`);
+    const partial = join(repository(), 'blobs', `${oidOfWeights()}.siglip2.incomplete`);
     const bytes = readFileSync(partial);
     writeFileSync(partial, Buffer.concat([Buffer.alloc(100, 1), bytes.subarray(100)]), {
       flag: 'r+',
@@ -613,6 +593,11 @@ describe('refusals', () => {
     expect(error.message).toMatch(/must be writable[^]*HF_HUB_CACHE/u);
   });
 });
+
+function lockOfWeights(): string {
+  const repository = `models--${HUB_ID.replace('/', '--')}`;
+  return join(cacheDir(), '.locks', repository, `${oidOfWeights()}.siglip2`);
+}
 
 function oidOfWeights(): string {
   return server.oidOf(files.get(WEIGHTS) ?? Buffer.alloc(0));

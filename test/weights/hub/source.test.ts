@@ -10,7 +10,9 @@ import {
 } from 'node:fs';
 import { createHash } from 'node:crypto';
 import { dirname, join } from 'node:path';
-import { resolveCheckpoint, Siglip2, SiglipError } from '../../../lib';
+import type { SiglipError } from '../../../lib';
+import { resolveCheckpoint, Siglip2 } from '../../../lib';
+import { failure } from '../../failure';
 import { temporaryFolder } from '../files';
 import { HUB_ID, modelFiles, withoutHubVariables } from './hub_models';
 import { HubServer } from './hub_server';
@@ -30,15 +32,6 @@ beforeEach(() => {
   // Nothing of these tests may reach a network.
   process.env['HF_ENDPOINT'] = 'http://127.0.0.1:1';
 });
-
-async function failure(work: Promise<unknown>): Promise<SiglipError> {
-  const error: unknown = await work.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  if (error instanceof SiglipError) return error;
-  throw new Error(`expected a SiglipError, got ${String(error)}`);
-}
 
 const COMMIT = '0123456789abcdef0123456789abcdef01234567';
 

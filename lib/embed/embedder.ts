@@ -131,7 +131,8 @@ export class Embedder {
       {
         ...shared,
         maxPreparing,
-        shapeOf: () => stages.shapeOf(),
+        // NaFlex images are packed, so that those of any shape go together.
+        shapeOf: () => '',
         run: async (images, normalize) => {
           stages.expectReady('embedImage', 'vision');
           return stages.embedImages(images, normalize);

@@ -50,11 +50,6 @@ export class Stages {
     return this.parts.texts.prepare(who, text);
   }
 
-  /** Images of one name go into a batch: all of them, since NaFlex images are packed. */
-  shapeOf(): string {
-    return '';
-  }
-
   /** One vector of `config.embedding` floats per image. */
   async embedImages(images: readonly PreparedImage[], normalize: boolean): Promise<Float32Array[]> {
     const { input, length } = collate(this.config, images);

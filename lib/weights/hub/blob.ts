@@ -16,7 +16,7 @@ import { expectNotAborted } from '../weights';
 import { unreadable, unwritable } from './file_errors';
 import type { FileLock } from './lock';
 import type { HubSession, Reply } from './session';
-import { bodyOf, Dropped } from './session';
+import { Dropped } from './session';
 
 /** A file as the hub lists it. */
 export interface RemoteFile {
@@ -113,11 +113,11 @@ async function growToEnd(
   let furthest = growing.length;
   const init = (): RequestInit =>
     growing.length === 0 ? {} : { headers: { range: `bytes=${String(growing.length)}-` } };
-  const consume = async ({ response, first, alive }: Reply): Promise<void> => {
+  const consume = async ({ response, body, first, alive }: Reply): Promise<void> => {
     expectContent(first, file, url);
     if (!(await continues(response, growing, file))) await growing.restart();
     growing.pieces += 1;
-    for await (const chunk of bodyOf(response)) {
+    for await (const chunk of body) {
       if (growing.length + chunk.byteLength > file.size) {
         await growing.restart();
         throw new SiglipError(

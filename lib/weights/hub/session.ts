@@ -12,6 +12,8 @@ import type { HubEnvironment } from './environment';
 /** An answer whose body is still to come. */
 export interface Reply {
   readonly response: Response;
+  /** The pieces of its body, none when there is none; ends in an error when the attempt is stopped. */
+  readonly body: AsyncIterable<Uint8Array>;
   /** Headers of the endpoint itself, before it redirected. */
   readonly first: Headers;
   /** Tells that bytes arrive. `true`: further than ever before, so attempts are counted anew. */
@@ -65,9 +67,9 @@ export class HubSession {
     return this.request(
       url,
       () => ({ ...init }),
-      async ({ response, alive }) => {
-        const { status, headers } = response;
-        return new Response(await collected(response, alive), { status, headers });
+      async ({ response, body, alive }) => {
+        const { status, headers, url: at } = response;
+        return new Response(await collected(at, body, alive), { status, headers });
       },
     );
   };
@@ -120,19 +122,21 @@ export class HubSession {
       quiet.abort(new Dropped(`no byte for ${String(timeoutMs / 1000)} s`));
     }, timeoutMs);
     const signals = [quiet.signal, ...(this.signal === undefined ? [] : [this.signal])];
+    const signal = AbortSignal.any(signals);
     try {
-      const { response, first } = await this.send(url, init, AbortSignal.any(signals));
+      const { response, first } = await this.send(url, init, signal);
       this.reached = true;
-      if (!response.ok && response.status !== 416) return await this.refused(response, first, url);
+      if (!response.ok && response.status !== 416) return this.refused(response, first, url);
       const alive = (advanced: boolean): void => {
         watchdog.refresh();
         if (advanced) advance();
       };
       try {
-        return { value: await consume({ response, first, alive }) };
+        const body = piecesOf(response, signal);
+        return { value: await consume({ response, body, first, alive }) };
       } finally {
-        // Free the connection when the answer was not wanted to its end.
-        if (response.body?.locked === false) await response.body.cancel().catch(() => undefined);
+        // Free the connection when the answer was not wanted.
+        if (response.body?.locked === false) discard(response.body);
       }
     } catch (error) {
       // fetch wraps the reason of the watchdog or hides it.
@@ -166,7 +170,7 @@ export class HubSession {
       if (![301, 302, 303, 307, 308].includes(response.status) || location === null) {
         return { response, first };
       }
-      await response.body?.cancel();
+      discard(response.body);
       at = this.nextHop(at, location);
     }
     throw new SiglipError(
@@ -188,12 +192,12 @@ export class HubSession {
   }
 
   // An answer that is a refusal: final, or to be repeated after `waitMs`.
-  private async refused(
+  private refused(
     response: Response,
     first: Headers,
     url: string,
-  ): Promise<{ refused: SiglipError; waitMs?: number }> {
-    await response.body?.cancel();
+  ): { refused: SiglipError; waitMs?: number } {
+    discard(response.body);
     const { status } = response;
     if (!PASSING_STATUS.includes(status)) throw this.refusal(status, first, url);
     const refused = this.failed(
@@ -284,27 +288,59 @@ export class HubSession {
   }
 }
 
-async function collected(response: Response, alive: Reply['alive']): Promise<Uint8Array> {
+async function collected(
+  url: string,
+  body: Reply['body'],
+  alive: Reply['alive'],
+): Promise<Uint8Array> {
   const chunks: Uint8Array[] = [];
   let bytes = 0;
-  for await (const chunk of bodyOf(response)) {
+  for await (const chunk of body) {
     alive(false);
     chunks.push(chunk);
     bytes += chunk.byteLength;
     if (bytes > MAX_JSON_BYTES) {
       throw new SiglipError(
         'ERR_NETWORK',
-        `${response.url}: answer must have at most ${String(MAX_JSON_BYTES)} bytes, got more`,
+        `${url}: answer must have at most ${String(MAX_JSON_BYTES)} bytes, got more`,
       );
     }
   }
   return Buffer.concat(chunks);
 }
 
-/** The pieces of a body; none when there is no body. */
-export async function* bodyOf(response: Response): AsyncGenerator<Uint8Array> {
+// The signal is watched here, too: a body that fetch has stopped between two reads may leave the next
+// one waiting for ever.
+async function* piecesOf(response: Response, signal: AbortSignal): AsyncGenerator<Uint8Array> {
   if (response.body === null) return;
-  for await (const chunk of response.body as AsyncIterable<Uint8Array>) yield chunk;
+  const reader = (response.body as ReadableStream<Uint8Array>).getReader();
+  let stopRead: (reason: unknown) => void = () => undefined;
+  const stop = (): void => {
+    stopRead(signal.reason);
+  };
+  // A promise per read: one for all would gather a reaction per piece.
+  const read = (): ReturnType<typeof reader.read> =>
+    new Promise((resolve, reject) => {
+      stopRead = reject;
+      if (signal.aborted) stop();
+      else reader.read().then(resolve, reject);
+    });
+  signal.addEventListener('abort', stop);
+  try {
+    for (;;) {
+      const { done, value } = await read();
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    signal.removeEventListener('abort', stop);
+    discard(reader);
+  }
+}
+
+// Gives the connection back. Not waited for: what was stopped may never say that it has.
+function discard(body: { cancel(): Promise<void> } | null): void {
+  body?.cancel().catch(() => undefined);
 }
 
 // What is thrown while a request is under way is of the line, unless it is one of our own errors or

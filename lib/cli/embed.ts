@@ -1,9 +1,9 @@
 // `siglip2 embed`: vectors of images and texts as JSON lines.
 import { Command } from 'commander';
-import { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
 import { inputFiles } from './input_files';
 import { integer } from './integer';
+import { loadModel, MODEL_HELP } from './model';
 import { withOutput } from './output';
 import { Progress } from './progress';
 
@@ -20,7 +20,7 @@ export function embedCommand(): Command {
   return new Command('embed')
     .description('write one JSON line { "image" | "text", "embedding" } per input')
     .argument('[images...]', 'image files, or folders to search for them')
-    .requiredOption('-m, --model <folder>', 'model folder in Hugging Face layout')
+    .requiredOption('-m, --model <model>', MODEL_HELP)
     .option('-t, --text <text...>', 'texts to embed', [])
     .option('-o, --output <file>', 'write there instead of to standard output')
     .option('-b, --batch <n>', 'images or texts at once', '16')
@@ -38,7 +38,7 @@ async function embed(images: readonly string[], options: Options): Promise<void>
   }
   const batch = integer('batch', options.batch, 1);
   const normalize = options.raw !== true;
-  const model = await Siglip2.load(options.model);
+  const model = await loadModel(options.model);
   try {
     await withOutput(options.output, async (write) => {
       const progress = new Progress({ total: files.length + options.text.length, unit: 'inputs' });

@@ -8,6 +8,8 @@ export interface ProgressOptions {
   readonly unit: string;
   /** What was done before, by an earlier run; it does not count for the rate. Default 0. */
   readonly from?: number;
+  /** How a number is shown. Default: the number, and three digits for the rate. */
+  readonly format?: (value: number) => string;
   /** Default: standard error, so that standard output stays clean. */
   readonly stream?: NodeJS.WritableStream;
 }
@@ -47,7 +49,7 @@ export class Progress {
   }
 
   private line(done: number, now: number, detail: string): string {
-    const { total, unit } = this.options;
+    const { total, unit, format } = this.options;
     const share = total === 0 ? 1 : Math.min(done / total, 1);
     const filled = Math.round(share * barWidth);
     const bar = '█'.repeat(filled) + '░'.repeat(barWidth - filled);
@@ -55,8 +57,11 @@ export class Progress {
     const rate = seconds > 0 ? (done - (this.options.from ?? 0)) / seconds : 0;
     const left = share >= 1 ? seconds : rate > 0 ? (total - done) / rate : NaN;
     const label = share >= 1 ? 'took' : 'left';
+    const shown = (value: number): string => (format ?? String)(value);
+    const counts = `${shown(done)}/${shown(total)} ${unit}`.trimEnd();
+    const speed = format?.(rate) ?? rate.toPrecision(3);
     const percent = `${String(Math.floor(share * 100))}%`.padStart(4);
-    return `${bar}${percent} ${String(done)}/${String(total)} ${unit}  ${rate.toPrecision(3)}/s  ${label} ${duration(left)}${detail === '' ? '' : `  ${detail}`}`;
+    return `${bar}${percent} ${counts}  ${speed}/s  ${label} ${duration(left)}${detail === '' ? '' : `  ${detail}`}`;
   }
 }
 

@@ -2,7 +2,7 @@
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
 import { DeviceArray } from '../array';
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
 import { kernelOf, loadAddon } from '../native/load';
 import type { KernelArgument, KernelCall, Ref } from '../native/kernels';
@@ -406,6 +406,18 @@ export class Program<I, O> {
       nanoseconds: nanoseconds?.[i] ?? 0,
     }));
     return { outputs: results, times };
+  }
+
+  /**
+   * Brings the constants the program reads to the device, which else its first run does.
+   *
+   * @throws what their sources throw; ERR_ABORTED, ERR_DISPOSED
+   */
+  async prepare(signal?: AbortSignal): Promise<void> {
+    for (const value of this.compiled.bound) {
+      expectNotAborted(this.name, signal);
+      await value.make();
+    }
   }
 
   /** Gives back the program's share of the arena. Idempotent. */

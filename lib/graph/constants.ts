@@ -11,7 +11,7 @@ import { flatten } from './tree';
 /** An array that never changes, brought to the device when a program first needs it. */
 export interface ConstantSource extends Spec {
   /** The array; who asks disposes it. */
-  open(): Promise<DeviceArray>;
+  open(signal?: AbortSignal): Promise<DeviceArray>;
 }
 
 /**
@@ -171,16 +171,20 @@ export function hoist(
       left.push(node);
     }
   }
-  const computed = new Set(left.flatMap((node) => Object.values(node.outputs)));
-  const read = new Set([...left.flatMap(operandsOf), ...graph.results]);
+  // An alias of a leaf that nothing left reads goes with what read it.
+  const read = new Set(graph.results);
+  const used: Node[] = [];
+  for (const node of left.reverse()) {
+    const outputs = Object.values(node.outputs);
+    const dead = outputs.every((x) => renamed.has(x) && !read.has(x));
+    if (dead) continue;
+    operandsOf(node).forEach((x) => read.add(x));
+    used.unshift(node);
+  }
+  const computed = new Set(used.flatMap((node) => Object.values(node.outputs)));
   const derived = [...read]
+    .reverse()
     .filter((x) => values.has(x) && !computed.has(x))
     .map((x) => values.derived(x));
-  // An alias of a leaf that nothing left reads goes with what read it.
-  const used = left.filter(
-    (node) =>
-      node.definition?.kernel !== 'alias' ||
-      Object.values(node.outputs).some((x) => read.has(x)),
-  );
   return { graph: { nodes: used, results: graph.results }, derived };
 }

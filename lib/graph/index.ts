@@ -4,7 +4,7 @@ export type { ConstantSource } from './constants';
 export { Constants } from './constants';
 export { checkpoint, gradient } from './gradient';
 export { add, copy, fill, stopGradient } from './intrinsics';
-export type { GradientContext, GradientRule, KernelArguments, OpDefinition } from './op';
+export type { Fusions, GradientContext, GradientRule, KernelArguments, OpDefinition } from './op';
 export { describe, elements, expectRank, expectSpec, extent, op, Reshaped } from './op';
 export type { Specialize } from './rewrite';
 export { scope, tap, Tensor } from './tensor';

@@ -2,17 +2,18 @@
 import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DeviceArray } from '../array';
-import { SiglipError } from '../errors';
-import { flatten } from '../graph';
-import type { ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
-import { twoTowersParameters } from '../model';
-import type { HostArray } from '../native/spec';
+import { DeviceArray } from '../array';
+import { expectNotAborted, SiglipError } from '../errors';
+import type { ConstantSource } from '../graph';
+import { flatten, mapTree } from '../graph';
+import type { LeafBuilder, ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
+import { gridSide, textParameters, visionParameters } from '../model';
 import { elementsOf } from '../native/spec';
 import { formatConfig, parseConfig } from './config';
 import type { HuggingFaceTensor } from './hugging_face_names';
 import { huggingFaceTensors } from './hugging_face_names';
 import { readJsonFile } from './json_file';
+import { configForImageSize, resizePositionGrid } from './position_grid';
 import type { Preprocessor } from './preprocessor_config';
 import { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
 import type { StoredTensor, TensorSource } from './safetensors';
@@ -20,18 +21,24 @@ import { valuesOf } from './safetensors';
 import { INDEX_FILE, openWeights, SINGLE_FILE, stageWeights } from './shards';
 import { publishTogether } from './staged_files';
 import type { Weights } from './weights';
-import { expectNotAborted } from './weights';
+import { concatenate } from './weights';
 
 const CONFIG_FILE = 'config.json';
 const PREPROCESSOR_FILE = 'preprocessor_config.json';
+// Newer processors are saved whole; that of images is a part of the file.
+const PROCESSOR_FILE = 'processor_config.json';
 
 /** A model as it lies on a device. */
-export interface Checkpoint {
+export interface Checkpoint<Parameters = TwoTowersParameters<DeviceArray>> {
   readonly config: ModelConfig;
   readonly preprocessor: Preprocessor;
   /** Float32 whatever the file holds. The caller disposes them. */
-  readonly parameters: TwoTowersParameters<DeviceArray>;
+  readonly parameters: Parameters;
 }
+
+/** Parameters of which only the towers that were asked for are there. */
+export type LoadedParameters<Leaf> = Omit<TwoTowersParameters<Leaf>, 'vision' | 'text'> &
+  Partial<TwoTowersParameters<Leaf>>;
 
 /**
  * The config of a checkpoint folder.
@@ -57,10 +64,17 @@ export async function readModelConfig(folder: string): Promise<ModelConfig> {
  * @throws SiglipError ERR_CONFIG
  */
 export async function readPreprocessor(folder: string, config: ModelConfig): Promise<Preprocessor> {
-  const content = await readJsonFile(folder, PREPROCESSOR_FILE, 'ERR_CONFIG');
+  const own = await readJsonFile(folder, PREPROCESSOR_FILE, 'ERR_CONFIG');
+  const content = own ?? imagePart(await readJsonFile(folder, PROCESSOR_FILE, 'ERR_CONFIG'));
   if (content === undefined) return defaultPreprocessor(config);
-  const file = join(folder, PREPROCESSOR_FILE);
+  const file = join(folder, own === undefined ? PROCESSOR_FILE : PREPROCESSOR_FILE);
   return fitting(parsePreprocessor(content, config.vision.layout, file), config, file);
+}
+
+function imagePart(processor: unknown): unknown {
+  return typeof processor === 'object' && processor !== null && 'image_processor' in processor
+    ? processor.image_processor
+    : undefined;
 }
 
 // A processor for another model is the most common reason for embeddings that mean nothing.
@@ -83,15 +97,70 @@ function fitting(preprocessor: Preprocessor, { vision }: ModelConfig, file: stri
   return preprocessor;
 }
 
+/** Which towers of a model are loaded. */
+export type TowerChoice = 'both' | 'vision' | 'text';
+
 /** How a checkpoint is loaded. */
 export interface LoadCheckpointOptions {
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
+  /**
+   * Default `'both'`. Of the other tower nothing but names is read: its weights may even be missing.
+   * Without the vision tower preprocessor_config.json is not read and stands for what SigLIP 2 does.
+   */
+  readonly towers?: TowerChoice;
+  /**
+   * Side in pixels of the images a fixed-resolution model is to take; its positions are resized to it.
+   * Default: what it was trained with. {@link loadParameters} takes no notice of it.
+   */
+  readonly imageSize?: number | undefined;
+}
+
+/** A checkpoint whose weights are read when they are asked for, tensor by tensor. */
+export interface OpenCheckpoint {
+  readonly config: ModelConfig;
+  readonly preprocessor: Preprocessor;
+  /** Float32 whatever the file holds. */
+  readonly parameters: LoadedParameters<ConstantSource>;
+  /** Closes the files; nothing can be read afterwards. Idempotent. */
+  dispose(): void;
 }
 
 /**
- * Loads config.json, preprocessor_config.json and the weights of a folder. Every tensor is checked
+ * Opens config.json, preprocessor_config.json and the weights of a folder. Every tensor is checked
  * against the config before the first is read: missing and unexpected names and disagreeing shapes
  * are listed. Old `position_ids` buffers are ignored.
+ *
+ * @throws SiglipError ERR_FILE, ERR_CONFIG, ERR_WEIGHTS
+ */
+export async function openCheckpoint(
+  folder: string,
+  options: LoadCheckpointOptions = {},
+): Promise<OpenCheckpoint> {
+  const config = await readModelConfig(folder);
+  const preprocessor =
+    options.towers === 'text'
+      ? defaultPreprocessor(config)
+      : await readPreprocessor(folder, config);
+  const { imageSize } = options;
+  const wanted = imageSize === undefined ? config : configForImageSize(config, imageSize);
+  const weights = openWeights(folder);
+  try {
+    const opened = { preprocessor, parameters: openParameters(weights, config, options) };
+    return {
+      ...(wanted === config ? opened : atImageSize(opened, wanted)),
+      config: wanted,
+      dispose: () => {
+        weights.dispose();
+      },
+    };
+  } catch (error) {
+    weights.dispose();
+    throw error;
+  }
+}
+
+/**
+ * Loads what {@link openCheckpoint} opens.
  *
  * @throws SiglipError ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_OUT_OF_MEMORY, ERR_ABORTED
  * @example
@@ -99,16 +168,52 @@ export interface LoadCheckpointOptions {
  */
 export async function loadCheckpoint(
   folder: string,
+  options?: LoadCheckpointOptions & { readonly towers?: 'both' },
+): Promise<Checkpoint>;
+export async function loadCheckpoint(
+  folder: string,
+  options: LoadCheckpointOptions,
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>>;
+export async function loadCheckpoint(
+  folder: string,
   options: LoadCheckpointOptions = {},
-): Promise<Checkpoint> {
-  const config = await readModelConfig(folder);
-  const preprocessor = await readPreprocessor(folder, config);
-  const weights = openWeights(folder);
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>> {
+  const opened = await openCheckpoint(folder, options);
   try {
-    return { config, preprocessor, parameters: await loadParameters(weights, config, options) };
+    const { config, preprocessor } = opened;
+    return { config, preprocessor, parameters: await load(opened.parameters, options.signal) };
   } finally {
-    weights.dispose();
+    opened.dispose();
   }
+}
+
+type Sized = Pick<OpenCheckpoint, 'preprocessor' | 'parameters'>;
+
+// The same model for images of the size that `config` says.
+function atImageSize({ preprocessor, parameters }: Sized, { vision }: ModelConfig): Sized {
+  const tower = parameters.vision;
+  // The text tower alone knows no size of images.
+  if (tower === undefined || vision.layout !== 'fixed' || preprocessor.layout !== 'fixed') {
+    return { preprocessor, parameters };
+  }
+  const { width } = vision;
+  const positions: ConstantSource = {
+    dtype: 'float32',
+    shape: [vision.positions, width],
+    open: async (signal) => {
+      const old = await tower.positions.open(signal);
+      try {
+        const grid = (await old.read()) as Float32Array;
+        return DeviceArray.from(resizePositionGrid(grid, width, gridSide(vision)), positions.shape);
+      } finally {
+        old.dispose();
+      }
+    },
+  };
+  return {
+    preprocessor: { ...preprocessor, height: vision.imageSize, width: vision.imageSize },
+    parameters: { ...parameters, vision: { ...tower, positions } },
+  };
 }
 
 /**
@@ -119,24 +224,64 @@ export async function loadCheckpoint(
 export async function loadParameters(
   weights: Weights,
   config: ModelConfig,
-  { signal }: LoadCheckpointOptions = {},
-): Promise<TwoTowersParameters<DeviceArray>> {
-  const tensors = huggingFaceTensors(config);
-  expectTensors(weights, tensors, config);
+  options: LoadCheckpointOptions = {},
+): Promise<LoadedParameters<DeviceArray>> {
+  return load(openParameters(weights, config, options), options.signal);
+}
+
+// The parameters of a model in weights with Hugging Face names.
+function openParameters(
+  weights: Weights,
+  config: ModelConfig,
+  { towers = 'both' }: LoadCheckpointOptions,
+): LoadedParameters<ConstantSource> {
+  const all = huggingFaceTensors(config);
+  const tensors = all.filter(({ parts }) => parts.some(({ path }) => isWanted(path, towers)));
+  expectTensors(weights, tensors, all, config);
+  const sources = new Map<string, ConstantSource>();
+  for (const { name, parts } of tensors) {
+    let next = 0;
+    for (const { path, shape } of parts) {
+      const first = next;
+      next += elementsOf(shape);
+      sources.set(path, {
+        dtype: 'float32',
+        shape,
+        open: (signal) => weights.load(name, { shape, first, signal }),
+      });
+    }
+  }
+  const build: LeafBuilder<ConstantSource> = ({ path }) => taken(sources, path);
+  return {
+    vision: towers === 'text' ? undefined : visionParameters(config, build),
+    text: towers === 'vision' ? undefined : textParameters(config, build),
+    logitScale: taken(sources, 'logitScale'),
+    logitBias: taken(sources, 'logitBias'),
+  };
+}
+
+async function load(
+  sources: LoadedParameters<ConstantSource>,
+  signal: AbortSignal | undefined,
+): Promise<LoadedParameters<DeviceArray>> {
   const loaded = new Map<string, DeviceArray>();
   try {
-    for (const { name, parts } of tensors) {
-      let first = 0;
-      for (const { path, shape } of parts) {
-        loaded.set(path, await weights.load(name, { shape, first, signal }));
-        first += elementsOf(shape);
-      }
+    for (const { path, leaf } of flatten(sources)) {
+      loaded.set(path, await (leaf as ConstantSource).open(signal));
     }
-    return twoTowersParameters(config, ({ path }) => taken(loaded, path));
+    return mapTree<LoadedParameters<ConstantSource>, ConstantSource, DeviceArray>(
+      sources,
+      (_, path) => taken(loaded, path),
+    );
   } catch (error) {
     for (const array of loaded.values()) array.dispose();
     throw error;
   }
+}
+
+function isWanted(path: string, towers: TowerChoice): boolean {
+  const [tower] = path.split('.');
+  return towers === 'both' || tower === towers || !['vision', 'text'].includes(tower);
 }
 
 function taken<T>(byPath: ReadonlyMap<string, T>, path: string): T {
@@ -150,12 +295,14 @@ const FLOATS: ReadonlySet<string> = new Set(['F64', 'F32', 'F16', 'BF16']);
 function expectTensors(
   weights: Weights,
   expected: readonly HuggingFaceTensor[],
+  known: readonly HuggingFaceTensor[],
   config: ModelConfig,
 ): void {
   const names = new Set(expected.map(({ name }) => name));
+  const knownNames = new Set(known.map(({ name }) => name));
   const missing = [...names].filter((name) => !weights.tensors.has(name));
   const unexpected = [...weights.tensors.keys()].filter(
-    (name) => !names.has(name) && !name.endsWith('.position_ids'),
+    (name) => !knownNames.has(name) && !name.endsWith('.position_ids'),
   );
   if (missing.length > 0 || unexpected.length > 0) {
     throw new SiglipError(
@@ -312,7 +459,10 @@ function storedTensors(options: SaveCheckpointOptions): Map<string, StoredTensor
   const stored = new Map<string, StoredTensor>();
   for (const { name, shape, parts } of huggingFaceTensors(config)) {
     const sources = parts.map((part) => fittingLeaf(taken(leaves, part.path), part));
-    const data = sources.length === 1 ? sources[0] : () => joined(sources);
+    const data =
+      sources.length === 1
+        ? sources[0]
+        : async () => concatenate(await Promise.all(sources.map(valuesOf)));
     stored.set(name, { dtype, shape, data });
   }
   const known = new Set(
@@ -335,15 +485,4 @@ function fittingLeaf(leaf: TensorSource, { path, shape }: ParameterSpec): Tensor
     'ERR_WEIGHTS',
     `saveCheckpoint: ${path} must have shape [${shape.join(', ')}], got [${actual.join(', ')}]`,
   );
-}
-
-async function joined(sources: readonly TensorSource[]): Promise<HostArray> {
-  const arrays = await Promise.all(sources.map(valuesOf));
-  const all = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const array of arrays) {
-    all.set(array, at);
-    at += array.length;
-  }
-  return all;
 }

@@ -27,14 +27,10 @@ constexpr int kWidth = 2;  // 12 of 16
 constexpr int64_t kColumns = kWidth * kLanes;
 
 // Blocks of A: at most kRows x kDepth, 300 KB, so that they fit an L2 cache of 512 KB along with
-// what streams through it. A panel of B is 20 KB (80 KB where it has 64 columns, and then it is the
-// tile's rows of A that stay in L1).
-#ifndef GD
-#define GD 384
-#define GR 198
-#endif
-constexpr int64_t kDepth = GD;
-constexpr int64_t kRows = GR;
+// what streams through it. A panel of B is 24 KB (96 KB where it has 64 columns, and then it is the
+// tile's rows of A that stay in L1). 768 and 1,152 are multiples.
+constexpr int64_t kDepth = 384;
+constexpr int64_t kRows = 198;
 // With several blocks of rows, so many columns of B are kept packed for them.
 constexpr int64_t kColumnBlock = 2048;
 
@@ -479,8 +475,7 @@ class Part {
   void multiply() {
     const int64_t row_blocks = ceil_div(rows_.size(), kRows);
     const int64_t passes = pass_count(ks_.size());
-    const int64_t column_blocks =
-        shape_.packed_b ? 1 : ceil_div(columns_.size(), kColumnBlock);
+    const int64_t column_blocks = shape_.packed_b ? 1 : ceil_div(columns_.size(), kColumnBlock);
     const auto block = [&](int64_t index) {
       const int64_t pass = index / row_blocks % passes;
       return Block{rows_.part(index % row_blocks, row_blocks, 1),
@@ -768,7 +763,7 @@ int64_t products(const GemmShape& shape) { return shape.m * shape.n * shape.k; }
 // Then packing B costs more than summing up across lanes does.
 bool few_rows(const GemmShape& shape) {
   if (shape.packed_b) return false;
-  return shape.m <= smaller(6 + shape.k / 32, kDotRows) && shape.transpose_b && !shape.transpose_a;
+  return shape.m <= smaller(kGemmFewRows + shape.k / 32, kDotRows) && shape.transpose_b && !shape.transpose_a;
 }
 
 // Pieces of k that are summed up apart and added at the end: where two tall matrices are multiplied

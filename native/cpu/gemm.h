@@ -11,6 +11,11 @@
 
 namespace siglip::SIGLIP_CPU {
 
+// With no more rows than this, B transposed and A not, every element is a dot product of two rows,
+// whatever k is; with more it depends on k. So bits are those of any number of rows up to this, or of
+// any number where B is not transposed or packed.
+inline constexpr int64_t kGemmFewRows = 6;
+
 struct GemmShape {
   int64_t m = 0;
   int64_t n = 0;

@@ -1,6 +1,7 @@
 #include "ops/linear/linear.h"
 
 #include "cpu/check.h"
+#include "cpu/epilogue.h"
 #include "cpu/gemm.h"
 
 namespace siglip::SIGLIP_CPU {
@@ -21,33 +22,6 @@ GemmShape backward_weight_shape(In dy, In x) {
   return {dy.extent(-1), x.extent(-1), x.rows(), true, false};
 }
 
-// x (…, K) by a packed weight to y (…, N).
-GemmShape packed_shape(const View& x, const View& y) {
-  GemmShape shape = {x.rows(), y.extent(-1), x.extent(-1), false, true};
-  shape.packed_b = true;
-  return shape;
-}
-
-constexpr int64_t kFloatBytes = sizeof(float);
-
-GemmOutput epilogue(const char* who, const GemmShape& shape, MaybeIn bias, MaybeIn residual,
-                    int64_t activation, Out y) {
-  check_elements(who, "y", y, shape.m * shape.n);
-  GemmOutput output;
-  output.data = y.data();
-  output.stride = shape.n;
-  output.gelu = activation == kActivationGeluTanh;
-  if (bias.present()) {
-    check_elements(who, "bias", bias, shape.n);
-    output.bias = bias.data();
-  }
-  if (residual.present()) {
-    check_elements(who, "residual", residual, shape.m * shape.n);
-    output.residual = residual.data();
-  }
-  return output;
-}
-
 }  // namespace
 
 size_t linear_forward_scratch(int threads, In x, In weight) {
@@ -61,39 +35,12 @@ void linear_forward(Stream& stream, In x, In weight, MaybeIn bias, MaybeIn resid
   check_rank(kWho, "weight", weight, 2);
   const GemmShape shape = forward_shape(x, weight);
   check_extent(kWho, "x", x, -1, shape.k);
-  GemmOutput output = epilogue(kWho, shape, bias, residual, activation, y);
-  if (pre.present()) {
-    check_elements(kWho, "pre", pre, shape.m * shape.n);
-    output.pre = pre.data();
-  }
+  check_elements(kWho, "y", y, shape.m * shape.n);
+  GemmOutput output =
+      linear_output<GemmOutput>(kWho, shape.m, shape.n, bias, residual, activation, pre, y);
+  output.stride = shape.n;
   check_scratch(kWho, scratch, gemm_scratch(stream.threads(), shape));
   gemm(stream, shape, {x.data(), shape.k}, {weight.data(), shape.k}, output, scratch);
-}
-
-void linear_pack(Stream& stream, In weight, Out packed) {
-  constexpr char kWho[] = "linear_pack";
-  check_rank(kWho, "weight", weight, 2);
-  const int64_t n = weight.extent(0);
-  const int64_t k = weight.extent(1);
-  check_elements(kWho, "packed", packed, gemm_packed_floats(n, k) * kFloatBytes);
-  gemm_pack(stream, n, k, weight.data(), reinterpret_cast<float*>(packed.data<uint8_t>()));
-}
-
-size_t linear_packed_forward_scratch(int threads, In x, In y) {
-  return gemm_scratch(threads, packed_shape(x, y));
-}
-
-void linear_packed_forward(Stream& stream, In x, In packed, MaybeIn bias, MaybeIn residual,
-                           int64_t activation, Out y, Scratch scratch) {
-  constexpr char kWho[] = "linear_packed_forward";
-  check_not_scalar(kWho, "x", x);
-  check_not_scalar(kWho, "y", y);
-  const GemmShape shape = packed_shape(x, y);
-  check_elements(kWho, "packed", packed, gemm_packed_floats(shape.n, shape.k) * kFloatBytes);
-  const GemmOutput output = epilogue(kWho, shape, bias, residual, activation, y);
-  check_scratch(kWho, scratch, gemm_scratch(stream.threads(), shape));
-  const auto* weight = reinterpret_cast<const float*>(packed.data<uint8_t>());
-  gemm(stream, shape, {x.data(), shape.k}, {weight, 0}, output, scratch);
 }
 
 size_t linear_backward_input_scratch(int threads, In dy, In weight) {

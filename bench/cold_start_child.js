@@ -18,7 +18,10 @@ async function embed() {
   const pixels = new Float32Array(3 * size * size).fill(0.25);
   if (engine.startsWith('ours')) {
     const { Siglip2 } = require('../dist/lib');
-    const model = await Siglip2.load(folder, { precision: option });
+    const model = await Siglip2.load(folder, {
+      precision: option,
+      towers: 'vision',
+    });
     const image = engine === 'ours' ? { pixelValues: pixels } : file;
     return (await model.embedImages([image], { normalize: false }))[0];
   }

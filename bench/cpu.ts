@@ -13,25 +13,24 @@ import { existsSync, mkdirSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
-import type { Siglip2 } from '../lib/embed';
-import type { Spec, Tensor } from '../lib/graph';
-import { compile, disposeArrays } from '../lib/graph';
+import { Siglip2 } from '../lib/embed';
+import type { Tensor } from '../lib/graph';
+import { compile, Constants, disposeArrays } from '../lib/graph';
 import { createProcessor, decodeImage } from '../lib/image';
-import type { ModelConfig, VisionInput, VisionParameters } from '../lib/model';
-import { visionInputSpecs, visionParameters, visionTower } from '../lib/model';
+import type { ModelConfig, VisionInput } from '../lib/model';
+import { visionInputSpecs, visionTower } from '../lib/model';
 import { loadAddon } from '../lib/native/load';
-import { concatenate, defaultPreprocessor, loadCheckpoint } from '../lib/weights';
+import type { Precision } from '../lib/ops';
+import { packLinears, precisions } from '../lib/ops';
+import { concatenate, defaultPreprocessor, openCheckpoint } from '../lib/weights';
 import type { ColdEngine, ColdStart } from './cold_start';
 import { coldStarts } from './cold_start';
-import type { Precision } from './engines';
 import {
   candidateForms,
   firstLine,
   hasFlag,
   formFolder,
   imageFeeds,
-  loadOurs,
-  ourPrecisions,
   onnxFile,
   ortOptions,
   OrtTower,
@@ -66,8 +65,6 @@ interface Form {
 interface Context {
   readonly quick: boolean;
   readonly threads: number;
-  /** What the library can do, float32 first. */
-  readonly precisions: readonly Precision[];
   readonly ort: Ort | undefined;
   readonly transformers: Transformers | undefined;
   readonly pytorch: boolean;
@@ -101,14 +98,13 @@ function batches({ quick }: Context): readonly number[] {
   return quick ? [1, 8] : [1, 8, 32];
 }
 
-/** Ours in every precision that the library has, for one model. */
-async function ourModels(
-  { precisions }: Context,
-  model: BenchModel,
-): Promise<ReadonlyMap<Precision, Siglip2>> {
+/** Ours in every precision, for one model. */
+async function ourModels(model: BenchModel): Promise<ReadonlyMap<Precision, Siglip2>> {
   const folder = await modelFolder(model);
   const loaded = new Map<Precision, Siglip2>();
-  for (const precision of precisions) loaded.set(precision, await loadOurs(folder, precision));
+  for (const precision of precisions) {
+    loaded.set(precision, await Siglip2.load(folder, { precision }));
+  }
   return loaded;
 }
 
@@ -236,7 +232,7 @@ async function vision(
   const model = modelOf(name);
   const [, side] = visionSizes(model.config);
   const all = pixelValues(Math.max(...sizes), side);
-  const ours = await ourModels(context, model);
+  const ours = await ourModels(model);
   const towers = {
     float32: await openOrt(context, model, 'vision', false),
     int8: await openOrt(context, model, 'vision', true),
@@ -326,7 +322,7 @@ async function pytorchContenders(
 async function text(context: Context): Promise<void> {
   const model = modelOf('base-224');
   const { config } = model;
-  const ours = await ourModels(context, model);
+  const ours = await ourModels(model);
   const towers = {
     float32: await openOrt(context, model, 'text', false),
     int8: await openOrt(context, model, 'text', true),
@@ -371,7 +367,7 @@ async function naflex(context: Context): Promise<void> {
   const { patch, width } = model.config.vision;
   const rows = grids.map((grid) => patchRows(grid, patch));
   const images = grids.map((spatialShape, i) => ({ pixelValues: rows[i], spatialShape }));
-  const ours = await ourModels(context, model);
+  const ours = await ourModels(model);
   const embed = { normalize: false, batchSize: grids.length };
   const contenders = [...ours].map(([precision, own]) =>
     contender(precision, () => own.embedImages(images, embed)),
@@ -453,7 +449,7 @@ async function openTransformers(
 /** JPEG files to embeddings. */
 async function jpeg(context: Context): Promise<void> {
   const model = modelOf('base-224');
-  const ours = await ourModels(context, model);
+  const ours = await ourModels(model);
   const { transformers } = context;
   const peers = {
     fp32: await openTransformers(context, model, false),
@@ -507,7 +503,7 @@ async function accuracy(context: Context): Promise<void> {
   const model = modelOf('base-224');
   const { config } = model;
   const [, side] = visionSizes(config);
-  const ours = await ourModels(context, model);
+  const ours = await ourModels(model);
   const reference = ours.get('float32');
   if (reference === undefined) return;
   const count = context.quick ? 16 : 128;
@@ -589,65 +585,66 @@ function bestTexts(images: readonly Float32Array[], texts: readonly Float32Array
   });
 }
 
-/** Linear layers of the vision tower against the peak, in float32. */
+/** Linear layers of the vision tower against the peak of their own multiply-adds. */
 async function linearLayers(context: Context): Promise<void> {
-  const { config, parameters } = await loadCheckpoint(await modelFolder(modelOf('base-224')));
+  const model = await openCheckpoint(await modelFolder(modelOf('base-224')), { towers: 'vision' });
+  const { config } = model;
   const [, side] = visionSizes(config);
   const { width, mlpWidth, depth, patch, positions } = config.vision;
-  for (const batch of batches(context)) {
-    const program = compile<
-      { parameters: VisionParameters<Spec>; images: VisionInput<Spec> },
-      { pooled: Tensor }
-    >(
-      'linear layers',
-      ({ parameters: weights, images }) => {
-        const { pooled } = visionTower(weights, config, images);
-        if (pooled === undefined) throw new Error('linear layers: the tower must be pooled');
-        return { pooled };
-      },
-      {
-        parameters: visionParameters(config, ({ dtype, shape }) => ({ dtype, shape })),
-        images: visionInputSpecs(config, batch),
-      },
-    );
-    const images = concatenate(pixelValues(batch, side));
-    const input = { parameters: parameters.vision, images: { images } };
-    const tokens = batch * positions;
-    // Blocks, patch embedding, and keys and values of the head; what the head does for one token
-    // per image is left out on both sides of the quotient's top, being a thousandth.
-    const block = 4 * width * width + 2 * width * mlpWidth;
-    const perToken = depth * block + 3 * patch * patch * width + 2 * width * width;
-    let [least, whole, peak] = [Infinity, 0, readPeak()];
-    for (let round = 0; round < (context.quick ? 4 : 12); round++) {
-      const { outputs, times } = await program.profile(input);
-      disposeArrays(outputs);
-      const sum = (list: typeof times): number =>
-        list.reduce((total, { nanoseconds }) => total + nanoseconds, 0) / 1e9;
-      const linear = sum(times.filter(({ kernel }) => kernel.includes('linear')));
-      if (linear < least) [least, whole] = [linear, sum(times)];
-      peak = Math.max(peak, readPeak());
+  // Blocks and patch embedding; the layers of the head, with a row per image, are left out of the
+  // numerator.
+  const block = 4 * width * width + 2 * width * mlpWidth;
+  const perToken = depth * block + 3 * patch * patch * width;
+  const { vision } = model.parameters;
+  if (vision === undefined) throw new Error('linear layers: the model must have a vision tower');
+  for (const precision of precisions) {
+    const constants = new Constants(vision);
+    for (const batch of batches(context)) {
+      const program = compile(
+        'linear layers',
+        (input: VisionInput<Tensor>, weights) => {
+          const { pooled } = visionTower(weights, config, input);
+          if (pooled === undefined) throw new Error('linear layers: the tower must be pooled');
+          return { pooled };
+        },
+        visionInputSpecs(config, batch),
+        { constants, specialize: packLinears(() => precision) },
+      );
+      const images = concatenate(pixelValues(batch, side));
+      const peakOf = (): number => loadAddon().peak(0.05, precision);
+      let [least, whole, peak] = [Infinity, 0, peakOf()];
+      for (let round = 0; round < (context.quick ? 4 : 12); round++) {
+        const { outputs, times } = await program.profile({ images });
+        disposeArrays(outputs);
+        const sum = (list: typeof times): number =>
+          list.reduce((total, { nanoseconds }) => total + nanoseconds, 0) / 1e9;
+        const linear = sum(times.filter(({ kernel }) => kernel.startsWith('linear')));
+        if (linear < least) [least, whole] = [linear, sum(times)];
+        peak = Math.max(peak, peakOf());
+      }
+      program.dispose();
+      const flops = (2 * batch * positions * perToken) / least;
+      const row: LinearShare = {
+        name: precision,
+        batch,
+        shareOfTime: rounded(least / whole),
+        gigaflops: rounded(flops / 1e9),
+        shareOfPeak: rounded(flops / peak),
+      };
+      context.linearShares.push(row);
+      process.stdout.write(
+        `linear layers ${precision} batch ${String(batch)}: ${row.gigaflops.toFixed(1)} GFLOP/s, ` +
+          `${(100 * row.shareOfPeak).toFixed(0)} % of its peak, ${(100 * row.shareOfTime).toFixed(0)} % of the time\n`,
+      );
     }
-    program.dispose();
-    const flops = (2 * tokens * perToken) / least;
-    const row: LinearShare = {
-      name: 'float32',
-      batch,
-      shareOfTime: rounded(least / whole),
-      gigaflops: rounded(flops / 1e9),
-      shareOfPeak: rounded(flops / peak),
-    };
-    context.linearShares.push(row);
-    process.stdout.write(
-      `linear layers float32 batch ${String(batch)}: ${row.gigaflops.toFixed(1)} GFLOP/s, ` +
-        `${(100 * row.shareOfPeak).toFixed(0)} % of the peak, ${(100 * row.shareOfTime).toFixed(0)} % of the time\n`,
-    );
+    constants.dispose();
   }
-  disposeArrays(parameters);
+  model.dispose();
 }
 
 /** Process start to first embedding. */
 async function cold(context: Context): Promise<void> {
-  const { ort, forms, threads, precisions } = context;
+  const { ort, forms, threads } = context;
   if (ort === undefined || forms === undefined) return;
   const model = modelOf('base-224');
   const folder = await modelFolder(model);
@@ -761,12 +758,10 @@ async function main(): Promise<void> {
   mkdirSync(modelsFolder, { recursive: true });
   const missing = installPeers();
   const ort = missing === undefined ? loadOrt() : undefined;
-  const available = await ourPrecisions();
   const python = asked.pytorch ? pytorchMissing() : 'switched off';
   const context: Context = {
     quick: asked.quick,
     threads,
-    precisions: [...available.keys()].filter((precision) => available.get(precision) === ''),
     ort,
     transformers: missing === undefined ? loadTransformers(modelsFolder) : undefined,
     pytorch: python === undefined,
@@ -782,9 +777,6 @@ async function main(): Promise<void> {
     for (const name of ['onnxruntime-node', '@huggingface/transformers']) {
       context.facts[name] = peerVersion(name);
     }
-  }
-  for (const [precision, reason] of available) {
-    if (reason !== '') skip(context, `ours ${precision}`, reason);
   }
   if (python !== undefined) skip(context, 'PyTorch', python);
   process.stdout.write(

@@ -3,54 +3,14 @@
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import type { LoadOptions } from '../lib/embed';
-import { Siglip2 } from '../lib/embed';
 import { concatenate } from '../lib/weights';
-import { pixelValues } from './inputs';
 import type { BenchModel } from './models';
-import { modelFolder, modelOf } from './models';
+import { modelFolder } from './models';
 import type { WeightRange } from './onnx/graph';
 import { writeOnnx } from './onnx/model_file';
 import type { GraphForm, TowerExport } from './onnx/towers';
 import { exportNaflex, exportText, exportVision } from './onnx/towers';
 import type { Ort, OrtFeeds, OrtSession, OrtSessionOptions } from './peers';
-
-export type Precision = 'float32' | 'bfloat16' | 'int8';
-
-/** Loads a model in a precision. */
-export function loadOurs(folder: string, precision: Precision): Promise<Siglip2> {
-  const options: LoadOptions & { readonly precision: Precision } = { precision };
-  return Siglip2.load(folder, options);
-}
-
-/**
- * Which precisions the library has: '' or why not. A library that did not know the option would give
- * float32 under another name, so embeddings that are those of float32 bit for bit do not count.
- */
-export async function ourPrecisions(): Promise<ReadonlyMap<Precision, string>> {
-  const small = modelOf('small');
-  const folder = await modelFolder(small);
-  const images = pixelValues(1, 64).map((values) => ({ pixelValues: values }));
-  const embed = async (precision: Precision): Promise<Float32Array> => {
-    const model = await loadOurs(folder, precision);
-    try {
-      return (await model.embedImages(images))[0];
-    } finally {
-      model.dispose();
-    }
-  };
-  const expected = await embed('float32');
-  const found = new Map<Precision, string>([['float32', '']]);
-  for (const precision of ['bfloat16', 'int8'] as const) {
-    try {
-      const actual = await embed(precision);
-      found.set(precision, actual.some((value, i) => value !== expected[i]) ? '' : 'not built');
-    } catch (error) {
-      found.set(precision, firstLine(error));
-    }
-  }
-  return found;
-}
 
 export function firstLine(error: unknown): string {
   const message = error instanceof Error ? error.message : String(error);

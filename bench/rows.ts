@@ -39,7 +39,7 @@ export interface LinearShare {
   /** Of the time of all kernels. */
   readonly shareOfTime: number;
   readonly gigaflops: number;
-  /** Of the measured float32 peak; above 1 where narrower numbers do more at once. */
+  /** Of the measured peak of the multiply-adds it consists of. */
   readonly shareOfPeak: number;
 }
 
@@ -160,8 +160,8 @@ export function pageOf({ machine, forms, rows, accuracy, linearShares, skipped }
     ),
     ...section(
       'Linear layers',
-      'Products of the vision tower against the peak of fused multiply-adds measured before and after.',
-      ['precision', 'batch', 'GFLOP/s', 'of the float32 peak', 'of the time'],
+      'Products of the vision tower against the peak of the same multiply-adds, measured before and after.',
+      ['precision', 'batch', 'GFLOP/s', 'of the peak', 'of the time'],
       linearShares.map((row) => [
         row.name,
         String(row.batch),

@@ -78,3 +78,9 @@ export class SiglipError extends Error {
     this.code = code;
   }
 }
+
+/** @throws SiglipError ERR_ABORTED when the signal says so */
+export function expectNotAborted(who: string, signal: AbortSignal | undefined): void {
+  if (signal?.aborted !== true) return;
+  throw new SiglipError('ERR_ABORTED', `${who}: stopped by its signal`, { cause: signal.reason });
+}

@@ -202,21 +202,15 @@ function mlpCase(lead: readonly number[], D: number, hidden: number): OpCase {
   });
 }
 
-interface PackedLinear {
-  readonly op: 'linear_int8' | 'linear_bfloat16';
-  readonly bytes: (outputs: number, inputs: number) => number;
-  readonly pack: (weight: Tensor) => Tensor;
-  readonly forward: typeof ops.linearInt8;
+interface PackedForm {
+  readonly precision: ops.Precision;
   /** x, W -> x · Wᵀ as the kernel computes it, before the bias. */
   readonly product: (x: NdArray, weight: NdArray) => NdArray;
   readonly weightBytes: number;
 }
 
-const int8: PackedLinear = {
-  op: 'linear_int8',
-  bytes: ops.linearInt8Bytes,
-  pack: ops.packLinearInt8,
-  forward: ops.linearInt8,
+const int8: PackedForm = {
+  precision: 'int8',
   product: (x, weight) =>
     linearInt8.product(
       x,
@@ -226,14 +220,19 @@ const int8: PackedLinear = {
   weightBytes: 1,
 };
 
-const bfloat16: PackedLinear = {
-  op: 'linear_bfloat16',
-  bytes: ops.linearBfloat16Bytes,
-  pack: ops.packLinearBfloat16,
-  forward: ops.linearBfloat16,
+const bfloat16: PackedForm = {
+  precision: 'bfloat16',
   product: linearBfloat16.product,
   weightBytes: 2,
 };
+
+const float32Form: PackedForm = { precision: 'float32', product: linear.linear, weightBytes: 4 };
+const packedForms = [float32Form, bfloat16, int8];
+
+function packedLayer(form: PackedForm, x: Tensor, weight: Tensor, bias: Tensor): Tensor {
+  const { pack, layer } = ops.packedLinear[form.precision];
+  return layer(x, pack(weight), weight.shape[0] ?? 0, { bias });
+}
 
 function withBias(x: NdArray, bias: NdArray): NdArray {
   const N = bias.data.length;
@@ -242,7 +241,7 @@ function withBias(x: NdArray, bias: NdArray): NdArray {
 
 /** Packs and multiplies: against the same arithmetic in float64. */
 function packedLinearCase(
-  form: PackedLinear,
+  form: PackedForm,
   lead: readonly number[],
   K: number,
   N: number,
@@ -252,14 +251,14 @@ function packedLinearCase(
   const M = elements(lead);
   const traffic = floats(M * K, M * N) + form.weightBytes * N * K;
   return opCase({
-    op: form.op,
+    op: `linear_${form.precision}`,
     name: `${text([...lead, K])} to ${String(N)}${suffix}`,
     operands: {
       x: f32([...lead, K], { differentiable: false, ...options }),
       weight: f32([N, K], { draw: scaled(1 / Math.sqrt(K)), differentiable: false }),
       bias: f32([N], { differentiable: false }),
     },
-    apply: (t) => ({ y: form.forward(t.x, form.pack(t.weight), N, t.bias) }),
+    apply: (t) => ({ y: packedLayer(form, t.x, t.weight, t.bias) }),
     reference: (a) => ({ y: withBias(form.product(a.x, a.weight), a.bias) }),
     refuses: [
       { x: [...lead, K + 4] },
@@ -275,7 +274,7 @@ function packedLinearCase(
 
 /** GELU into the epilogue of the first layer, the residual into the second's. */
 function packedMlpCase(
-  form: PackedLinear,
+  form: PackedForm,
   lead: readonly number[],
   D: number,
   hidden: number,
@@ -283,7 +282,7 @@ function packedMlpCase(
   const M = elements(lead);
   const fixed = { differentiable: false };
   return opCase({
-    op: form.op,
+    op: `linear_${form.precision}`,
     name: `${text([...lead, D])} through ${String(hidden)} with GELU and residual`,
     operands: {
       x: f32([...lead, D], fixed),
@@ -296,11 +295,11 @@ function packedMlpCase(
     // Two layers that do not feed each other: a value on the border of two integers may fall to
     // either side after the first layer's roundings.
     apply: (t) => {
-      const before = form.forward(t.x, form.pack(t.weight1), hidden, t.bias1);
+      const before = packedLayer(form, t.x, t.weight1, t.bias1);
       return {
         before,
         activated: ops.gelu(before),
-        y: ops.add(t.x, form.forward(t.inner, form.pack(t.weight2), D, t.bias2)),
+        y: ops.add(t.x, packedLayer(form, t.inner, t.weight2, t.bias2)),
       };
     },
     reference: (a) => {
@@ -325,7 +324,7 @@ function packedMlpCase(
  * it: for the benchmark. The packed bytes are those of a weight of zeros.
  */
 function packedLayerCase(
-  form: PackedLinear,
+  form: PackedForm,
   M: number,
   K: number,
   N: number,
@@ -333,16 +332,16 @@ function packedLayerCase(
 ): OpCase {
   const fixed = { differentiable: false };
   return opCase({
-    op: form.op,
+    op: `linear_${form.precision}`,
     name: `${text([M, K])} to ${String(N)}, ${epilogue}`,
     operands: {
       x: f32([M, K], fixed),
-      packed: operand('uint8', [form.bytes(N, K)], { draw: () => 0 }),
+      packed: operand('uint8', [ops.packedLinear[form.precision].bytes(N, K)], { draw: () => 0 }),
       bias: f32([N], fixed),
       ...(epilogue === 'residual' ? { residual: f32([M, N], fixed) } : {}),
     },
     apply: (t) => {
-      const y = form.forward(t.x, t.packed, N, t.bias);
+      const y = ops.packedLinear[form.precision].layer(t.x, t.packed, N, { bias: t.bias });
       if (epilogue === 'residual') return { y: ops.add(t.residual, y) };
       return { y: epilogue === 'gelu' ? ops.gelu(y) : y };
     },
@@ -1199,7 +1198,7 @@ export const opCases: readonly OpCase[] = [
   linearCase([5], 192, 300),
   mlpCase([2, 7], 24, 40),
   mlpCase([1, 1], 17, 65),
-  ...[int8, bfloat16].flatMap((form) => [
+  ...packedForms.flatMap((form) => [
     packedLinearCase(form, [1], 1, 1),
     packedLinearCase(form, [3], 5, 7),
     packedLinearCase(form, [2, 9], 48, 144),
@@ -1358,7 +1357,7 @@ export const opCases: readonly OpCase[] = [
 export const splitCases: readonly OpCase[] = [
   linearCase([300], 256, 384),
   mlpCase([200], 128, 200),
-  ...[int8, bfloat16].flatMap((form) => [
+  ...packedForms.flatMap((form) => [
     packedLinearCase(form, [300], 256, 384),
     packedLinearCase(form, [196], 140, 200),
     packedLinearCase(form, [3], 700, 500),
@@ -1413,7 +1412,7 @@ export const modelCases: readonly OpCase[] = [
   linearCase([TOWER_ROWS], 3072, 768),
   linearCase([1], 768, 768),
   mlpCase([TOWER_ROWS], 768, 3072),
-  ...[int8, bfloat16].flatMap((form) =>
+  ...packedForms.flatMap((form) =>
     [196, TOWER_ROWS].flatMap((rows) => [
       packedLayerCase(form, rows, 768, 2304, 'bias'),
       packedLayerCase(form, rows, 768, 768, 'residual'),
@@ -1421,8 +1420,7 @@ export const modelCases: readonly OpCase[] = [
       packedLayerCase(form, rows, 3072, 768, 'residual'),
     ]),
   ),
-  packedLayerCase(int8, 1, 768, 3072, 'bias'),
-  packedLayerCase(bfloat16, 1, 768, 3072, 'bias'),
+  ...packedForms.map((form) => packedLayerCase(form, 1, 768, 3072, 'bias')),
   attentionCase({ B: 8, Tq: 196, Tk: 196, heads: 12, headWidth: 64 }),
   attentionCase({ B: 16, Tq: 64, Tk: 64, heads: 12, headWidth: 64 }),
   attentionCase({ B: 8, Tq: 1, Tk: 196, heads: 12, headWidth: 64 }),

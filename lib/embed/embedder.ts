@@ -1,6 +1,5 @@
 // The object a server holds: it gathers what concurrent calls bring into batches for one model.
-import { SiglipError } from '../errors';
-import { expectNotAborted } from '../weights';
+import { expectNotAborted, SiglipError } from '../errors';
 import { AbortListeners } from './abort_listeners';
 import type { PreparedImage } from './collate';
 import type { EmbedImage } from './image_input';
@@ -23,10 +22,7 @@ import { textBytes } from './text_input';
 
 /** Limits of an {@link Embedder}. Images and texts have a queue each, both of these limits. */
 export interface EmbedderOptions {
-  /**
-   * Most inputs run at once. Default 8. Beyond the smaller of 32 and 6 + width / 32 a head sums in
-   * another order, so that bits may differ (by about 1e-7) from those of a smaller batch.
-   */
+  /** Most inputs run at once. Default 8. */
   readonly maxBatch?: number;
   /**
    * Most milliseconds an input that is ready waits, while the device is idle, for others that are
@@ -77,7 +73,7 @@ export interface CloseOptions {
 /**
  * Gathers concurrent calls into batches. Inputs of one shape that are ready when the device is free go
  * together, the oldest first; images and texts take turns. A failure is that of one input alone, and
- * an embedding has the same bits whatever batch it was computed in (see `maxBatch`).
+ * an embedding has the same bits whatever batch it was computed in.
  *
  * @example
  * const embedder = await Embedder.load('./siglip2-base-patch16-224', { whenFull: 'reject' });

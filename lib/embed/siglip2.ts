@@ -1,10 +1,13 @@
 // The model a program holds: images and texts in, vectors out.
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import { createProcessor } from '../image';
 import type { ModelConfig } from '../model';
+import type { ConstantSource } from '../graph';
+import type { Precision } from '../ops';
+import { precisions } from '../ops';
 import { deferTokenizer } from '../text';
 import type { CheckpointSource, HubOptions, TowerChoice } from '../weights';
-import { expectNotAborted, loadCheckpoint, resolveCheckpoint } from '../weights';
+import { openCheckpoint, resolveCheckpoint } from '../weights';
 import type { EmbedImage } from './image_input';
 import { ImageInputs } from './image_input';
 import {
@@ -31,6 +34,14 @@ export interface LoadOptions extends HubOptions {
    * `'text'` no preprocessor; calls that need the other tower throw ERR_ARGUMENT.
    */
   readonly towers?: TowerChoice;
+  /**
+   * In what the linear layers of the blocks compute; activations between them, norms, attention and
+   * all that surrounds the blocks stay float32. Default `'float32'`: the numbers of Python.
+   * `'bfloat16'` halves the memory of these weights and is faster where the processor has bfloat16
+   * products (AVX512-BF16); elsewhere it is about as fast as float32. `'int8'` quarters it and is
+   * faster everywhere, most with VNNI. See docs/guides/serving.md for what each costs in accuracy.
+   */
+  readonly precision?: Precision;
   /**
    * Side in pixels of the images a fixed-resolution model is to take: its learned positions are
    * resized (bicubic, as `interpolate_pos_encoding` of transformers), and images with them. Default:
@@ -110,20 +121,21 @@ export class Siglip2 {
    * ERR_ABORTED.
    */
   static async load(source: string, options: LoadOptions = {}): Promise<Siglip2> {
-    const { towers: loaded, lowercase, signal } = checkLoadOptions(options);
+    const { towers: loaded, precision, lowercase, signal } = checkLoadOptions(options);
     const found = await resolveCheckpoint(source, options, 'Siglip2.load');
-    const { config, preprocessor, parameters } = await loadCheckpoint(found.path, {
+    const checkpoint = await openCheckpoint(found.path, {
       towers: loaded,
       imageSize: options.imageSize,
-      signal,
     });
-    const towers = new Towers(config, parameters);
+    const { config, preprocessor, parameters } = checkpoint;
+    const towers = new Towers(checkpoint, precision);
     try {
       expectNotAborted('Siglip2.load', signal);
+      await towers.prepare(signal);
       const tokenizer =
         loaded === 'vision' ? undefined : await deferTokenizer(found.path, { lowercase });
-      const [scale] = await parameters.logitScale.read();
-      const [bias] = await parameters.logitBias.read();
+      const scale = await readNumber(parameters.logitScale);
+      const bias = await readNumber(parameters.logitBias);
       const images = new ImageInputs(config, createProcessor(preprocessor));
       const texts = new TextInputs(config, tokenizer);
       const stages = new Stages({ towers, images, texts });
@@ -136,6 +148,11 @@ export class Siglip2 {
 
   get config(): ModelConfig {
     return this.stages.config;
+  }
+
+  /** Bytes of memory that the weights take. */
+  get weightBytes(): number {
+    return this.stages.weightBytes;
   }
 
   /**
@@ -242,8 +259,19 @@ export class Siglip2 {
   }
 }
 
+async function readNumber(source: ConstantSource): Promise<number> {
+  const array = await source.open();
+  try {
+    const [value = NaN] = await array.read();
+    return value;
+  } finally {
+    array.dispose();
+  }
+}
+
 function checkLoadOptions(options: LoadOptions): {
   towers: TowerChoice;
+  precision: Precision;
   lowercase: boolean;
   signal: AbortSignal | undefined;
 } {
@@ -256,10 +284,11 @@ function checkLoadOptions(options: LoadOptions): {
   }
   expectOneOf(who, 'device', options.device, ['auto', 'cpu']);
   const towers = expectOneOf(who, 'towers', options.towers, ['both', 'vision', 'text']);
+  const precision = expectOneOf(who, 'precision', options.precision, precisions);
   const lowercase = expectBoolean(who, 'lowercase', options.lowercase, true);
   expectSignal(who, options.signal);
   expectNotAborted(who, options.signal);
-  return { towers, lowercase, signal: options.signal };
+  return { towers, precision, lowercase, signal: options.signal };
 }
 
 function checkEmbedOptions(

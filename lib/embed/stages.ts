@@ -26,6 +26,10 @@ export class Stages {
     return this.parts.towers.config;
   }
 
+  get weightBytes(): number {
+    return this.parts.towers.weightBytes;
+  }
+
   /** @throws ERR_DISPOSED; ERR_ARGUMENT when the model was loaded without that tower */
   expectReady(who: string, tower: 'vision' | 'text'): void {
     if (this.gone) {

@@ -1,13 +1,15 @@
 // A model's weights on a device and the programs that run its towers, compiled once per batch shape
-// and kept for the next call of that shape.
+// and kept for the next call of that shape. Weights are constants of the programs: packed once, held
+// in that form alone, and shared by all shapes.
 import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import type { Program, Spec } from '../graph';
-import { compile, disposeArrays } from '../graph';
+import type { ConstantSource, Program, Spec, Tensor } from '../graph';
+import { compile, Constants } from '../graph';
 import type { ModelConfig, TextParameters, VisionInput, VisionParameters } from '../model';
-import { textInputSpec, textParameters, textTower, visionParameters, visionTower } from '../model';
-import type { Tensor } from '../graph';
-import type { LoadedParameters } from '../weights';
+import { textInputSpec, textTower, visionTower } from '../model';
+import type { Precision } from '../ops';
+import { packLinears } from '../ops';
+import type { OpenCheckpoint } from '../weights';
 import { batchSpecs } from './collate';
 
 /** Embeddings of a batch, before and after normalisation: (B, E) each. */
@@ -17,16 +19,19 @@ export interface Embeddings<Leaf> {
 }
 
 interface VisionSpecs {
-  parameters: VisionParameters<Spec>;
   images: VisionInput<Spec>;
 }
 interface TextSpecs {
-  parameters: TextParameters<Spec>;
   ids: Spec;
 }
+type VisionConstants = Constants<VisionParameters<ConstantSource>>;
+type TextConstants = Constants<TextParameters<ConstantSource>>;
 
 const keptPrograms = 16;
-const specOf = ({ dtype, shape }: Spec): Spec => ({ dtype, shape });
+
+// Layers outside of the blocks cost next to nothing, and what they get or give is all there is: pixels
+// go into the first, embeddings come from the last.
+const isInBlock = (label: string): boolean => /\bblocks\.\d+\b/u.test(label);
 
 // The last few programs by key; what falls out is disposed.
 class ProgramCache<P extends { dispose(): void }> {
@@ -55,13 +60,53 @@ export class Towers {
   private readonly images = new ProgramCache<Program<VisionSpecs, Embeddings<Tensor>>>();
   private readonly tokens = new ProgramCache<Program<VisionSpecs, { tokens: Tensor }>>();
   private readonly texts = new ProgramCache<Program<TextSpecs, Embeddings<Tensor>>>();
+  private readonly visionConstants: VisionConstants | undefined;
+  private readonly textConstants: TextConstants | undefined;
+  private readonly specialize;
   private disposed = false;
 
-  /** Takes over the arrays: they are disposed with the towers. */
+  /**
+   * Takes over the checkpoint: it is disposed with the towers.
+   *
+   * @param precision - of the products in the blocks; all else is float32
+   */
   constructor(
-    readonly config: ModelConfig,
-    private readonly parameters: LoadedParameters<DeviceArray>,
-  ) {}
+    private readonly checkpoint: OpenCheckpoint,
+    precision: Precision,
+  ) {
+    const { vision, text } = checkpoint.parameters;
+    this.visionConstants = vision && new Constants(vision);
+    this.textConstants = text && new Constants(text);
+    this.specialize = packLinears((label) => (isInBlock(label) ? precision : 'float32'));
+  }
+
+  get config(): ModelConfig {
+    return this.checkpoint.config;
+  }
+
+  /** Bytes of weights on the device. */
+  get weightBytes(): number {
+    return (this.visionConstants?.bytes ?? 0) + (this.textConstants?.bytes ?? 0);
+  }
+
+  /**
+   * Brings all weights to the device in the form in which the programs read them.
+   *
+   * @throws ERR_FILE, ERR_OUT_OF_MEMORY, ERR_ABORTED
+   */
+  async prepare(signal?: AbortSignal): Promise<void> {
+    const { vision } = this.config;
+    if (this.checkpoint.parameters.vision !== undefined) {
+      const program =
+        this.checkpoint.parameters.vision.head === undefined
+          ? this.tokensProgram('load', 1, vision.positions)
+          : this.imagesProgram('load', 1, vision.positions);
+      await program.prepare(signal);
+    }
+    if (this.checkpoint.parameters.text !== undefined) {
+      await this.textsProgram('load', 1).prepare(signal);
+    }
+  }
 
   /**
    * Embeds a batch of prepared images.
@@ -78,24 +123,8 @@ export class Towers {
     normalize: boolean,
   ): Promise<Float32Array> {
     this.checkAlive('embedImages');
-    const parameters = this.vision('embedImages');
-    const program = this.images.get(`${String(batch)}x${String(length)}`, () =>
-      compile<VisionSpecs, Embeddings<Tensor>>(
-        'embed images',
-        ({ parameters: weights, images: input }) => {
-          const { pooled, embedding } = visionTower(weights, this.config, input);
-          if (pooled === undefined || embedding === undefined) {
-            throw new SiglipError(
-              'ERR_CONFIG',
-              'embedImages: the vision tower must have a pooling head, got a model without one; use imageTokens',
-            );
-          }
-          return { raw: pooled, normalized: embedding };
-        },
-        this.visionSpecs(batch, length),
-      ),
-    );
-    return readOne(await program.run({ parameters, images }), normalize);
+    const program = this.imagesProgram('embedImages', batch, length);
+    return readOne(await program.run({ images }), normalize);
   }
 
   /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
@@ -105,47 +134,25 @@ export class Towers {
     length: number,
   ): Promise<Float32Array> {
     this.checkAlive('imageTokens');
-    const parameters = this.vision('imageTokens');
-    const program = this.tokens.get(`${String(batch)}x${String(length)}`, () =>
-      compile<VisionSpecs, { tokens: Tensor }>(
-        'image tokens',
-        ({ parameters: weights, images: input }) => ({
-          tokens: visionTower(weights, this.config, input).tokens,
-        }),
-        this.visionSpecs(batch, length),
-      ),
-    );
-    const { tokens } = await program.run({ parameters, images });
+    const { tokens } = await this.tokensProgram('imageTokens', batch, length).run({ images });
     return readAndDispose(tokens);
   }
 
   /** Embeds a batch of texts given as ids (B, T). @returns (B, E) float32, row by row. */
   async embedTexts(ids: Int32Array, batch: number, normalize: boolean): Promise<Float32Array> {
     this.checkAlive('embedTexts');
-    const parameters = this.text('embedTexts');
-    const program = this.texts.get(String(batch), () =>
-      compile<TextSpecs, Embeddings<Tensor>>(
-        'embed texts',
-        ({ parameters: weights, ids: input }) => {
-          const { projected, embedding } = textTower(weights, this.config, input, {
-            pooledOnly: true,
-          });
-          return { raw: projected, normalized: embedding };
-        },
-        { parameters: textParameters(this.config, specOf), ids: textInputSpec(this.config, batch) },
-      ),
-    );
-    return readOne(await program.run({ parameters, ids }), normalize);
+    const program = this.textsProgram('embedTexts', batch);
+    return readOne(await program.run({ ids }), normalize);
   }
 
-  /** The vision tower. @throws ERR_ARGUMENT when the model was loaded without it */
-  vision(who: string): VisionParameters<DeviceArray> {
-    return this.parameters.vision ?? missing(who, 'vision', 'text');
+  /** The vision tower's weights. @throws ERR_ARGUMENT when the model was loaded without it */
+  vision(who: string): VisionConstants {
+    return this.visionConstants ?? missing(who, 'vision', 'text');
   }
 
-  /** The text tower. @throws ERR_ARGUMENT when the model was loaded without it */
-  text(who: string): TextParameters<DeviceArray> {
-    return this.parameters.text ?? missing(who, 'text', 'vision');
+  /** The text tower's weights. @throws ERR_ARGUMENT when the model was loaded without it */
+  text(who: string): TextConstants {
+    return this.textConstants ?? missing(who, 'text', 'vision');
   }
 
   /** Frees weights and programs now. Idempotent. */
@@ -155,14 +162,69 @@ export class Towers {
     this.images.dispose();
     this.tokens.dispose();
     this.texts.dispose();
-    disposeArrays(this.parameters);
+    this.visionConstants?.dispose();
+    this.textConstants?.dispose();
+    this.checkpoint.dispose();
   }
 
-  private visionSpecs(batch: number, length: number): VisionSpecs {
-    return {
-      parameters: visionParameters(this.config, specOf),
-      images: batchSpecs(this.config, batch, length),
-    };
+  private imagesProgram(
+    who: string,
+    batch: number,
+    length: number,
+  ): Program<VisionSpecs, Embeddings<Tensor>> {
+    const constants = this.vision(who);
+    return this.images.get(`${String(batch)}x${String(length)}`, () =>
+      compile(
+        'embed images',
+        ({ images }, weights) => {
+          const { pooled, embedding } = visionTower(weights, this.config, images);
+          if (pooled === undefined || embedding === undefined) {
+            throw new SiglipError(
+              'ERR_CONFIG',
+              'embedImages: the vision tower must have a pooling head, got a model without one; use imageTokens',
+            );
+          }
+          return { raw: pooled, normalized: embedding };
+        },
+        { images: batchSpecs(this.config, batch, length) },
+        { constants, specialize: this.specialize },
+      ),
+    );
+  }
+
+  private tokensProgram(
+    who: string,
+    batch: number,
+    length: number,
+  ): Program<VisionSpecs, { tokens: Tensor }> {
+    const constants = this.vision(who);
+    return this.tokens.get(`${String(batch)}x${String(length)}`, () =>
+      compile(
+        'image tokens',
+        ({ images }, weights) => ({
+          tokens: visionTower(weights, this.config, images).tokens,
+        }),
+        { images: batchSpecs(this.config, batch, length) },
+        { constants, specialize: this.specialize },
+      ),
+    );
+  }
+
+  private textsProgram(who: string, batch: number): Program<TextSpecs, Embeddings<Tensor>> {
+    const constants = this.text(who);
+    return this.texts.get(String(batch), () =>
+      compile(
+        'embed texts',
+        ({ ids }, weights) => {
+          const { projected, embedding } = textTower(weights, this.config, ids, {
+            pooledOnly: true,
+          });
+          return { raw: projected, normalized: embedding };
+        },
+        { ids: textInputSpec(this.config, batch) },
+        { constants, specialize: this.specialize },
+      ),
+    );
   }
 
   private checkAlive(who: string): void {

@@ -2,30 +2,36 @@
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
 import { DeviceArray } from '../array';
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
 import { kernelOf, loadAddon } from '../native/load';
 import type { KernelArgument, KernelCall, Ref } from '../native/kernels';
 import type { HostArray, Spec } from '../native/spec';
 import { dtypeCode } from '../native/spec';
+import type { ConstantSource, Constants, Derived } from './constants';
+import { hoist } from './constants';
 import { copy } from './intrinsics';
 import { Reshaped, describe } from './op';
 import type { Plan } from './planner';
 import { plan, rootsOf, totalBytes } from './planner';
-import type { Graph } from './rewrite';
-import { rewrites } from './rewrite';
+import type { Graph, Specialize } from './rewrite';
+import { rewrites, specialized } from './rewrite';
 import type { Node } from './tensor';
-import { Tensor, Trace, recordInto } from './tensor';
+import { Tensor, Trace, operandsOf, recordInto } from './tensor';
 import type { MapTree } from './tree';
 import { flatten, mapTree } from './tree';
 
-export interface CompileOptions {
+export interface CompileOptions<C = unknown> {
   /** Where the program runs. Default `'cpu'`. */
   readonly device?: 'cpu';
   /** Top-level inputs whose arrays the program may update in place (weights, optimizer state). */
   readonly donate?: readonly string[];
   /** Named intermediates that `runWithTaps` gives: all, or those whose name is listed. */
   readonly taps?: boolean | readonly string[];
+  /** What never changes between runs; `fn` gets it as its second argument. */
+  readonly constants?: Constants<C>;
+  /** Replaces operations by ones that suit constants; see {@link Specialize}. */
+  readonly specialize?: Specialize;
 }
 
 /** What a run takes for one input: an array that stays, or host memory that is copied in. */
@@ -35,7 +41,7 @@ export type RunInput = DeviceArray | HostArray;
 export interface ProgramMemory {
   /** Intermediates and scratch; one arena serves all programs of a device. */
   readonly arenaBytes: number;
-  /** Arrays the caller brings: weights, state, batch. */
+  /** Arrays the caller brings (weights, state, batch) and constants. */
   readonly inputBytes: number;
   /** Arrays a run creates; results updated in place are among the inputs. */
   readonly outputBytes: number;
@@ -53,16 +59,27 @@ export interface StepTime {
 interface Compiled {
   readonly native: NativeProgram;
   readonly plan: Plan;
+  /** What the caller brings to every run. */
   readonly inputs: readonly { readonly path: string; readonly spec: Spec }[];
+  /** What follows them among the program's inputs. */
+  readonly bound: readonly Bound[];
   readonly steps: readonly { readonly label: string; readonly kernel: string }[];
   readonly resultSpecs: readonly Spec[];
   readonly taps: readonly string[];
+}
+
+// A constant as a program's input: there already, or made by the first run.
+interface Bound {
+  readonly spec: Spec;
+  present(): DeviceArray | undefined;
+  make(): Promise<DeviceArray>;
 }
 
 /**
  * Traces `fn` once for inputs of the given specs and prepares it to run.
  *
  * @param name - for error messages.
+ * @param fn - takes a tree of tensors like `specs`, and one like the constants' tree.
  * @param specs - a tree of specs, the form of the argument `fn` and `run` take.
  * @returns a program; the same inputs give the same outputs, bit for bit, on one machine.
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT, ERR_NOT_DIFFERENTIABLE as the traced operations do.
@@ -70,46 +87,92 @@ interface Compiled {
  * const program = compile('double', ({ x }) => ({ y: add(x, x) }), { x: float32(2, 3) });
  * const { y } = await program.run({ x: new Float32Array(6) });
  */
-export function compile<I extends object, O>(
+export function compile<I extends object, O, C = object>(
   name: string,
-  fn: (inputs: MapTree<I, Spec, Tensor>) => O,
+  fn: (inputs: MapTree<I, Spec, Tensor>, constants: MapTree<C, ConstantSource, Tensor>) => O,
   specs: I,
-  options: CompileOptions = {},
+  options: CompileOptions<C> = {},
 ): Program<I, O> {
   const trace = new Trace();
-  const inputs: { path: string; tensor: Tensor }[] = [];
+  const { constants, specialize } = options;
+  const inputs: Input[] = [];
+  const leaves = new Map<Tensor, string>();
   const outputs = recordInto(trace, () => {
     const symbols = mapTree<I, Spec, Tensor>(specs, (spec, path) => {
-      const node = trace.record(undefined, {}, {}, { value: spec }, path);
-      const tensor = node.outputs['value'];
-      if (tensor === undefined)
-        throw new SiglipError('ERR_SHAPE', `compile: ${path} must be a spec`);
+      const tensor = recordInput(trace, spec, path);
       inputs.push({ path, tensor });
       return tensor;
     });
-    return materialize(fn(symbols), trace, inputs, options);
+    const constantSymbols = mapTree<C, ConstantSource, Tensor>(
+      constants?.tree ?? ({} as C),
+      (source, path) => {
+        const tensor = recordInput(trace, source, path);
+        leaves.set(tensor, path);
+        return tensor;
+      },
+    );
+    const kept = [...inputs.map(({ tensor }) => tensor), ...leaves.keys()];
+    const donated = donatedTensors(name, inputs, options.donate ?? []);
+    return materialize(fn(symbols, constantSymbols), trace, kept, donated);
   });
-  const leaves = flatten(outputs).map(({ path, leaf }) => {
+  const results = flatten(outputs).map(({ path, leaf }) => {
     if (leaf instanceof Tensor) return leaf;
     throw new SiglipError('ERR_ARGUMENT', `compile: ${name}'s output ${path} must be a tensor`);
   });
   const taps = [...trace.taps].filter(([tapName]) => wanted(tapName, options.taps));
   let graph: Graph = {
     nodes: trace.nodes.filter((node) => node.definition !== undefined),
-    results: [...leaves, ...taps.map(([, tensor]) => tensor)],
+    results: [...results, ...taps.map(([, tensor]) => tensor)],
   };
-  const resultSpecs = graph.results.map(({ dtype, shape }) => ({ dtype, shape }));
   for (const rewrite of rewrites) graph = rewrite(graph);
+  if (specialize !== undefined) graph = specialized(graph, leaves, specialize);
+  let derived: readonly Derived[] = [];
+  if (constants !== undefined) ({ graph, derived } = hoist(graph, leaves));
 
-  const encoder = new Encoder(graph);
-  const planned = plan(
-    graph,
-    inputs.map(({ tensor }) => tensor),
+  const compiled = assemble(name, graph, {
+    inputs,
+    bound: derived.map(({ tensor }) => tensor),
+    donated: donatedTensors(name, inputs, options.donate ?? []),
+  });
+  return new Program<I, O>(
+    name,
     {
-      donated: donatedTensors(name, inputs, options.donate ?? []),
-      scratchBytes: (node) => encoder.scratchBytes(node),
+      ...compiled,
+      bound: constants === undefined ? [] : derived.map((value) => bind(value, constants, leaves)),
+      taps: taps.map(([tapName]) => tapName),
     },
+    outputs,
   );
+}
+
+interface Input {
+  readonly path: string;
+  readonly tensor: Tensor;
+}
+
+function recordInput(trace: Trace, { dtype, shape }: Spec, path: string): Tensor {
+  const node = trace.record(undefined, {}, {}, { value: { dtype, shape } }, path);
+  const tensor = node.outputs['value'];
+  if (tensor !== undefined) return tensor;
+  throw new SiglipError('ERR_SHAPE', `compile: ${path} must be a spec`);
+}
+
+// A finished graph as a native program. Its inputs are those of the caller, then the bound ones.
+function assemble(
+  name: string,
+  graph: Graph,
+  given: {
+    readonly inputs: readonly Input[];
+    readonly bound: readonly Tensor[];
+    readonly donated: ReadonlySet<Tensor>;
+  },
+): Omit<Compiled, 'bound' | 'taps'> {
+  const { inputs, bound, donated } = given;
+  const encoder = new Encoder(graph);
+  const planned = plan(graph, [...inputs.map(({ tensor }) => tensor), ...bound], {
+    donated,
+    scratchBytes: (node) => encoder.scratchBytes(node),
+  });
   const steps = encoder.encode(planned);
   const native = new (loadAddon().Program)({
     name,
@@ -117,18 +180,47 @@ export function compile<I extends object, O>(
     bufferBytes: [...planned.buffers],
     steps: steps.map(({ step }) => step),
   });
-  return new Program<I, O>(
-    name,
-    {
-      native,
-      plan: planned,
-      inputs: inputs.map(({ path, tensor }) => ({ path, spec: tensor })),
-      steps: steps.map(({ step, kernel }) => ({ label: step.label, kernel })),
-      resultSpecs,
-      taps: taps.map(([tapName]) => tapName),
-    },
-    outputs,
-  );
+  return {
+    native,
+    plan: planned,
+    inputs: inputs.map(({ path, tensor }) => ({ path, spec: tensor })),
+    steps: steps.map(({ step, kernel }) => ({ label: step.label, kernel })),
+    resultSpecs: graph.results.map(({ dtype, shape }) => ({ dtype, shape })),
+  };
+}
+
+// A derived value is computed by a program of its own, whose inputs are opened for it alone.
+function bind<C>(
+  { key, tensor, nodes }: Derived,
+  constants: Constants<C>,
+  leaves: ReadonlyMap<Tensor, string>,
+): Bound {
+  const make = async (): Promise<DeviceArray> => {
+    if (nodes.length === 0) return constants.source(key).open();
+    const read = new Set(nodes.flatMap(operandsOf));
+    const inputs = [...leaves]
+      .filter(([leaf]) => read.has(leaf))
+      .map(([leaf, path]) => ({ path, tensor: leaf }));
+    const graph = { nodes, results: [tensor] };
+    const program = new Program<Record<string, Spec>, { value: Tensor }>(
+      key,
+      { ...assemble(key, graph, { inputs, bound: [], donated: new Set() }), bound: [], taps: [] },
+      { value: tensor },
+    );
+    const opened: Record<string, DeviceArray> = {};
+    try {
+      for (const { path } of inputs) opened[path] = await constants.source(path).open();
+      return (await program.run(opened)).value;
+    } finally {
+      disposeArrays(opened);
+      program.dispose();
+    }
+  };
+  return {
+    spec: tensor,
+    present: () => constants.present(key),
+    make: () => constants.value(key, make),
+  };
 }
 
 function wanted(tapName: string, taps: CompileOptions['taps']): boolean {
@@ -160,12 +252,11 @@ function donatedTensors(
 function materialize<O>(
   outputs: O,
   trace: Trace,
-  inputs: readonly { readonly path: string; readonly tensor: Tensor }[],
-  options: CompileOptions,
+  inputs: readonly Tensor[],
+  donated: ReadonlySet<Tensor>,
 ): O {
   const roots = rootsOf({ nodes: trace.nodes, results: [] });
-  const donated = donatedTensors('the program', inputs, options.donate ?? []);
-  const taken = new Set<Tensor>(inputs.map(({ tensor }) => tensor).filter((x) => !donated.has(x)));
+  const taken = new Set<Tensor>(inputs.filter((x) => !donated.has(x)));
   return mapTree<O, Tensor, Tensor>(outputs, (leaf) => {
     if (!(leaf instanceof Tensor)) return leaf;
     const root = roots.get(leaf) ?? leaf;
@@ -265,9 +356,11 @@ export class Program<I, O> {
 
   /** What a run needs, in bytes. */
   get memory(): ProgramMemory {
-    const { plan: planned, inputs } = this.compiled;
-    const inputBytes = totalBytes(inputs.map(({ spec }) => spec));
-    const outputBytes = planned.buffers.slice(inputs.length).reduce((sum, bytes) => sum + bytes, 0);
+    const { plan: planned, inputs, bound } = this.compiled;
+    const inputBytes = totalBytes([...inputs, ...bound].map(({ spec }) => spec));
+    const outputBytes = planned.buffers
+      .slice(inputs.length + bound.length)
+      .reduce((sum, bytes) => sum + bytes, 0);
     const { arenaBytes } = planned;
     return {
       arenaBytes,
@@ -315,6 +408,18 @@ export class Program<I, O> {
     return { outputs: results, times };
   }
 
+  /**
+   * Brings the constants the program reads to the device, which else its first run does.
+   *
+   * @throws what their sources throw; ERR_ABORTED, ERR_DISPOSED
+   */
+  async prepare(signal?: AbortSignal): Promise<void> {
+    for (const value of this.compiled.bound) {
+      expectNotAborted(this.name, signal);
+      await value.make();
+    }
+  }
+
   /** Gives back the program's share of the arena. Idempotent. */
   dispose(): void {
     this.compiled.native.dispose();
@@ -330,7 +435,7 @@ export class Program<I, O> {
     unshared: readonly DeviceArray[];
     nanoseconds: Float64Array | undefined;
   }> {
-    const { native, plan: planned, inputs, resultSpecs, taps } = this.compiled;
+    const { native, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
     const temporary: DeviceArray[] = [];
     const owned: DeviceArray[] = [];
     try {
@@ -341,7 +446,7 @@ export class Program<I, O> {
           `${this.name}: inputs must be ${String(inputs.length)} arrays, got ${String(given.length)}`,
         );
       }
-      const arrays = inputs.map(({ path, spec }, i) => {
+      const brought = inputs.map(({ path, spec }, i) => {
         const leaf = given[i];
         if (leaf?.path !== path) {
           throw new SiglipError(
@@ -357,6 +462,12 @@ export class Program<I, O> {
         }
         return this.admit(leaf.leaf as RunInput, path, spec, temporary);
       });
+      // From the second run on without waiting, so that runs queue up in the order of their calls.
+      const present = bound.map((value) => value.present());
+      const constants = present.every((value) => value !== undefined)
+        ? present
+        : await Promise.all(bound.map((value) => value.make()));
+      const arrays = [...brought, ...constants];
       // One array per buffer of results that the program does not update in place.
       const created = new Map<number, DeviceArray>();
       const resultArrays = planned.results.map((buffer, i) => {

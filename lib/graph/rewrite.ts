@@ -4,8 +4,9 @@
 //   - fuseResiduals: `add(x, y)` moves into the operation that computes y.
 // What can be fused into what is declared by the operations themselves (OpDefinition.fusions).
 import { substitute } from './gradient';
+import { ConstantValues } from './constants';
 import type { Node } from './tensor';
-import { Tensor, operandsOf } from './tensor';
+import { Tensor, Trace, operandsOf, recordInto } from './tensor';
 
 /** A list of operations in execution order with the tensors that must survive. */
 export interface Graph {
@@ -183,6 +184,42 @@ export const fuseResiduals: Rewrite = (graph) => {
   }
   return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
 };
+
+/**
+ * Replaces operations by others chosen for the program at hand, such as a product with a constant
+ * weight by one that reads the weight packed. `specialize` may record operations; it gives the
+ * tensors that take the place of the outputs, or undefined to leave the operation.
+ */
+export type Specialize = (
+  node: Node,
+  isConstant: (x: Tensor) => boolean,
+) => Readonly<Record<string, Tensor>> | undefined;
+
+/** Applies `specialize` to every operation; see there. */
+export function specialized(
+  graph: Graph,
+  leaves: ReadonlyMap<Tensor, string>,
+  specialize: Specialize,
+): Graph {
+  const constants = new ConstantValues(leaves);
+  const substitutions = new Map<Tensor, Tensor>();
+  const nodes: Node[] = [];
+  for (const node of graph.nodes) {
+    const current = reading(node, substitutions);
+    const trace = new Trace();
+    const outputs = recordInto(trace, () => specialize(current, (x) => constants.has(x)));
+    const added = outputs === undefined ? [current] : trace.nodes;
+    for (const [name, output] of Object.entries(outputs ?? {})) {
+      const before = node.outputs[name];
+      if (before !== undefined) substitutions.set(before, output);
+    }
+    for (const one of added) {
+      constants.follow(one);
+      nodes.push(outputs === undefined ? one : { ...one, label: current.label });
+    }
+  }
+  return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
+}
 
 /** All rewrites, in the order in which compile() applies them. */
 export const rewrites: readonly Rewrite[] = [prune, fuseActivations, fuseResiduals, prune];

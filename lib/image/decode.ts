@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { types } from 'node:util';
 import sharp from 'sharp';
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import { pixelsOf, rgbOf } from './pixels';
 import type { Colour, Pixels, RawImage, RgbImage } from './pixels';
 
@@ -72,12 +72,12 @@ export async function decodeImage(
 
 /** Decodes one image, but leaves it to the resize to make it RGB. */
 export async function decodePixels(input: ImageInput, options: DecodeOptions): Promise<Pixels> {
-  expectNotAborted(options.signal);
+  expectNotAborted('decodeImage', options.signal);
   if (isRaw(input)) return rawPixels(input, options);
   const limit = expectLimit(options.maxPixels ?? MAX_PIXELS);
   const { bytes, name } = await bytesOf(input, options.signal);
   const image = await decodeBytes(bytes, name, limit, options);
-  expectNotAborted(options.signal);
+  expectNotAborted('decodeImage', options.signal);
   return image;
 }
 
@@ -167,7 +167,7 @@ async function readBytes(path: string, signal: AbortSignal | undefined): Promise
   try {
     return await readFile(path, { signal });
   } catch (error) {
-    expectNotAborted(signal);
+    expectNotAborted('decodeImage', signal);
     const reason = error instanceof Error ? error.message : String(error);
     throw new SiglipError(
       'ERR_FILE',
@@ -210,14 +210,6 @@ function expectLimit(limit: number): number {
     'ERR_ARGUMENT',
     `decodeImage: maxPixels must be a positive integer, got ${String(limit)}`,
   );
-}
-
-/** @throws SiglipError ERR_ABORTED */
-export function expectNotAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted !== true) return;
-  throw new SiglipError('ERR_ABORTED', 'decodeImage: stopped by its signal', {
-    cause: signal.reason,
-  });
 }
 
 function describe(value: unknown): string {

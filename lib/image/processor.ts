@@ -1,13 +1,13 @@
 // Images to the input of a vision tower, as the processors of the reference do it on the host. Files
 // are decoded off the JavaScript thread; everything behind that is one native call on the device's
 // own threads, in the order of the calls among the runs of programs.
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import type {
   FixedPreprocessor,
   NaflexPreprocessor,
   Preprocessor,
 } from '../weights/preprocessor_config';
-import { decodePixels, expectNotAborted, isRaw, rawPixels } from './decode';
+import { decodePixels, isRaw, rawPixels } from './decode';
 import type { DecodeOptions, ImageInput } from './decode';
 import { naflexGrid } from './naflex_grid';
 import type { PatchGrid } from './naflex_grid';
@@ -220,7 +220,7 @@ async function prepareAll(
   into: Uint8Array | Float32Array,
   place: (pixels: Pixels, index: number) => Placement,
 ): Promise<void> {
-  expectNotAborted(options.signal);
+  expectNotAborted('decodeImage', options.signal);
   const placed = (pixels: Pixels, i: number): Placed => ({ pixels, ...place(pixels, i) });
   const raw: Placed[] = [];
   const encoded: [index: number, image: ImageInput][] = [];

@@ -44,6 +44,20 @@ export const KERNEL_SIGNATURES = {
     { name: 'dbias', kind: 'maybe_out' },
     { name: 'scratch', kind: 'scratch' },
   ],
+  linear_float32_pack: [
+    { name: 'weight', kind: 'in' },
+    { name: 'packed', kind: 'out' },
+  ],
+  linear_float32_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'packed', kind: 'in' },
+    { name: 'bias', kind: 'maybe_in' },
+    { name: 'residual', kind: 'maybe_in' },
+    { name: 'activation', kind: 'int' },
+    { name: 'pre', kind: 'maybe_out' },
+    { name: 'y', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
   linear_int8_pack: [
     { name: 'weight', kind: 'in' },
     { name: 'packed', kind: 'out' },
@@ -377,6 +391,26 @@ export const kernels = {
   linearBackwardWeight: (a: { dy: Ref; x: Ref; dweight: Ref; dbias: Ref | null }): KernelCall => ({
     kernel: 'linear_backward_weight',
     arguments: [a.dy, a.x, a.dweight, a.dbias],
+  }),
+
+  /** The call of `linear_float32_pack`; its formula stands in the contract under native/ops. */
+  linearFloat32Pack: (a: { weight: Ref; packed: Ref }): KernelCall => ({
+    kernel: 'linear_float32_pack',
+    arguments: [a.weight, a.packed],
+  }),
+
+  /** The call of `linear_float32_forward`; its formula stands in the contract under native/ops. */
+  linearFloat32Forward: (a: {
+    x: Ref;
+    packed: Ref;
+    bias: Ref | null;
+    residual: Ref | null;
+    activation: number;
+    pre: Ref | null;
+    y: Ref;
+  }): KernelCall => ({
+    kernel: 'linear_float32_forward',
+    arguments: [a.x, a.packed, a.bias, a.residual, a.activation, a.pre, a.y],
   }),
 
   /** The call of `linear_int8_pack`; its formula stands in the contract under native/ops. */

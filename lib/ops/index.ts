@@ -13,15 +13,8 @@ export { globalNorm, rootSum } from './global_norm';
 export { groupMatmul } from './group_matmul';
 export { l2Normalize } from './l2_normalize';
 export { layerNorm } from './layer_norm';
-export {
-  linear,
-  linearBfloat16,
-  linearBfloat16Bytes,
-  linearInt8,
-  linearInt8Bytes,
-  packLinearBfloat16,
-  packLinearInt8,
-} from './linear';
+export type { LinearEpilogue, PackedLinear, Precision } from './linear';
+export { linear, packedLinear, packLinears, precisions } from './linear';
 export { matmul } from './matmul';
 export { normalizePixels } from './normalize_pixels';
 export { patchify } from './patchify';

@@ -1,12 +1,12 @@
 // y = x · Wᵀ + bias over the last axis. The bias, a GELU after it and a residual added to it run in
 // the epilogue of the product (see native/ops/linear/linear.h and graph/rewrite.ts).
 //
-// For inference the weight may be packed as int8 or bfloat16; activations stay float32 between
-// operations and are quantised or rounded inside (see native/ops/linear_int8/linear_int8.h and
-// native/ops/linear_bfloat16/linear_bfloat16.h).
+// For inference the weight may be packed, as it is or as bfloat16 or int8; activations stay float32
+// between operations and are rounded or quantised inside (see native/ops/linear_float32,
+// linear_bfloat16 and linear_int8).
 import { SiglipError } from '../errors';
-import type { Fusions, Spec, Tensor } from '../graph';
-import { expectRank, expectSpec, extent, op } from '../graph';
+import type { Fusions, Spec, Specialize } from '../graph';
+import { expectRank, expectSpec, extent, op, Tensor } from '../graph';
 import { kernels } from '../native/kernels';
 
 // Values of the kernels' `activation` argument, as in native/cpu/activation.h.
@@ -116,11 +116,51 @@ export function linear(x: Tensor, weight: Tensor, bias: Tensor | null = null): T
   return linearForward({ x, weight, bias, residual: null }, { activation: activationNone }).y;
 }
 
-// A form in which a weight may be packed, and the two operations on it.
+/** In what the weights of linear layers are held and multiplied. */
+export type Precision = 'float32' | 'bfloat16' | 'int8';
+
+/** Names of all precisions. */
+export const precisions = ['float32', 'bfloat16', 'int8'] as const satisfies readonly Precision[];
+
+/** What a layer does besides the product; each absent by default. */
+export interface LinearEpilogue {
+  /** (outputs) */
+  readonly bias?: Tensor | null;
+  /** (…, outputs), added last. */
+  readonly residual?: Tensor | null;
+  /** Value of the kernels' `activation` argument. */
+  readonly activation?: number;
+}
+
+/** A linear layer whose weight is packed once for the machine at hand. Not differentiable. */
+export interface PackedLinear {
+  /** Bytes of a packed weight (`outputs`, `inputs`), the same on every machine. */
+  readonly bytes: (outputs: number, inputs: number) => number;
+  /**
+   * Packs a weight. The bytes can be read on the machine that packed them; their order is not defined
+   * beyond that.
+   *
+   * @param weight - (out, in) float32.
+   * @returns (bytes(out, in)) uint8.
+   * @throws ERR_SHAPE, ERR_DTYPE.
+   */
+  readonly pack: (weight: Tensor) => Tensor;
+  /**
+   * The layer: x · Wᵀ, then bias, activation and residual. A GELU behind it and a residual added to
+   * it run in its epilogue.
+   *
+   * @param x - (…, in) float32.
+   * @param packed - (bytes(outputs, in)) uint8.
+   * @param outputs - Outputs of the layer.
+   * @returns (…, outputs).
+   * @throws ERR_SHAPE, ERR_DTYPE.
+   */
+  readonly layer: (x: Tensor, packed: Tensor, outputs: number, epilogue?: LinearEpilogue) => Tensor;
+}
+
+// A form in which a weight may be packed.
 interface PackedForm {
-  /** The operation's name. */
-  readonly name: string;
-  /** Bytes of a packed weight. */
+  readonly precision: Precision;
   readonly bytes: (outputs: number, inputs: number) => number;
   /** Sums of more products do not fit. */
   readonly maxInputs: number;
@@ -128,12 +168,29 @@ interface PackedForm {
   readonly forwardKernel: typeof kernels.linearInt8Forward;
 }
 
-interface PackedOps {
-  pack(weight: Tensor): Tensor;
-  layer(x: Tensor, packed: Tensor, outputs: number, bias: Tensor | null): Tensor;
+// Outputs are packed in groups of this many.
+function roundedOutputs(outputs: number): number {
+  return Math.ceil(outputs / 64) * 64;
 }
 
-function packedOps({ name, bytes, maxInputs, packKernel, forwardKernel }: PackedForm): PackedOps {
+// The narrow forms pack inputs in groups of four.
+function roundedInputs(inputs: number): number {
+  return Math.ceil(inputs / 4) * 4;
+}
+
+// With what a rewrite needs: all outputs.
+interface PackedOps extends PackedLinear {
+  readonly outputs: (
+    x: Tensor,
+    packed: Tensor,
+    outputs: number,
+    epilogue: LinearEpilogue,
+  ) => { readonly pre: Tensor; readonly y: Tensor };
+}
+
+function packedOps(form: PackedForm): PackedOps {
+  const { bytes, maxInputs, packKernel, forwardKernel } = form;
+  const name = `linear_${form.precision}`;
   const expectInputs = (what: string, inputs: number): void => {
     if (inputs <= maxInputs) return;
     throw new SiglipError(
@@ -170,107 +227,67 @@ function packedOps({ name, bytes, maxInputs, packKernel, forwardKernel }: Packed
     fusions,
     gradient: 'notDifferentiable',
   });
+  const outputs: PackedOps['outputs'] = (x, packed, width, epilogue) => {
+    const { bias = null, residual = null, activation = activationNone } = epilogue;
+    return forward({ x, packed, bias, residual }, { activation, outputs: width });
+  };
   return {
+    bytes,
     pack: (weight) => pack({ weight }, {}).packed,
-    layer: (x, packed, outputs, bias) =>
-      forward({ x, packed, bias, residual: null }, { activation: activationNone, outputs }).y,
+    layer: (x, packed, width, epilogue = {}) => outputs(x, packed, width, epilogue).y,
+    outputs,
   };
 }
 
-/**
- * Bytes of a weight (`outputs`, `inputs`) packed as int8, the same on every machine: outputs are
- * rounded up to 64 and inputs to 4, and each output has a scale and a correction of 4 bytes.
- */
-export function linearInt8Bytes(outputs: number, inputs: number): number {
-  return Math.ceil(outputs / 64) * 64 * (Math.ceil(inputs / 4) * 4 + 8);
-}
+const packed: Readonly<Record<Precision, PackedOps>> = {
+  /** The sums of {@link linear}. */
+  float32: packedOps({
+    precision: 'float32',
+    bytes: (outputs, inputs) => 4 * roundedOutputs(outputs) * inputs,
+    maxInputs: Infinity,
+    packKernel: kernels.linearFloat32Pack,
+    forwardKernel: kernels.linearFloat32Forward,
+  }),
+  /** Both operands rounded to bfloat16, summed up in float32. */
+  bfloat16: packedOps({
+    precision: 'bfloat16',
+    bytes: (outputs, inputs) => 2 * roundedOutputs(outputs) * roundedInputs(inputs),
+    maxInputs: Infinity,
+    packKernel: kernels.linearBfloat16Pack,
+    forwardKernel: kernels.linearBfloat16Forward,
+  }),
+  /**
+   * Both operands quantised symmetrically, x per row and W per output, summed up exactly. Each output
+   * has a scale and a correction of 4 bytes. A row of x with an infinity or a NaN gives a row of NaN.
+   */
+  int8: packedOps({
+    precision: 'int8',
+    bytes: (outputs, inputs) => roundedOutputs(outputs) * (roundedInputs(inputs) + 8),
+    maxInputs: 2 ** 17,
+    packKernel: kernels.linearInt8Pack,
+    forwardKernel: kernels.linearInt8Forward,
+  }),
+};
 
-const int8 = packedOps({
-  name: 'linear_int8',
-  bytes: linearInt8Bytes,
-  maxInputs: 2 ** 17,
-  packKernel: kernels.linearInt8Pack,
-  forwardKernel: kernels.linearInt8Forward,
-});
+/** Linear layers with packed weights, by the precision of the product. */
+export const packedLinear: Readonly<Record<Precision, PackedLinear>> = packed;
 
 /**
- * Packs the weight of a linear layer as int8 with a scale per output. The bytes can be read on the
- * machine that packed them; their order is not defined beyond that.
+ * For compile(): linear layers with constant weights read them packed.
  *
- * @param weight - (out, in) float32.
- * @returns ({@link linearInt8Bytes}(out, in)) uint8.
- * @throws ERR_SHAPE, ERR_DTYPE.
+ * @param precisionOf - in what a layer computes, by the label of its node.
  */
-export function packLinearInt8(weight: Tensor): Tensor {
-  return int8.pack(weight);
-}
-
-/**
- * A linear layer with a weight packed by {@link packLinearInt8}: x · Wᵀ + bias, both operands
- * quantised symmetrically, x per row and W per output, summed up exactly. A GELU behind it and a
- * residual added to it run in its epilogue. Not differentiable.
- *
- * @param x - (…, in) float32. A row with an infinity or a NaN gives a row of NaN.
- * @param packed - ({@link linearInt8Bytes}(outputs, in)) uint8.
- * @param outputs - Outputs of the layer.
- * @param bias - (outputs); none by default.
- * @returns (…, outputs).
- * @throws ERR_SHAPE, ERR_DTYPE.
- */
-export function linearInt8(
-  x: Tensor,
-  packed: Tensor,
-  outputs: number,
-  bias: Tensor | null = null,
-): Tensor {
-  return int8.layer(x, packed, outputs, bias);
-}
-
-/**
- * Bytes of a weight (`outputs`, `inputs`) packed as bfloat16, the same on every machine: outputs are
- * rounded up to 64 and inputs to 4.
- */
-export function linearBfloat16Bytes(outputs: number, inputs: number): number {
-  return 2 * Math.ceil(outputs / 64) * 64 * Math.ceil(inputs / 4) * 4;
-}
-
-const bfloat16 = packedOps({
-  name: 'linear_bfloat16',
-  bytes: linearBfloat16Bytes,
-  maxInputs: Infinity,
-  packKernel: kernels.linearBfloat16Pack,
-  forwardKernel: kernels.linearBfloat16Forward,
-});
-
-/**
- * Packs the weight of a linear layer as bfloat16. The bytes can be read on the machine that packed
- * them; their order is not defined beyond that.
- *
- * @param weight - (out, in) float32.
- * @returns ({@link linearBfloat16Bytes}(out, in)) uint8.
- * @throws ERR_SHAPE, ERR_DTYPE.
- */
-export function packLinearBfloat16(weight: Tensor): Tensor {
-  return bfloat16.pack(weight);
-}
-
-/**
- * A linear layer with a weight packed by {@link packLinearBfloat16}: x · Wᵀ + bias, both operands
- * rounded to bfloat16, summed up in float32. A GELU behind it and a residual added to it run in its
- * epilogue. Not differentiable.
- *
- * @param x - (…, in) float32.
- * @param packed - ({@link linearBfloat16Bytes}(outputs, in)) uint8.
- * @param outputs - Outputs of the layer.
- * @param bias - (outputs); none by default.
- * @returns (…, outputs).
- * @throws ERR_SHAPE, ERR_DTYPE.
- */
-export function linearBfloat16(
-  x: Tensor,
-  packed: Tensor,
-  outputs: number,
-  bias: Tensor | null = null,
-): Tensor {
-  return bfloat16.layer(x, packed, outputs, bias);
+export function packLinears(precisionOf: (label: string) => Precision): Specialize {
+  return ({ definition, inputs: { x, weight, bias, residual }, attributes, label }, isConstant) => {
+    if (definition?.name !== 'linear' || !(x instanceof Tensor) || !(weight instanceof Tensor)) {
+      return undefined;
+    }
+    if (!isConstant(weight)) return undefined;
+    const { pack, outputs } = packed[precisionOf(label)];
+    return outputs(x, pack(weight), extent(weight, 0), {
+      bias: bias instanceof Tensor ? bias : null,
+      residual: residual instanceof Tensor ? residual : null,
+      ...(attributes as { activation: number }),
+    });
+  };
 }

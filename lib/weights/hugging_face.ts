@@ -3,8 +3,9 @@ import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DeviceArray } from '../array';
-import { SiglipError } from '../errors';
-import { disposeArrays, flatten } from '../graph';
+import { expectNotAborted, SiglipError } from '../errors';
+import type { ConstantSource } from '../graph';
+import { flatten, mapTree } from '../graph';
 import type { LeafBuilder, ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
 import { gridSide, textParameters, visionParameters } from '../model';
 import { elementsOf } from '../native/spec';
@@ -20,7 +21,7 @@ import { valuesOf } from './safetensors';
 import { INDEX_FILE, openWeights, SINGLE_FILE, stageWeights } from './shards';
 import { publishTogether } from './staged_files';
 import type { Weights } from './weights';
-import { concatenate, expectNotAborted } from './weights';
+import { concatenate } from './weights';
 
 const CONFIG_FILE = 'config.json';
 const PREPROCESSOR_FILE = 'preprocessor_config.json';
@@ -114,10 +115,52 @@ export interface LoadCheckpointOptions {
   readonly imageSize?: number | undefined;
 }
 
+/** A checkpoint whose weights are read when they are asked for, tensor by tensor. */
+export interface OpenCheckpoint {
+  readonly config: ModelConfig;
+  readonly preprocessor: Preprocessor;
+  /** Float32 whatever the file holds. */
+  readonly parameters: LoadedParameters<ConstantSource>;
+  /** Closes the files; nothing can be read afterwards. Idempotent. */
+  dispose(): void;
+}
+
 /**
- * Loads config.json, preprocessor_config.json and the weights of a folder. Every tensor is checked
+ * Opens config.json, preprocessor_config.json and the weights of a folder. Every tensor is checked
  * against the config before the first is read: missing and unexpected names and disagreeing shapes
  * are listed. Old `position_ids` buffers are ignored.
+ *
+ * @throws SiglipError ERR_FILE, ERR_CONFIG, ERR_WEIGHTS
+ */
+export async function openCheckpoint(
+  folder: string,
+  options: LoadCheckpointOptions = {},
+): Promise<OpenCheckpoint> {
+  const config = await readModelConfig(folder);
+  const preprocessor =
+    options.towers === 'text'
+      ? defaultPreprocessor(config)
+      : await readPreprocessor(folder, config);
+  const { imageSize } = options;
+  const wanted = imageSize === undefined ? config : configForImageSize(config, imageSize);
+  const weights = openWeights(folder);
+  try {
+    const opened = { preprocessor, parameters: openParameters(weights, config, options) };
+    return {
+      ...(wanted === config ? opened : atImageSize(opened, wanted)),
+      config: wanted,
+      dispose: () => {
+        weights.dispose();
+      },
+    };
+  } catch (error) {
+    weights.dispose();
+    throw error;
+  }
+}
+
+/**
+ * Loads what {@link openCheckpoint} opens.
  *
  * @throws SiglipError ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_OUT_OF_MEMORY, ERR_ABORTED
  * @example
@@ -135,50 +178,42 @@ export async function loadCheckpoint(
   folder: string,
   options: LoadCheckpointOptions = {},
 ): Promise<Checkpoint<LoadedParameters<DeviceArray>>> {
-  const config = await readModelConfig(folder);
-  const preprocessor =
-    options.towers === 'text'
-      ? defaultPreprocessor(config)
-      : await readPreprocessor(folder, config);
-  const { imageSize } = options;
-  const wanted = imageSize === undefined ? config : configForImageSize(config, imageSize);
-  const weights = openWeights(folder);
+  const opened = await openCheckpoint(folder, options);
   try {
-    const parameters = await loadParameters(weights, config, options);
-    const checkpoint = { config, preprocessor, parameters };
-    return wanted === config ? checkpoint : await atImageSize(checkpoint, wanted);
+    const { config, preprocessor } = opened;
+    return { config, preprocessor, parameters: await load(opened.parameters, options.signal) };
   } finally {
-    weights.dispose();
+    opened.dispose();
   }
 }
 
+type Sized = Pick<OpenCheckpoint, 'preprocessor' | 'parameters'>;
+
 // The same model for images of the size that `config` says.
-async function atImageSize(
-  { preprocessor, parameters }: Checkpoint<LoadedParameters<DeviceArray>>,
-  config: ModelConfig,
-): Promise<Checkpoint<LoadedParameters<DeviceArray>>> {
-  const { vision } = config;
+function atImageSize({ preprocessor, parameters }: Sized, { vision }: ModelConfig): Sized {
   const tower = parameters.vision;
   // The text tower alone knows no size of images.
-  if (tower === undefined) return { config, preprocessor, parameters };
-  const old = tower.positions;
-  try {
-    const grid = await old.read();
-    if (vision.layout !== 'fixed' || preprocessor.layout !== 'fixed') {
-      return { config, preprocessor, parameters };
-    }
-    const resized = resizePositionGrid(grid as Float32Array, vision.width, gridSide(vision));
-    const positions = DeviceArray.from(resized, [vision.positions, vision.width]);
-    old.dispose();
-    return {
-      config,
-      preprocessor: { ...preprocessor, height: vision.imageSize, width: vision.imageSize },
-      parameters: { ...parameters, vision: { ...tower, positions } },
-    };
-  } catch (error) {
-    disposeArrays(parameters);
-    throw error;
+  if (tower === undefined || vision.layout !== 'fixed' || preprocessor.layout !== 'fixed') {
+    return { preprocessor, parameters };
   }
+  const { width } = vision;
+  const positions: ConstantSource = {
+    dtype: 'float32',
+    shape: [vision.positions, width],
+    open: async (signal) => {
+      const old = await tower.positions.open(signal);
+      try {
+        const grid = (await old.read()) as Float32Array;
+        return DeviceArray.from(resizePositionGrid(grid, width, gridSide(vision)), positions.shape);
+      } finally {
+        old.dispose();
+      }
+    },
+  };
+  return {
+    preprocessor: { ...preprocessor, height: vision.imageSize, width: vision.imageSize },
+    parameters: { ...parameters, vision: { ...tower, positions } },
+  };
 }
 
 /**
@@ -189,27 +224,55 @@ async function atImageSize(
 export async function loadParameters(
   weights: Weights,
   config: ModelConfig,
-  { signal, towers = 'both' }: LoadCheckpointOptions = {},
+  options: LoadCheckpointOptions = {},
 ): Promise<LoadedParameters<DeviceArray>> {
+  return load(openParameters(weights, config, options), options.signal);
+}
+
+// The parameters of a model in weights with Hugging Face names.
+function openParameters(
+  weights: Weights,
+  config: ModelConfig,
+  { towers = 'both' }: LoadCheckpointOptions,
+): LoadedParameters<ConstantSource> {
   const all = huggingFaceTensors(config);
   const tensors = all.filter(({ parts }) => parts.some(({ path }) => isWanted(path, towers)));
   expectTensors(weights, tensors, all, config);
+  const sources = new Map<string, ConstantSource>();
+  for (const { name, parts } of tensors) {
+    let next = 0;
+    for (const { path, shape } of parts) {
+      const first = next;
+      next += elementsOf(shape);
+      sources.set(path, {
+        dtype: 'float32',
+        shape,
+        open: (signal) => weights.load(name, { shape, first, signal }),
+      });
+    }
+  }
+  const build: LeafBuilder<ConstantSource> = ({ path }) => taken(sources, path);
+  return {
+    vision: towers === 'text' ? undefined : visionParameters(config, build),
+    text: towers === 'vision' ? undefined : textParameters(config, build),
+    logitScale: taken(sources, 'logitScale'),
+    logitBias: taken(sources, 'logitBias'),
+  };
+}
+
+async function load(
+  sources: LoadedParameters<ConstantSource>,
+  signal: AbortSignal | undefined,
+): Promise<LoadedParameters<DeviceArray>> {
   const loaded = new Map<string, DeviceArray>();
   try {
-    for (const { name, parts } of tensors) {
-      let first = 0;
-      for (const { path, shape } of parts) {
-        loaded.set(path, await weights.load(name, { shape, first, signal }));
-        first += elementsOf(shape);
-      }
+    for (const { path, leaf } of flatten(sources)) {
+      loaded.set(path, await (leaf as ConstantSource).open(signal));
     }
-    const build: LeafBuilder<DeviceArray> = ({ path }) => taken(loaded, path);
-    return {
-      vision: towers === 'text' ? undefined : visionParameters(config, build),
-      text: towers === 'vision' ? undefined : textParameters(config, build),
-      logitScale: taken(loaded, 'logitScale'),
-      logitBias: taken(loaded, 'logitBias'),
-    };
+    return mapTree<LoadedParameters<ConstantSource>, ConstantSource, DeviceArray>(
+      sources,
+      (_, path) => taken(loaded, path),
+    );
   } catch (error) {
     for (const array of loaded.values()) array.dispose();
     throw error;

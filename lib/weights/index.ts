@@ -14,12 +14,14 @@ export type {
   Checkpoint,
   LoadCheckpointOptions,
   LoadedParameters,
+  OpenCheckpoint,
   SaveCheckpointOptions,
   TowerChoice,
 } from './hugging_face';
 export {
   loadCheckpoint,
   loadParameters,
+  openCheckpoint,
   readModelConfig,
   readPreprocessor,
   saveCheckpoint,
@@ -43,4 +45,4 @@ export type { SafetensorsDtype, TensorInfo } from './safetensors_header';
 export { openWeights, ShardedWeights } from './shards';
 export { publishTogether, StagedFiles } from './staged_files';
 export type { LoadOptions, Weights } from './weights';
-export { concatenate, expectNotAborted } from './weights';
+export { concatenate } from './weights';

@@ -5,14 +5,14 @@
 import { setImmediate } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import type { DeviceArray } from '../array';
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeMappedFile } from '../native/addon';
 import { loadAddon } from '../native/load';
 import type { HostArray } from '../native/spec';
 import type { SafetensorsDtype, TensorInfo } from './safetensors_header';
 import { dtypeBytes } from './safetensors_header';
 import type { LoadOptions, Weights } from './weights';
-import { expectNotAborted, loadTensor, readTensor, tensorOf } from './weights';
+import { loadTensor, readTensor, tensorOf } from './weights';
 
 const END = { signature: 0x06054b50, bytes: 22, comment: 0xffff } as const;
 const LOCATOR_64 = { signature: 0x07064b50, bytes: 20 } as const;

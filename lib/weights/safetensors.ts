@@ -2,7 +2,7 @@
 import type { FileHandle } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
 import type { DeviceArray } from '../array';
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeMappedFile } from '../native/addon';
 import { loadAddon } from '../native/load';
 import type { HostArray } from '../native/spec';
@@ -14,7 +14,7 @@ import { dtypeBytes, headerLength, LENGTH_BYTES, parseHeader } from './safetenso
 import type { StagedFiles } from './staged_files';
 import { publishTogether } from './staged_files';
 import type { LoadOptions, Weights } from './weights';
-import { expectNotAborted, loadTensor, readTensor, tensorOf } from './weights';
+import { loadTensor, readTensor, tensorOf } from './weights';
 
 /** An open safetensors file whose header was found to be sound. */
 export class SafetensorsFile implements Weights {

@@ -2,7 +2,7 @@
 // brought to the device.
 import { setImmediate } from 'node:timers/promises';
 import { DeviceArray } from '../array';
-import { SiglipError } from '../errors';
+import { expectNotAborted, SiglipError } from '../errors';
 import type { FileFormat, NativeMappedFile } from '../native/addon';
 import type { DType, HostArray } from '../native/spec';
 import { ELEMENT_BYTES, elementsOf } from '../native/spec';
@@ -140,10 +140,4 @@ function formatOf(
     'ERR_WEIGHTS',
     `${source}: dtype of ${name} must be one of ${Object.keys(FORMATS).join(', ')}, got ${dtype}`,
   );
-}
-
-/** @throws SiglipError ERR_ABORTED when the signal says so */
-export function expectNotAborted(who: string, signal: AbortSignal | undefined): void {
-  if (signal?.aborted !== true) return;
-  throw new SiglipError('ERR_ABORTED', `${who}: stopped by its signal`, { cause: signal.reason });
 }

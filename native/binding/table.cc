@@ -13,6 +13,7 @@
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/linear/linear.h"
 #include "ops/linear_bfloat16/linear_bfloat16.h"
+#include "ops/linear_float32/linear_float32.h"
 #include "ops/linear_int8/linear_int8.h"
 #include "ops/matmul/matmul.h"
 #include "ops/normalize_pixels/normalize_pixels.h"
@@ -64,6 +65,9 @@ std::vector<Kernel> rows(Isa isa) {
                             "dy", "weight", "residual", "dx"),
       SIGLIP_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //
                             "dy", "x", "dweight", "dbias"),
+      SIGLIP_KERNEL(linear_float32_pack, "weight", "packed"),
+      SIGLIP_KERNEL_SCRATCH(linear_float32_forward, ("x", "y"),  //
+                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
       SIGLIP_KERNEL(linear_int8_pack, "weight", "packed"),
       SIGLIP_KERNEL_SCRATCH(linear_int8_forward, ("x", "y"),  //
                             "x", "packed", "bias", "residual", "activation", "pre", "y"),

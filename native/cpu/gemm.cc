@@ -5,10 +5,11 @@
 //  - the product: parts chosen so that every thread gets the same and little is packed twice.
 // An element of C is one chain of multiply-adds over k per pass of kDepth, added in order.
 //
-// B is packed into panels, unless it is read in place because so few rows use it. A is packed when
-// transposed, and copied together when its rows lie so far apart that walking down them would cost
-// TLB and cache lines; else it too is read in place. With few rows and B transposed nothing is
-// packed: every element of C is a dot product of two rows in memory.
+// B is packed into panels, unless it came packed or is read in place because so few rows use it. A
+// is packed tile by tile, kHeight rows side by side: a step of k then finds its rows in one cache
+// line, where rows far apart compete for the same sets and ways of L1 (a tenth of the speed). Only
+// where few columns use it is A read in place. With few rows and B transposed nothing is packed:
+// every element of C is a dot product of two rows in memory.
 #include "cpu/gemm.h"
 
 #include "cpu/simd.h"
@@ -26,10 +27,10 @@ constexpr int kWidth = 2;  // 12 of 16
 constexpr int64_t kColumns = kWidth * kLanes;
 
 // Blocks of A: at most kRows x kDepth, 300 KB, so that they fit an L2 cache of 512 KB along with
-// what streams through it. A panel of B is 20 KB (80 KB where it has 64 columns, and then it is the
-// tile's rows of A that stay in L1).
-constexpr int64_t kDepth = 320;
-constexpr int64_t kRows = 240;
+// what streams through it. A panel of B is 24 KB (96 KB where it has 64 columns, and then it is the
+// tile's rows of A that stay in L1). 768 and 1,152 are multiples.
+constexpr int64_t kDepth = 384;
+constexpr int64_t kRows = 198;
 // With several blocks of rows, so many columns of B are kept packed for them.
 constexpr int64_t kColumnBlock = 2048;
 
@@ -39,8 +40,8 @@ constexpr int64_t kDepthUnit = 4;
 constexpr int64_t kTaskProducts = int64_t{1} << 17;
 // B is read in place by no more row tiles than this.
 constexpr int64_t kInPlaceTiles = 2;
-// Rows of A are copied together for no fewer columns than this.
-constexpr int64_t kCopyColumns = 256;
+// Rows of A are packed for no fewer columns than this.
+constexpr int64_t kPackColumns = 64;
 // With no more rows than this, and B transposed, elements of C may be dot products.
 constexpr int64_t kDotRows = 32;
 // A long sum over the rows of two matrices is cut into pieces of no fewer rows than this, as long
@@ -68,7 +69,26 @@ struct Range {
   }
 };
 
+inline void fetch_for_reading(const float* p) { __builtin_prefetch(p); }
+inline void fetch_for_writing(const float* p) { __builtin_prefetch(p, 1); }
+inline void fetch_to_second_level(const float* p) { __builtin_prefetch(p, 0, 2); }
+
 // ---- Register tile ------------------------------------------------------------------------------
+
+// Cache lines of a rectangle wanted soon, by number. They are fetched piece by piece while tiles are
+// multiplied, since a burst of fetches would stall them.
+struct Stretch {
+  const float* data = nullptr;
+  int64_t stride = 0;    // floats from one row of the rectangle to the next
+  uint32_t per_row = 1;  // lines
+  uint32_t next = 0;
+  uint32_t end = 0;
+
+  void fetch() {
+    fetch_to_second_level(data + next / per_row * stride + next % per_row * kLine);
+    ++next;
+  }
+};
 
 struct Tile {
   const float* a;
@@ -78,12 +98,20 @@ struct Tile {
   int64_t depth;
   float* c;
   int64_t c_stride;
-  // Added in the end where not null; the latter two have a stride of their own.
+  // Added in the end where not null; the latter two have the stride of `result`, which is where the
+  // finished tile will be.
+  const float* result;
   const float* bias;
   const float* partial;
   const float* residual;
   int64_t added_stride;
+  const float* next_a;  // the next tile's rows where A is packed, to be had in L1
+  Stretch next_b;       // of the next panel, to be had in L2
 };
+
+// Fetches come once in so many steps of k. They stand outside the innermost loop, in which the
+// compiler would else run out of registers for the sums.
+constexpr int64_t kFetchSteps = 32;
 
 // In a packed A the kHeight rows lie side by side; else they are a_stride apart. All loops over the
 // tile have to be unrolled, or its sums do not stay in registers.
@@ -94,25 +122,37 @@ void multiply_tile(const Tile& tile) {
   for (int i = 0; i < height; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < width; ++j) sum[i][j] = splat(0.0F);
+    fetch_for_writing(tile.result + i * tile.added_stride);
   }
   const float* a[height];
 #pragma GCC unroll 8
   for (int i = 0; i < height; ++i) a[i] = tile.a + i * tile.a_stride;
   const float* b = tile.b;
-  const int64_t depth = tile.depth;
   const int64_t b_stride = tile.b_stride;
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec columns[width];
-#pragma GCC unroll 4
-    for (int j = 0; j < width; ++j) columns[j] = load(b + j * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < height; ++i) {
-      const Vec row = splat(packed_a ? a[0][k * kHeight + i] : a[i][k]);
-#pragma GCC unroll 4
-      for (int j = 0; j < width; ++j) sum[i][j] = multiply_add(row, columns[j], sum[i][j]);
+  Stretch next_b = tile.next_b;
+  const int64_t fetches = ceil_div(next_b.end - next_b.next, ceil_div(tile.depth, kFetchSteps));
+  for (int64_t begin = 0; begin < tile.depth; begin += kFetchSteps) {
+    const int64_t end = smaller(begin + kFetchSteps, tile.depth);
+    if (packed_a) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kFetchSteps * kHeight; i += kLine) {
+        fetch_for_reading(tile.next_a + begin * kHeight + i);
+      }
     }
-    b += b_stride;
+    for (int64_t i = 0; i < fetches && next_b.next < next_b.end; ++i) next_b.fetch();
+#pragma GCC unroll 4
+    for (int64_t k = begin; k < end; ++k) {
+      Vec columns[width];
+#pragma GCC unroll 4
+      for (int j = 0; j < width; ++j) columns[j] = load(b + j * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < height; ++i) {
+        const Vec row = splat(packed_a ? a[0][k * kHeight + i] : a[i][k]);
+#pragma GCC unroll 4
+        for (int j = 0; j < width; ++j) sum[i][j] = multiply_add(row, columns[j], sum[i][j]);
+      }
+      b += b_stride;
+    }
   }
   if (tile.partial != nullptr) {
 #pragma GCC unroll 8
@@ -171,6 +211,16 @@ struct Finish {
   bool rest;  // pre, GELU, residual
 };
 
+// GELU alone, of whole vectors: by far the most frequent.
+void finish_gelu(const float* sums, int64_t sums_stride, float* c, int64_t stride, int64_t height,
+                 int64_t width) {
+  for (int64_t i = 0; i < height; ++i) {
+    for (int64_t j = 0; j < width; j += kLanes) {
+      store(c + i * stride + j, gelu(load(sums + i * sums_stride + j)));
+    }
+  }
+}
+
 template <bool whole>
 void finish_rows(const float* sums, int64_t sums_stride, Finish todo, const GemmOutput& output,
                  int64_t row, int64_t column, int64_t height, int64_t width) {
@@ -203,6 +253,13 @@ __attribute__((noinline)) void finish(const float* sums, int64_t sums_stride, Fi
                                       const GemmOutput& output, int64_t row, int64_t column,
                                       int64_t height, int64_t width) {
   if (width % kLanes == 0) {
+    const bool gelu_alone = !todo.partial && !todo.bias && todo.rest && output.gelu &&
+                            output.pre == nullptr && output.residual == nullptr;
+    if (gelu_alone) {
+      finish_gelu(sums, sums_stride, output.data + row * output.stride + column, output.stride,
+                  height, width);
+      return;
+    }
     finish_rows<true>(sums, sums_stride, todo, output, row, column, height, width);
   } else {
     finish_rows<false>(sums, sums_stride, todo, output, row, column, height, width);
@@ -332,34 +389,39 @@ void pack_rows_transposed(const float* a, int64_t stride, int64_t height, int64_
   for (int64_t i = 0; i < height; ++i) sums[i] = accumulate ? sums[i] + sum[i] : sum[i];
 }
 
-// Memory that will be read soon, brought into L2 piece by piece between the tiles of a panel.
-class Ahead {
- public:
-  Ahead() = default;
-  // A rectangle of a matrix as stored, in so many pieces.
-  Ahead(const GemmOperand& matrix, Range rows, Range columns, int64_t pieces)
-      : data_(matrix.data + rows.begin * matrix.stride + columns.begin),
-        stride_(matrix.stride),
-        rows_(rows.size()),
-        width_(columns.size()),
-        step_(ceil_div(rows.size(), pieces)) {}
-
-  void fetch() {
-    const int64_t end = smaller(row_ + step_, rows_);
-    for (; row_ < end; ++row_) {
-      const float* row = data_ + row_ * stride_;
-      for (int64_t i = 0; i < width_; i += kLine) __builtin_prefetch(row + i, 0, 2);
-    }
+// `height` rows of A, likewise side by side.
+void pack_rows(const float* a, int64_t stride, int64_t height, int64_t depth, float* packed) {
+  const float* rows[kHeight];
+  // Lanes beyond the last row are never multiplied; they repeat it.
+  for (int i = 0; i < kHeight; ++i) rows[i] = a + smaller(i, height - 1) * stride;
+  int64_t k = 0;
+#if defined(__SSE2__)
+  static_assert(kHeight == 6, "four rows and two");
+  for (; k + 4 <= depth; k += 4) {
+    __m128 r0 = _mm_loadu_ps(rows[0] + k);
+    __m128 r1 = _mm_loadu_ps(rows[1] + k);
+    __m128 r2 = _mm_loadu_ps(rows[2] + k);
+    __m128 r3 = _mm_loadu_ps(rows[3] + k);
+    _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+    const __m128 r4 = _mm_loadu_ps(rows[4] + k);
+    const __m128 r5 = _mm_loadu_ps(rows[5] + k);
+    const __m128 low = _mm_unpacklo_ps(r4, r5);
+    const __m128 high = _mm_unpackhi_ps(r4, r5);
+    float* to = packed + k * kHeight;
+    _mm_storeu_ps(to, r0);
+    _mm_storel_pi(reinterpret_cast<__m64*>(to + 4), low);
+    _mm_storeu_ps(to + 6, r1);
+    _mm_storeh_pi(reinterpret_cast<__m64*>(to + 10), low);
+    _mm_storeu_ps(to + 12, r2);
+    _mm_storel_pi(reinterpret_cast<__m64*>(to + 16), high);
+    _mm_storeu_ps(to + 18, r3);
+    _mm_storeh_pi(reinterpret_cast<__m64*>(to + 22), high);
   }
-
- private:
-  const float* data_ = nullptr;
-  int64_t stride_ = 0;
-  int64_t rows_ = 0;
-  int64_t width_ = 0;
-  int64_t step_ = 0;
-  int64_t row_ = 0;
-};
+#endif
+  for (; k < depth; ++k) {
+    for (int i = 0; i < kHeight; ++i) packed[k * kHeight + i] = rows[i][k];
+  }
+}
 
 // ---- One thread's part --------------------------------------------------------------------------
 
@@ -398,17 +460,22 @@ class Part {
         packed_b_(scratch + packed_a_floats(rows.size(), ks.size())) {}
 
   // Of the scratch of a part no larger than that.
-  static int64_t scratch_floats(int64_t rows, int64_t columns, int64_t depth) {
+  static int64_t scratch_floats(const GemmShape& shape, int64_t rows, int64_t columns) {
+    const int64_t a = packed_a_floats(rows, shape.k);
+    if (shape.packed_b) return a;
     const int64_t panels =
         rows > kRows ? round_up(smaller(columns, kColumnBlock), kColumns) : kColumns;
-    return packed_a_floats(rows, depth) + panels * round_up(smaller(depth, kDepth), kDepthUnit);
+    return a + panels * round_up(smaller(shape.k, kDepth), kDepthUnit);
   }
+
+  // How k is cut; what is packed ahead is packed for this.
+  static int64_t pass_count(int64_t depth) { return larger(ceil_div(depth, kDepth), 1); }
 
   // Blocks of columns, in them passes over k, in them blocks of rows.
   void multiply() {
     const int64_t row_blocks = ceil_div(rows_.size(), kRows);
-    const int64_t passes = larger(ceil_div(ks_.size(), kDepth), 1);
-    const int64_t column_blocks = ceil_div(columns_.size(), kColumnBlock);
+    const int64_t passes = pass_count(ks_.size());
+    const int64_t column_blocks = shape_.packed_b ? 1 : ceil_div(columns_.size(), kColumnBlock);
     const auto block = [&](int64_t index) {
       const int64_t pass = index / row_blocks % passes;
       return Block{rows_.part(index % row_blocks, row_blocks, 1),
@@ -455,6 +522,7 @@ class Part {
 
   void prepare_rows() {
     if (shape_.transpose_a) {
+      rows_packed_ = true;
       const bool sums = output_.row_sums != nullptr && now_.columns.begin == 0;
       for_each_tile([&](int64_t tile, Range rows) {
         pack_rows_transposed(a_.data + now_.ks.begin * a_.stride + rows.begin, a_.stride,
@@ -464,29 +532,17 @@ class Part {
       });
       return;
     }
-    block_a_ = a_.data + now_.rows.begin * a_.stride + now_.ks.begin;
-    block_a_stride_ = a_.stride;
-    if (a_.stride > kDepth && now_.columns.size() >= kCopyColumns && tiles_ > 1) {
-      for (int64_t row = 0; row < now_.rows.size(); ++row) {
-        std::memcpy(packed_a_ + row * depth(), block_a_ + row * block_a_stride_,
-                    static_cast<size_t>(depth()) * sizeof(float));
-      }
-      block_a_ = packed_a_;
-      block_a_stride_ = depth();
-    }
-  }
-
-  // Wanted at the end of the sum.
-  void fetch_tile(const float* matrix, Range rows, Range columns) const {
-    if (matrix == nullptr) return;
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const float* p = matrix + row * output_.stride + columns.begin;
-      for (int64_t j = 0; j < columns.size(); j += kLine) __builtin_prefetch(p + j, 1);
-    }
+    rows_packed_ = now_.columns.size() >= kPackColumns;
+    if (!rows_packed_) return;
+    for_each_tile([&](int64_t tile, Range rows) {
+      pack_rows(a_.data + rows.begin * a_.stride + now_.ks.begin, a_.stride, rows.size(), depth(),
+                packed_a_ + tile * kHeight * depth());
+    });
   }
 
   // The panel of `columns`, packed if need be.
   Panel prepare_panel(Range columns) {
+    if (shape_.packed_b) return {packed_panel(columns.begin), kColumns};
     const int64_t width = round_up(columns.size(), kLanes);
     if (b_in_place(columns)) {
       return {b_.data + now_.ks.begin * b_.stride + columns.begin, b_.stride};
@@ -503,31 +559,51 @@ class Part {
     return {packed, width};
   }
 
+  // Pass after pass of k, in each panel after panel.
+  const float* packed_panel(int64_t column) const {
+    const int64_t columns = gemm_packed_floats(shape_.n, 1);
+    return b_.data + now_.ks.begin * columns + column * depth();
+  }
+
   bool b_in_place(Range columns) const {
     return !shape_.transpose_b && !keep_panels_ && tiles_ <= kInPlaceTiles &&
            columns.size() % kLanes == 0;
   }
 
-  // What will be packed or read after the panel of `columns`.
-  Ahead ahead_of(Range columns) const {
+  // What is read, or packed, after the panel of `columns`: the share of one of the tiles.
+  Stretch ahead_of(Range columns, int64_t tile) const {
     const Range next = {columns.end, smaller(columns.end + kColumns, now_.columns.end)};
     if (next.size() == 0 || b_in_place(columns)) return {};
-    if (now_.rows.begin != rows_.begin) {
-      const float* packed = packed_b_ + (next.begin - now_.columns.begin) * depth();
-      return Ahead({packed, kColumns}, {0, depth()}, {0, next.size()}, tiles_);
+    Range rows = {0, 1};
+    Range width = {0, depth() * kColumns};
+    Stretch stretch;
+    if (shape_.packed_b) {
+      stretch.data = packed_panel(next.begin);
+    } else if (now_.rows.begin != rows_.begin) {
+      stretch.data = packed_b_ + (next.begin - now_.columns.begin) * depth();
+    } else {
+      rows = shape_.transpose_b ? next : now_.ks;
+      width = shape_.transpose_b ? now_.ks : next;
+      stretch.data = b_.data + rows.begin * b_.stride + width.begin;
+      stretch.stride = b_.stride;
     }
-    return shape_.transpose_b ? Ahead(b_, next, now_.ks, tiles_) : Ahead(b_, now_.ks, next, tiles_);
+    const int64_t per_row = ceil_div(width.size(), kLine);
+    const Range share = Range{0, rows.size() * per_row}.part(tile, tiles_, 1);
+    stretch.per_row = static_cast<uint32_t>(per_row);
+    stretch.next = static_cast<uint32_t>(share.begin);
+    stretch.end = static_cast<uint32_t>(share.end);
+    return stretch;
   }
 
   void multiply_panel(Range columns) {
     const int64_t vectors = ceil_div(columns.size(), kLanes);
     const bool whole = columns.size() == vectors * kLanes;
     const Panel panel = prepare_panel(columns);
-    Ahead ahead = ahead_of(columns);
 
     // In the tile's registers, if possible.
     const bool direct = whole && !(now_.last && (output_.gelu || output_.pre != nullptr));
-    const Finish left = {!whole && !now_.first, !whole && now_.last, now_.last};
+    const Finish left = {!whole && !now_.first,
+                         !whole && now_.last && output_.bias != nullptr, now_.last};
     alignas(64) float sums[kHeight * kColumns];
     Tile tile;
     tile.b = panel.data;
@@ -542,22 +618,21 @@ class Part {
     tile.added_stride = output_.stride;
     for_each_tile([&](int64_t index, Range rows) {
       float* c = output_.data + rows.begin * output_.stride + columns.begin;
-      ahead.fetch();
-      fetch_tile(output_.data, rows, columns);
-      if (now_.last) fetch_tile(output_.pre, rows, columns);
-      if (now_.last) fetch_tile(output_.residual, rows, columns);
+      tile.next_b = ahead_of(columns, index);
+      tile.result = c;
       if (direct) tile.c = c;
       if (whole && !now_.first) tile.partial = c;
       if (direct && now_.last && output_.residual != nullptr) {
         tile.residual = output_.residual + (c - output_.data);
       }
-      if (shape_.transpose_a) {
+      if (rows_packed_) {
         tile.a = packed_a_ + index * kHeight * depth();
         tile.a_stride = 0;
+        tile.next_a = packed_a_ + (index + 1) % tiles_ * kHeight * depth();
         tile_kernel<true>(rows.size(), vectors)(tile);
       } else {
-        tile.a = block_a_ + (rows.begin - now_.rows.begin) * block_a_stride_;
-        tile.a_stride = block_a_stride_;
+        tile.a = a_.data + rows.begin * a_.stride + now_.ks.begin;
+        tile.a_stride = a_.stride;
         tile_kernel<false>(rows.size(), vectors)(tile);
       }
       if (!direct) {
@@ -580,8 +655,7 @@ class Part {
 
   Block now_ = {};  // the one under way
   int64_t tiles_ = 0;
-  const float* block_a_ = nullptr;
-  int64_t block_a_stride_ = 0;
+  bool rows_packed_ = false;
 };
 
 // ---- Few rows -----------------------------------------------------------------------------------
@@ -688,13 +762,14 @@ int64_t products(const GemmShape& shape) { return shape.m * shape.n * shape.k; }
 
 // Then packing B costs more than summing up across lanes does.
 bool few_rows(const GemmShape& shape) {
-  return shape.m <= smaller(6 + shape.k / 32, kDotRows) && shape.transpose_b && !shape.transpose_a;
+  if (shape.packed_b) return false;
+  return shape.m <= smaller(kGemmFewRows + shape.k / 32, kDotRows) && shape.transpose_b && !shape.transpose_a;
 }
 
 // Pieces of k that are summed up apart and added at the end: where two tall matrices are multiplied
 // into a small one there is not enough of C to share out.
 int64_t split_count(const GemmShape& shape) {
-  if (!shape.transpose_a || shape.transpose_b) return 1;
+  if (shape.packed_b || !shape.transpose_a || shape.transpose_b) return 1;
   return larger(smaller(shape.k / kSplitDepth, kSplitElements / larger(shape.m * shape.n, 1)), 1);
 }
 
@@ -736,12 +811,13 @@ Plan make_plan(int threads, const GemmShape& shape) {
         smaller(ceil_div(ceil_div(shape.n, kColumns), column_parts) * kColumns, shape.n);
     // Of one part per step of k: to multiply, pack its panels and read its rows, in sixteenths of a
     // cycle on a machine with two pipes of eight lanes.
-    const int64_t cost = round_up(rows, kHeight) * columns + 8 * columns + 4 * rows;
+    const int64_t packing = shape.packed_b ? 2 : 8;
+    const int64_t cost = round_up(rows, kHeight) * columns + packing * columns + 4 * rows;
     if (cost >= best) continue;
     best = cost;
     plan.row_parts = row_parts;
     plan.column_parts = column_parts;
-    plan.part_floats = round_up(Part::scratch_floats(rows, columns, shape.k), kLine);
+    plan.part_floats = round_up(Part::scratch_floats(shape, rows, columns), kLine);
   }
   plan.tasks = smaller(most, plan.parts());
   if (plan.splits > 1) {
@@ -801,6 +877,28 @@ void add_splits(const Plan& plan, const Product& product, Range rows, float* spl
 
 size_t gemm_scratch(int threads, const GemmShape& shape) {
   return static_cast<size_t>(make_plan(threads, shape).floats()) * sizeof(float);
+}
+
+void gemm_pack(Stream& stream, int64_t n, int64_t k, const float* b, float* packed) {
+  const int64_t panels = gemm_packed_floats(n, 1) / kColumns;
+  const int64_t passes = Part::pass_count(k);
+  const int64_t tasks = smaller(stream.threads(), panels);
+  stream.parallel(tasks, [&](int64_t task, int) {
+    const Range part = Range{0, panels}.part(task, tasks, 1);
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const Range ks = Range{0, k}.part(pass, passes, kDepthUnit);
+      for (int64_t panel = part.begin; panel < part.end; ++panel) {
+        float* to = packed + ks.begin * panels * kColumns + panel * kColumns * ks.size();
+        const Range columns = {panel * kColumns, smaller((panel + 1) * kColumns, n)};
+        // Columns beyond the last are never multiplied, but are written, so that packed weights
+        // are the same bits every time.
+        if (columns.size() < kColumns) {
+          std::memset(to, 0, static_cast<size_t>(kColumns * ks.size()) * sizeof(float));
+        }
+        if (columns.size() > 0) pack_panel_transposed({b, k}, columns, ks, to, kColumns);
+      }
+    }
+  });
 }
 
 void gemm(Stream& stream, const GemmShape& shape, const GemmOperand& a, const GemmOperand& b,

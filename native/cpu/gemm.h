@@ -11,12 +11,19 @@
 
 namespace siglip::SIGLIP_CPU {
 
+// With no more rows than this, B transposed and A not, every element is a dot product of two rows,
+// whatever k is; with more it depends on k. So bits are those of any number of rows up to this, or of
+// any number where B is not transposed or packed.
+inline constexpr int64_t kGemmFewRows = 6;
+
 struct GemmShape {
   int64_t m = 0;
   int64_t n = 0;
   int64_t k = 0;
   bool transpose_a = false;
   bool transpose_b = false;
+  // B is what gemm_pack() wrote for this n and k; transpose_b and its stride mean nothing then.
+  bool packed_b = false;
 };
 
 // Row-major as stored: A (m, k), or (k, m) when transposed; B (k, n), or (n, k) when transposed.
@@ -41,6 +48,12 @@ struct GemmOutput {
 
 // Bytes of scratch for gemm() on so many threads.
 size_t gemm_scratch(int threads, const GemmShape& shape);
+
+// Floats of a packed op(B) (k, n), whatever the instruction set.
+constexpr int64_t gemm_packed_floats(int64_t n, int64_t k) { return (n + 63) / 64 * 64 * k; }
+
+// Packs Bᵀ (n, k) for products with any number of rows.
+void gemm_pack(Stream& stream, int64_t n, int64_t k, const float* b, float* packed);
 
 void gemm(Stream& stream, const GemmShape& shape, const GemmOperand& a, const GemmOperand& b,
           const GemmOutput& output, Scratch scratch);

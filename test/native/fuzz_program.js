@@ -34,8 +34,8 @@ const int = (...choices) => ({ choices });
 const list = (...items) => ({ items });
 
 // Operands that fit, in C++ order without scratch. A letter is one extent throughout a call; `Q`
-// stands for two patches, `G` for N · N, `S` for B + 1, `INT8` and `BFLOAT16` for the bytes of a
-// packed weight.
+// stands for two patches, `G` for N · N, `S` for B + 1, `FLOAT32`, `BFLOAT16` and `INT8` for the
+// bytes of a packed weight.
 const CALLS = {
   linear_forward: [
     f('M', 'K'),
@@ -48,6 +48,16 @@ const CALLS = {
   ],
   linear_backward_input: [f('M', 'N'), f('N', 'K'), f('M', 'K'), f('M', 'K')],
   linear_backward_weight: [f('M', 'N'), f('M', 'K'), f('N', 'K'), f('N')],
+  linear_float32_pack: [f('N', 'K'), u('FLOAT32')],
+  linear_float32_forward: [
+    f('M', 'K'),
+    u('FLOAT32'),
+    f('N'),
+    f('M', 'N'),
+    int(0, 1),
+    f('M', 'N'),
+    f('M', 'N'),
+  ],
   linear_int8_pack: [f('N', 'K'), u('INT8')],
   linear_int8_forward: [
     f('M', 'K'),
@@ -204,6 +214,7 @@ function fittingCall(kernel) {
   letters.S = letters.B + 1;
   letters.CPP = letters.C * letters.P * letters.P;
   const [rows, steps] = [64 * Math.ceil(letters.N / 64), 4 * Math.ceil(letters.K / 4)];
+  letters.FLOAT32 = 4 * rows * letters.K;
   letters.INT8 = rows * (steps + 8);
   letters.BFLOAT16 = 2 * rows * steps;
   const extent = (dim) => (typeof dim === 'number' ? dim : letters[dim]);

@@ -1,6 +1,6 @@
 // Linear layers with packed weights across instruction sets, and what their kernels refuse.
 import { kernelOf, loadAddon } from '../../lib/native/load';
-import { linearBfloat16Bytes, linearInt8Bytes } from '../../lib/ops';
+import { packedLinear, precisions } from '../../lib/ops';
 import { runChild } from './child';
 import { bufferOf, description, rejectionOf, step, view } from './steps';
 
@@ -85,10 +85,7 @@ function difference(a: readonly number[], b: readonly number[]): number {
   }
 });
 
-describe.each([
-  ['linear_int8', linearInt8Bytes],
-  ['linear_bfloat16', linearBfloat16Bytes],
-] as const)('%s', (op, bytesOf) => {
+describe.each(precisions)('linear_%s', (precision) => {
   const [M, K, N] = [5, 12, 70];
   const packed = (
     bytes: number,
@@ -98,9 +95,9 @@ describe.each([
     dtype: 2,
     shape: [bytes],
   });
-  const right = bytesOf(N, K);
+  const right = packedLinear[precision].bytes(N, K);
   const run = async (bytes: number, missing: number): Promise<unknown> => {
-    const forward = `${op}_forward` as const;
+    const forward = `linear_${precision}_forward` as const;
     const args = [view(0, 0, M, K), packed(bytes), null, null, 0, null, view(1, 0, M, N)];
     const scratch = addon.scratchBytes(kernelOf(forward).index, [...args, null]);
     const program = new addon.Program(

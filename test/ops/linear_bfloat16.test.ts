@@ -1,7 +1,7 @@
 import { DeviceArray } from '../../lib/array';
 import { compile } from '../../lib/graph';
 import { float32 } from '../../lib/native/spec';
-import { linearBfloat16, linearBfloat16Bytes, packLinearBfloat16 } from '../../lib/ops';
+import { packedLinear } from '../../lib/ops';
 import { linear } from '../reference/linear';
 import { toBfloat16 } from '../reference/linear_bfloat16';
 import type { NdArray } from '../reference/nd_array';
@@ -10,19 +10,17 @@ import { Random } from '../reference/random';
 import { describeOp } from './describe_op';
 import { multiplyPacked } from './packed_layer';
 
+const { bytes, pack, layer } = packedLinear.bfloat16;
+
 describeOp('linear_bfloat16');
 
 const multiply = (x: NdArray, weight: NdArray): Promise<ArrayLike<number>> =>
-  multiplyPacked(
-    (input, matrix, outputs) => linearBfloat16(input, packLinearBfloat16(matrix), outputs),
-    x,
-    weight,
-  );
+  multiplyPacked((input, matrix, outputs) => layer(input, pack(matrix), outputs), x, weight);
 
 test('the bytes of a packed weight', () => {
-  expect(linearBfloat16Bytes(1, 1)).toBe(2 * 64 * 4);
-  expect(linearBfloat16Bytes(65, 5)).toBe(2 * 128 * 8);
-  expect(linearBfloat16Bytes(2304, 768)).toBe(2 * 2304 * 768);
+  expect(bytes(1, 1)).toBe(2 * 64 * 4);
+  expect(bytes(65, 5)).toBe(2 * 128 * 8);
+  expect(bytes(2304, 768)).toBe(2 * 2304 * 768);
 });
 
 // One input: the product is one rounding of each operand.
@@ -54,11 +52,10 @@ test('NaN stays NaN and infinity infinity', async () => {
 
 test('every NaN, also one whose upper bits are those of an infinity', async () => {
   const bits = Uint32Array.of(0x7f800001, 0xff800001, 0x7fffffff, 0xffffffff);
-  const program = compile(
-    'nan',
-    (t) => ({ y: linearBfloat16(t.x, packLinearBfloat16(t.weight), 1) }),
-    { x: float32(4, 1), weight: float32(1, 1) },
-  );
+  const program = compile('nan', (t) => ({ y: layer(t.x, pack(t.weight), 1) }), {
+    x: float32(4, 1),
+    weight: float32(1, 1),
+  });
   const inputs = {
     x: DeviceArray.from(new Float32Array(bits.buffer), [4, 1]),
     weight: DeviceArray.from(Float32Array.of(1), [1, 1]),

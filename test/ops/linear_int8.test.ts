@@ -1,7 +1,7 @@
 import { compile } from '../../lib/graph';
 import { loadAddon } from '../../lib/native/load';
 import { float32 } from '../../lib/native/spec';
-import { linearInt8, linearInt8Bytes, packLinearInt8 } from '../../lib/ops';
+import { packedLinear } from '../../lib/ops';
 import { linear } from '../reference/linear';
 import { levels, quantise } from '../reference/linear_int8';
 import type { NdArray } from '../reference/nd_array';
@@ -12,24 +12,22 @@ import { multiplyPacked } from './packed_layer';
 
 const { features } = loadAddon().describe();
 
+const { bytes, pack, layer } = packedLinear.int8;
+
 describeOp('linear_int8');
 
 const multiply = (x: NdArray, weight: NdArray): Promise<ArrayLike<number>> =>
-  multiplyPacked(
-    (input, matrix, outputs) => linearInt8(input, packLinearInt8(matrix), outputs),
-    x,
-    weight,
-  );
+  multiplyPacked((input, matrix, outputs) => layer(input, pack(matrix), outputs), x, weight);
 
 const [M, K, N] = [13, 37, 70];
 const random = new Random(5);
 const normal = (shape: readonly number[]): NdArray => random.array(shape, (r) => r.normal());
 
 test('the bytes of a packed weight', () => {
-  expect(linearInt8Bytes(1, 1)).toBe(64 * 12);
-  expect(linearInt8Bytes(64, 4)).toBe(64 * 12);
-  expect(linearInt8Bytes(65, 5)).toBe(128 * 16);
-  expect(linearInt8Bytes(2304, 768)).toBe(2304 * 776);
+  expect(bytes(1, 1)).toBe(64 * 12);
+  expect(bytes(64, 4)).toBe(64 * 12);
+  expect(bytes(65, 5)).toBe(128 * 16);
+  expect(bytes(2304, 768)).toBe(2304 * 776);
 });
 
 test('is the product itself up to half a step of each operand', async () => {
@@ -100,7 +98,7 @@ test('sums of the largest integers do not overflow', async () => {
 
 test('more inputs than a sum holds are refused', () => {
   expect(() =>
-    compile('pack', ({ weight }) => packLinearInt8(weight), {
+    compile('pack', ({ weight }) => pack(weight), {
       weight: float32(1, 131073),
     }),
   ).toThrow('linear_int8: the last axis of weight must be at most 131072, got 131073');

@@ -10,9 +10,9 @@ import { constants, existsSync } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { open, rename, rm, stat, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { SiglipError } from '../../errors';
+import { expectNotAborted, SiglipError } from '../../errors';
 import { isMissing } from '../json_file';
-import { expectNotAborted } from '../weights';
+
 import { unreadable, unwritable } from './file_errors';
 import type { FileLock } from './lock';
 import type { HubSession, Reply } from './session';

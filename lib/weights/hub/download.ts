@@ -1,9 +1,9 @@
 // A model of the hub, brought into the cache.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { SiglipError } from '../../errors';
+import { expectNotAborted, SiglipError } from '../../errors';
 import { INDEX_FILE, shardFiles } from '../shards';
-import { expectNotAborted } from '../weights';
+
 import { expectSpace, fetchBlob, partialBytes } from './blob';
 import type { RemoteFile } from './blob';
 import { CachedRepository } from './cache';

@@ -4,8 +4,8 @@
 // Redirects are followed here, hop by hop: the token must reach the endpoint and nobody else, and
 // the headers of the first hop name the content whatever the last one is.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { SiglipError } from '../../errors';
-import { expectNotAborted } from '../weights';
+import { expectNotAborted, SiglipError } from '../../errors';
+
 import { codeOf } from './file_errors';
 import type { HubEnvironment } from './environment';
 

@@ -11,6 +11,17 @@ GemmShape forward_shape(const In& a, const In& b, bool transpose_b) {
   return {a.extent(0), b.extent(transpose_b ? 1 : 2), a.extent(2), false, transpose_b};
 }
 
+// Rows in one product: few where b is transposed, so that the bits of a row are the same however many
+// there are. Little is lost, since a row comes once per image or text.
+int64_t rows_at_once(const GemmShape& shape) {
+  return shape.transpose_b && shape.m > kGemmFewRows ? kGemmFewRows : shape.m;
+}
+
+GemmShape of_rows(GemmShape shape, int64_t rows) {
+  shape.m = rows;
+  return shape;
+}
+
 GemmShape outer_shape(const In& x, const In& y) {
   return {x.extent(2), y.extent(2), x.extent(0), true, false};
 }
@@ -19,7 +30,8 @@ GemmShape outer_shape(const In& x, const In& y) {
 
 size_t group_matmul_forward_scratch(int threads, In a, In b, int64_t transpose_b) {
   if (a.rank() != 3 || b.rank() != 3) return 0;
-  return gemm_scratch(threads, forward_shape(a, b, transpose_b != 0));
+  const GemmShape shape = forward_shape(a, b, transpose_b != 0);
+  return gemm_scratch(threads, of_rows(shape, rows_at_once(shape)));
 }
 
 void group_matmul_forward(Stream& stream, In a, In b, int64_t transpose_b, Out y, Scratch scratch) {
@@ -31,13 +43,18 @@ void group_matmul_forward(Stream& stream, In a, In b, int64_t transpose_b, Out y
   check_extent(kWho, "b", b, 0, groups);
   check_extent(kWho, "b", b, transpose_b != 0 ? 2 : 1, shape.k);
   check_elements(kWho, "y", y, shape.m * groups * shape.n);
-  check_scratch(kWho, scratch, gemm_scratch(stream.threads(), shape));
+  const int64_t step = rows_at_once(shape);
+  check_scratch(kWho, scratch, gemm_scratch(stream.threads(), of_rows(shape, step)));
   for (int64_t g = 0; g < groups; ++g) {
-    GemmOutput output;
-    output.data = y.data() + g * shape.n;
-    output.stride = groups * shape.n;
-    gemm(stream, shape, {a.data() + g * shape.k, groups * shape.k},
-         {b.data() + g * shape.k * shape.n, b.extent(2)}, output, scratch);
+    for (int64_t row = 0; row < shape.m; row += step) {
+      const int64_t left = shape.m - row;
+      GemmOutput output;
+      output.data = y.data() + (row * groups + g) * shape.n;
+      output.stride = groups * shape.n;
+      gemm(stream, of_rows(shape, left < step ? left : step),
+           {a.data() + (row * groups + g) * shape.k, groups * shape.k},
+           {b.data() + g * shape.k * shape.n, b.extent(2)}, output, scratch);
+    }
   }
 }
 

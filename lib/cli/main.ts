@@ -9,6 +9,7 @@ import { classifyCommand } from './classify';
 import { demoCommand } from './demo';
 import { embedCommand } from './embed';
 import { infoCommand } from './info';
+import { mergeCommand } from './merge';
 import { searchCommand } from './search';
 import { trainCommand } from './train';
 
@@ -33,6 +34,7 @@ export function program(): Command {
     .version(packageVersion())
     .showHelpAfterError('(--help shows how to use it)')
     .addCommand(embedCommand())
+    .addCommand(mergeCommand())
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
     .addCommand(trainCommand())

@@ -147,6 +147,16 @@ export class Siglip2 {
   }
 
   /**
+   * Decodes, resizes and normalises an image now, so that `embedImages` has only to run it.
+   *
+   * @throws as `embedImages`
+   */
+  async prepareImage(image: EmbedImage, options: EmbedImagesOptions = {}): Promise<EmbedImage> {
+    const [{ values, grid }] = await this.prepare('prepareImage', [image], 0, options);
+    return { pixelValues: values, spatialShape: grid };
+  }
+
+  /**
    * One embedding per text.
    *
    * @returns one vector of `config.embedding` floats per text, in order.

@@ -123,7 +123,8 @@ export async function stageSafetensors(
   });
 }
 
-function formatHeader(
+/** The length and the JSON that a file begins with; data follow in the order of `sorted`. */
+export function formatHeader(
   file: string,
   sorted: readonly (readonly [string, StoredTensor])[],
   metadata: Readonly<Record<string, string>>,

@@ -134,5 +134,7 @@ test('a damaged image is named and the others are not lost silently', () => {
   const { status, stderr } = siglip2('embed', '-m', model, bad);
   rmSync(bad);
   expect(status).toBe(1);
-  expect(stderr).toMatch(/image 0: .*ERR_IMAGE/s);
+  expect(stderr).toContain(`siglip2: ${bad}: `);
+  expect(stderr).toMatch(/\(ERR_IMAGE\)/);
+  expect(stderr).toMatch(/1 of 1 that failed/);
 });

@@ -1,0 +1,37 @@
+// Failures of rows and of files in the one form of this library's errors.
+import { SiglipError } from '../errors';
+import type { RowFailure } from './row';
+
+/** The message of whatever was thrown. */
+export function reasonOf(error: unknown): string {
+  // Not instanceof: an error of the file system may come from another realm.
+  const isError = typeof error === 'object' && error !== null && 'message' in error;
+  return isError ? String(error.message) : String(error);
+}
+
+/** An ERR_FILE for a path that cannot be read. */
+export function unreadable(path: string, cause: unknown): SiglipError {
+  if (cause instanceof SiglipError) return cause;
+  return new SiglipError('ERR_FILE', `${path}: file must be readable, got ${reasonOf(cause)}`, {
+    cause,
+  });
+}
+
+/** An ERR_DATA for a container whose bytes do not make sense. */
+export function damaged(path: string, expected: string, cause: unknown): SiglipError {
+  if (cause instanceof SiglipError) return cause;
+  return new SiglipError('ERR_DATA', `${path}: file must be ${expected}, got ${reasonOf(cause)}`, {
+    cause,
+  });
+}
+
+/** What a row reports of an error; what is no SiglipError is a mistake of this program. */
+export function failureOf(error: unknown): RowFailure {
+  if (error instanceof SiglipError) return { code: error.code, reason: error.message };
+  throw error;
+}
+
+/** A row that holds something else than it must. */
+export function unfit(reason: string): RowFailure {
+  return { code: 'ERR_DATA', reason };
+}

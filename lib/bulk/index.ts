@@ -1,0 +1,18 @@
+export type { BatchOptions, BulkModel, EmbeddedRow, FailedRow, Step } from './batches';
+export { embedRows } from './batches';
+export type { CorpusOptions } from './corpus';
+export { openCorpus } from './corpus';
+export type { BulkProgress, BulkSummary, EmbedCorpusOptions } from './embed_corpus';
+export { embedCorpus, journalFolder } from './embed_corpus';
+export { modelFingerprint } from './fingerprint';
+export type { MergeOptions, MergeSummary } from './merge';
+export { mergeShards } from './merge';
+export type { BulkModelOptions } from './model';
+export { bulkModel } from './model';
+export type { OutputFormat } from './output';
+export { outputFormat, outputFormats } from './output';
+export type { VectorDtype } from './part';
+export type { FieldNames } from './record';
+export type { ImageReference, Row, RowFailure, Source, What } from './row';
+export type { Shard } from './shard';
+export { owns, parseShard, WHOLE } from './shard';

@@ -208,6 +208,7 @@ async function toStandardOutput(
           if (step.rows.length + step.failures.length > 0) progress.update(done);
         }
       }
+      progress.finish(done);
     });
   } finally {
     model.dispose();
@@ -265,6 +266,7 @@ async function toFile(run: FileRun, options: Options): Promise<void> {
         failures.add(failure);
       },
     });
+    if (summary.finished) view.finish(summary);
     if (options.json === true) process.stdout.write(`${JSON.stringify(summary)}\n`);
     report(summary, { stoppedBy, limit, accepted: limit !== undefined });
   } finally {
@@ -296,8 +298,16 @@ class ProgressView {
   update({ done, before, total, estimated, failures }: BulkProgress): void {
     this.progress ??= new Progress({ total, unit: 'rows', from: before });
     this.progress.setTotal(total, estimated);
-    this.progress.update(done, failures === 0 ? '' : `${String(failures)} failed`);
+    this.progress.update(done, detailOf(failures));
   }
+
+  finish({ rows, failures }: BulkSummary): void {
+    this.progress?.finish(rows + failures, detailOf(failures));
+  }
+}
+
+function detailOf(failures: number): string {
+  return failures === 0 ? '' : `${String(failures)} failed`;
 }
 
 function report(

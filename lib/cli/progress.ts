@@ -40,6 +40,13 @@ export class Progress {
     this.estimated = estimated;
   }
 
+  /** Says that there is no more than `done`, which an estimate or no total could not know. */
+  finish(done: number, detail = ''): void {
+    if (this.total === done && !this.estimated) return;
+    this.setTotal(done);
+    this.update(done, detail);
+  }
+
   /** Shows that `done` of the total are done; `detail` is free text behind the numbers. */
   update(done: number, detail = ''): void {
     const now = performance.now();

@@ -32,8 +32,8 @@ const EXPECTED = 'a whole Parquet file';
  */
 export async function openParquetSource(options: ParquetOptions): Promise<Source> {
   const { path, bytes, fingerprint, what } = options;
+  const { parquetMetadataAsync } = await import('hyparquet');
   const { metadata, groups } = await withFile(path, bytes, async (file) => {
-    const { parquetMetadataAsync } = await import('hyparquet');
     const found = await parquetMetadataAsync(file, { geoparquet: false });
     return { metadata: found, groups: groupsOf(found) };
   });
@@ -125,10 +125,10 @@ async function readRecords(
   columns: string[],
   range: { readonly rowStart: number; readonly rowEnd: number },
 ): Promise<Record<string, unknown>[] | SiglipError> {
+  const { parquetReadObjects } = await import('hyparquet');
+  const { compressors } = await import('hyparquet-compressors');
   try {
     return await withFile(path, bytes, async (file) => {
-      const { parquetReadObjects } = await import('hyparquet');
-      const { compressors } = await import('hyparquet-compressors');
       // Byte arrays without a type are images: as text they would be ruined.
       const records: Record<string, unknown>[] = await parquetReadObjects({
         file,

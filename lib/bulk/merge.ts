@@ -1,4 +1,5 @@
 // The folders that shards left, put together to the output of one process.
+import { rm } from 'node:fs/promises';
 import { SiglipError } from '../errors';
 import { fingerprintOf, receiptOf } from './embed_corpus';
 import type { Manifest } from './journal';
@@ -45,15 +46,16 @@ export async function mergeShards({
     width = file.width;
   }
   const files = [...paths.vectors, ...(paths.ids === undefined ? [] : [paths.ids])];
+  const scratch = `${output}.merge`;
   const { rows, failures } = await assemble({
     parts,
     sources: manifest.sources,
     form: { columns: manifest.columns, width, dtype: manifest.dtype },
     format,
     output,
-    scratch: `${output}.merge`,
+    scratch,
     receipt: receiptOf(manifest, format, files),
-  });
+  }).finally(() => rm(scratch, { recursive: true, force: true }));
   return {
     rows,
     failures,

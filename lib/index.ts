@@ -1,3 +1,21 @@
+export type {
+  BulkModel,
+  BulkModelOptions,
+  BulkProgress,
+  BulkSummary,
+  CorpusOptions,
+  EmbedCorpusOptions,
+  MergeOptions,
+  MergeSummary,
+} from './bulk';
+export {
+  bulkModel,
+  embedCorpus,
+  mergeShards,
+  modelFingerprint,
+  openCorpus,
+  parseShard,
+} from './bulk';
 export * from './embed';
 export type { SiglipErrorCode } from './errors';
 export { SiglipError } from './errors';

@@ -66,7 +66,7 @@ export async function putTar(
   const tar = pack();
   const pieces: Buffer[] = [];
   const collecting = (async () => {
-    for await (const piece of tar) pieces.push(piece);
+    for await (const piece of tar) pieces.push(piece as Buffer);
   })();
   // Written one by one: a time of its own would make the bytes differ from run to run.
   for (const [name, content] of members) tar.entry({ name, mtime: new Date(0) }, content);

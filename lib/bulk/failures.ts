@@ -1,6 +1,6 @@
 // Failures of rows and of files in the one form of this library's errors.
 import { SiglipError } from '../errors';
-import type { RowFailure } from './row';
+import type { Row, RowFailure } from './row';
 
 /** The message of whatever was thrown. */
 export function reasonOf(error: unknown): string {
@@ -17,9 +17,15 @@ export function unreadable(path: string, cause: unknown): SiglipError {
   });
 }
 
-/** An ERR_DATA for a container whose bytes do not make sense. */
+/**
+ * An ERR_DATA for a container whose bytes do not make sense; ERR_FILE when the system did not give
+ * them, which another start may mend.
+ */
 export function damaged(path: string, expected: string, cause: unknown): SiglipError {
   if (cause instanceof SiglipError) return cause;
+  if (typeof cause === 'object' && cause !== null && 'syscall' in cause) {
+    return unreadable(path, cause);
+  }
   return new SiglipError('ERR_DATA', `${path}: file must be ${expected}, got ${reasonOf(cause)}`, {
     cause,
   });
@@ -29,6 +35,13 @@ export function damaged(path: string, expected: string, cause: unknown): SiglipE
 export function failureOf(error: unknown): RowFailure {
   if (error instanceof SiglipError) return { code: error.code, reason: error.message };
   throw error;
+}
+
+/** The row that stands for what is lost of a source from here on. @throws what is no damage */
+export function lostRest(index: number, id: string, error: SiglipError): Row {
+  if (error.code !== 'ERR_DATA') throw error;
+  const reason = `${error.message}; the rest of it is lost`;
+  return { index, id, failure: { code: error.code, reason }, through: 1 };
 }
 
 /** A row that holds something else than it must. */

@@ -1,6 +1,6 @@
 // JSON lines: one object a line. Blank lines are no rows; a line that is no JSON is a failed one.
 import { constants } from 'node:buffer';
-import { unfit, damaged, reasonOf } from './failures';
+import { damaged, lostRest, reasonOf, unfit } from './failures';
 import { openFileStream } from './file_stream';
 import type { RecordOptions } from './record';
 import { rowOfRecord } from './record';
@@ -76,7 +76,9 @@ export function jsonLinesSource(options: JsonLinesOptions): Source {
           yield { ...rowOfLine(at, text, options, maxLineBytes), through: through() };
         }
       } catch (error) {
-        throw damaged(path, 'readable JSON lines', error);
+        const cut = damaged(path, 'whole JSON lines', error);
+        const rest = lostRest(index, options.source, cut);
+        if (wanted(rest.index)) yield rest;
       } finally {
         stream.destroy();
       }

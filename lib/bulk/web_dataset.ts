@@ -3,7 +3,7 @@
 import { extname } from 'node:path';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream';
-import { damaged, reasonOf, unfit } from './failures';
+import { damaged, lostRest, reasonOf, unfit } from './failures';
 import { openFileStream } from './file_stream';
 import type { FieldNames } from './record';
 import { textOf } from './record';
@@ -97,13 +97,12 @@ export function webDatasetSource(options: WebDatasetOptions): Source {
             await take(entry, name.extension, sample, wanted(sample.index), options);
           } catch (error) {
             // What came before is sound; the row that was cut and the rest of the file are not.
-            const reason = damaged(path, 'a whole tar file', error).message;
-            const cut: Row = {
-              index: sample?.index ?? count++,
-              id: sample === undefined ? options.source : `${options.source}#${sample.key}`,
-              failure: { code: 'ERR_DATA', reason: `${reason}; the rest of it is lost` },
-            };
-            if (wanted(cut.index)) yield { ...cut, through: 1 };
+            const cut = lostRest(
+              sample?.index ?? count++,
+              sample === undefined ? options.source : `${options.source}#${sample.key}`,
+              damaged(path, 'a whole tar file', error),
+            );
+            if (wanted(cut.index)) yield cut;
             return;
           }
         }

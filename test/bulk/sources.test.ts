@@ -1,5 +1,5 @@
 // Readers, against files that Python wrote and against hostile ones.
-import { readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { gzipSync } from 'node:zlib';
 import { join } from 'node:path';
 import type { Row, Source, What } from '../../lib/bulk';
@@ -117,6 +117,27 @@ describe('JSON lines', () => {
     const rows = await rowsOf(limited);
     expect(reasons(rows)).toEqual(['line must have at most 1000 bytes, got more', undefined]);
     expect(rows[1].text).toBe('b');
+  });
+
+  test('a packed file that is cut says so behind what it held', async () => {
+    const lines = Array.from({ length: 3000 }, (_, i) => `{"text":"${String(i * 7919)}"}`);
+    const packed = gzipSync(lines.join('\n'));
+    const path = put(join(folder(), 'cut.jsonl.gz'), packed.subarray(0, packed.length - 10));
+    const rows = await rowsOf(await source(path, 'text'));
+    expect(reasons(rows).at(-1)).toMatch(/whole JSON lines.*the rest of it is lost/);
+    rows.slice(0, -1).forEach((row, i) => {
+      expect(row.text).toBe(String(i * 7919));
+    });
+  });
+
+  test('a file that the system does not give ends the run, which may go on later', async () => {
+    const path = put(join(folder(), 'gone.jsonl'), '{"text":"a"}');
+    const tar = await putTar(join(folder(), 'gone.tar'), [['a.txt', 'a']]);
+    for (const name of [path, tar]) {
+      const found = await source(name, 'text');
+      rmSync(name);
+      expect(await failure(rowsOf(found))).toMatchObject({ code: 'ERR_FILE' });
+    }
   });
 
   test('paths that leave the folder are refused, others are not; ids may repeat', async () => {

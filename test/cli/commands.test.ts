@@ -76,6 +76,25 @@ test('embed writes one line per image and text, of unit length', () => {
   }
 });
 
+test('embed takes records, names what failed, and says what is acceptable', () => {
+  const lines = ['red.png', 'missing.png', 'green.png'].map((file) => JSON.stringify({ file }));
+  const records = join(folder, 'records.jsonl');
+  writeFileSync(records, lines.join('\n'));
+  const args = ['embed', '-m', model, records, '--image-field', 'file', '--id-field', 'file'];
+  const plain = siglip2(...args);
+  expect(plain.status).toBe(1);
+  expect(jsonLines(plain.stdout).map(({ id }) => id)).toEqual(['red.png', 'green.png']);
+  expect(plain.stderr).toMatch(/missing\.png.*ERR_FILE[^]*1 of 3 that failed/);
+  const output = join(folder, 'records.parquet');
+  const accepted = siglip2(...args, '-o', output, '--max-failures', '1', '--json');
+  expect(accepted.status).toBe(0);
+  expect(JSON.parse(accepted.stdout)).toMatchObject({ rows: 2, failures: 1, outputs: [output] });
+  expect(readFileSync(output).subarray(-4).toString()).toBe('PAR1');
+  const refused = siglip2(...args, '-o', join(folder, 'r.npy'), '--max-failures', '0');
+  expect(refused.status).toBe(1);
+  expect(refused.stderr).toMatch(/at most 0 rows may fail, got 1/);
+});
+
 test('classify ranks the labels', () => {
   const args = ['-m', model, '-l', 'dog', 'cat', '--template', '{}', '--json'];
   const { status, stdout } = siglip2('classify', join(folder, 'red.png'), ...args);
@@ -114,6 +133,20 @@ test.each([
     ['embed', '-m', 'x', '-t', 'x', '-b', 'many'],
     1,
     /--batch must be a whole number/,
+  ],
+  [
+    'a shard without an output',
+    ['embed', '-m', 'x', '-t', 'x', '--shard', '1/2'],
+    1,
+    /--shard must come with --output/,
+  ],
+  ['an unknown dtype', ['embed', '-m', 'x', '-t', 'x', '--dtype', 'int8'], 2, /float32, float16/],
+  ['a merge of nothing', ['merge', '/nonexistent', '-o', 'x.npy'], 1, /without manifest\.json/],
+  [
+    'a summary among results',
+    ['embed', '-m', 'x', '-t', 'x', '--json'],
+    1,
+    /--json must come with --output/,
   ],
   [
     'a count of zero',

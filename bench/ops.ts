@@ -30,7 +30,10 @@ interface Row {
   readonly direction: 'forward' | 'backward';
   readonly milliseconds: number;
   readonly gigaflops: number;
+  /** Of float32 multiply-adds. */
   readonly shareOfPeak: number;
+  /** Of the multiply-adds that the operation consists of, where those are others. */
+  readonly shareOfOwnPeak?: number;
   readonly gigabytesPerSecond: number;
 }
 
@@ -54,14 +57,19 @@ async function best(
   return least / 1e6;
 }
 
+const PRECISION = { linear_int8: 'int8', linear_bfloat16: 'bfloat16' } as const;
+
 async function measure(c: OpCase): Promise<Row[]> {
   const addon = loadAddon();
   const operands = operandArrays(c, valuesOf(c, new Random(1)));
   const keep = Object.values(operands);
+  const precision = PRECISION[c.op as keyof typeof PRECISION] as 'int8' | 'bfloat16' | undefined;
   const peaks = [addon.peak(peakSeconds)];
+  const ownPeaks = precision === undefined ? [] : [addon.peak(peakSeconds, precision)];
   const rows: Row[] = [];
   const row = (direction: Row['direction'], cost: Cost, milliseconds: number): void => {
     peaks.push(addon.peak(peakSeconds));
+    if (precision !== undefined) ownPeaks.push(addon.peak(peakSeconds, precision));
     const gigaflops = cost.flops / milliseconds / 1e6;
     rows.push({
       operation: `${c.op} ${c.name}`,
@@ -69,6 +77,9 @@ async function measure(c: OpCase): Promise<Row[]> {
       milliseconds,
       gigaflops,
       shareOfPeak: (1e9 * gigaflops) / Math.max(...peaks),
+      ...(precision === undefined
+        ? {}
+        : { shareOfOwnPeak: (1e9 * gigaflops) / Math.max(...ownPeaks) }),
       gigabytesPerSecond: cost.bytes / milliseconds / 1e6,
     });
   };
@@ -116,7 +127,10 @@ async function main(): Promise<void> {
       process.stdout.write(
         `${row.operation.padEnd(46)} ${row.direction.padEnd(8)} ${row.milliseconds.toFixed(3).padStart(9)} ms ` +
           `${row.gigaflops.toFixed(1).padStart(7)} GFLOP/s ${(100 * row.shareOfPeak).toFixed(0).padStart(4)} % ` +
-          `${row.gigabytesPerSecond.toFixed(1).padStart(6)} GB/s\n`,
+          `${row.gigabytesPerSecond.toFixed(1).padStart(6)} GB/s` +
+          (row.shareOfOwnPeak === undefined
+            ? '\n'
+            : ` ${(100 * row.shareOfOwnPeak).toFixed(0).padStart(4)} % of its own peak\n`),
       );
     }
   }

@@ -19,6 +19,7 @@
  * | `ERR_OUT_OF_MEMORY` | the device refuses an allocation, or a plan does not fit into it |
  * | `ERR_CUDA` | the CUDA runtime reports a failure |
  * | `ERR_COMM` | communication between ranks failed |
+ * | `ERR_BUSY` | a queue is full and the caller asked not to wait; try again later |
  * | `ERR_ABORTED` | stopped on request: an `AbortSignal`, or the end of the process |
  * | `ERR_FILE` | a file cannot be opened, read or written |
  * | `ERR_NETWORK` | a download failed |
@@ -40,6 +41,7 @@ export type SiglipErrorCode =
   | 'ERR_OUT_OF_MEMORY'
   | 'ERR_CUDA'
   | 'ERR_COMM'
+  | 'ERR_BUSY'
   | 'ERR_ABORTED'
   | 'ERR_FILE'
   | 'ERR_NETWORK'

@@ -165,8 +165,9 @@ const NATIVE_ROOMS: Readonly<Record<string, readonly string[]>> = {
   cpu: ['runtime'],
   device: [],
   ops: ['runtime', 'cpu', 'device'],
+  image: ['runtime', 'cpu'],
   comm: ['runtime'],
-  binding: ['runtime', 'cpu', 'ops', 'comm'],
+  binding: ['runtime', 'cpu', 'ops', 'image', 'comm'],
 };
 
 describe('native', () => {

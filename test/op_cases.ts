@@ -5,20 +5,26 @@
 import { DeviceArray } from '../lib/array';
 import type { DType, Program, Spec, Tensor } from '../lib/graph';
 import { compile, gradient } from '../lib/graph';
+import { loadAddon } from '../lib/native/load';
 import type { HostArray } from '../lib/native/spec';
 import * as ops from '../lib/ops';
 import * as adam from './reference/adam';
 import * as attention from './reference/attention';
+import * as attentionPool from './reference/attention_pool';
 import * as elementwise from './reference/elementwise';
 import * as embedding from './reference/embedding';
 import * as gelu from './reference/gelu';
+import * as groupMatmul from './reference/group_matmul';
 import * as l2Normalize from './reference/l2_normalize';
 import * as layerNorm from './reference/layer_norm';
 import * as linear from './reference/linear';
+import * as linearBfloat16 from './reference/linear_bfloat16';
+import * as linearInt8 from './reference/linear_int8';
 import * as matmul from './reference/matmul';
 import type { NdArray } from './reference/nd_array';
-import { elements, item, map, reshape, scalar } from './reference/nd_array';
+import { elements, item, map, ndArray, reshape, scalar } from './reference/nd_array';
 import * as normalizePixels from './reference/normalize_pixels';
+import { Packing } from './reference/packing';
 import * as patchify from './reference/patchify';
 import * as positionResize from './reference/position_resize';
 import type { Random } from './reference/random';
@@ -196,6 +202,164 @@ function mlpCase(lead: readonly number[], D: number, hidden: number): OpCase {
   });
 }
 
+interface PackedLinear {
+  readonly op: 'linear_int8' | 'linear_bfloat16';
+  readonly bytes: (outputs: number, inputs: number) => number;
+  readonly pack: (weight: Tensor) => Tensor;
+  readonly forward: typeof ops.linearInt8;
+  /** x, W -> x · Wᵀ as the kernel computes it, before the bias. */
+  readonly product: (x: NdArray, weight: NdArray) => NdArray;
+  readonly weightBytes: number;
+}
+
+const int8: PackedLinear = {
+  op: 'linear_int8',
+  bytes: ops.linearInt8Bytes,
+  pack: ops.packLinearInt8,
+  forward: ops.linearInt8,
+  product: (x, weight) =>
+    linearInt8.product(
+      x,
+      weight,
+      linearInt8.levels(weight.shape[1], loadAddon().describe().features.includes('vnni')),
+    ),
+  weightBytes: 1,
+};
+
+const bfloat16: PackedLinear = {
+  op: 'linear_bfloat16',
+  bytes: ops.linearBfloat16Bytes,
+  pack: ops.packLinearBfloat16,
+  forward: ops.linearBfloat16,
+  product: linearBfloat16.product,
+  weightBytes: 2,
+};
+
+function withBias(x: NdArray, bias: NdArray): NdArray {
+  const N = bias.data.length;
+  return { shape: x.shape, data: x.data.map((value, i) => value + bias.data[i % N]) };
+}
+
+/** Packs and multiplies: against the same arithmetic in float64. */
+function packedLinearCase(
+  form: PackedLinear,
+  lead: readonly number[],
+  K: number,
+  N: number,
+  options: Options = {},
+  suffix = '',
+): OpCase {
+  const M = elements(lead);
+  const traffic = floats(M * K, M * N) + form.weightBytes * N * K;
+  return opCase({
+    op: form.op,
+    name: `${text([...lead, K])} to ${String(N)}${suffix}`,
+    operands: {
+      x: f32([...lead, K], { differentiable: false, ...options }),
+      weight: f32([N, K], { draw: scaled(1 / Math.sqrt(K)), differentiable: false }),
+      bias: f32([N], { differentiable: false }),
+    },
+    apply: (t) => ({ y: form.forward(t.x, form.pack(t.weight), N, t.bias) }),
+    reference: (a) => ({ y: withBias(form.product(a.x, a.weight), a.bias) }),
+    refuses: [
+      { x: [...lead, K + 4] },
+      { weight: [N, K + 4] },
+      { weight: [N + 64, K] },
+      { weight: [N * K] },
+      { bias: [N + 1] },
+      { bias: [1, N] },
+    ],
+    cost: { forward: { flops: 2 * M * N * K, bytes: traffic } },
+  });
+}
+
+/** GELU into the epilogue of the first layer, the residual into the second's. */
+function packedMlpCase(
+  form: PackedLinear,
+  lead: readonly number[],
+  D: number,
+  hidden: number,
+): OpCase {
+  const M = elements(lead);
+  const fixed = { differentiable: false };
+  return opCase({
+    op: form.op,
+    name: `${text([...lead, D])} through ${String(hidden)} with GELU and residual`,
+    operands: {
+      x: f32([...lead, D], fixed),
+      inner: f32([...lead, hidden], fixed),
+      weight1: f32([hidden, D], { ...fixed, draw: scaled(1 / Math.sqrt(D)) }),
+      bias1: f32([hidden], fixed),
+      weight2: f32([D, hidden], { ...fixed, draw: scaled(1 / Math.sqrt(hidden)) }),
+      bias2: f32([D], fixed),
+    },
+    // Two layers that do not feed each other: a value on the border of two integers may fall to
+    // either side after the first layer's roundings.
+    apply: (t) => {
+      const before = form.forward(t.x, form.pack(t.weight1), hidden, t.bias1);
+      return {
+        before,
+        activated: ops.gelu(before),
+        y: ops.add(t.x, form.forward(t.inner, form.pack(t.weight2), D, t.bias2)),
+      };
+    },
+    reference: (a) => {
+      const before = withBias(form.product(a.x, a.weight1), a.bias1);
+      return {
+        before,
+        activated: gelu.gelu(before),
+        y: elementwise.add(a.x, withBias(form.product(a.inner, a.weight2), a.bias2)),
+      };
+    },
+    cost: {
+      forward: {
+        flops: 4 * M * D * hidden,
+        bytes: floats(2 * M * D, 2 * M * hidden) + 2 * form.weightBytes * D * hidden,
+      },
+    },
+  });
+}
+
+/**
+ * One layer with its weight packed beforehand and GELU or a residual in its epilogue, as a tower runs
+ * it: for the benchmark. The packed bytes are those of a weight of zeros.
+ */
+function packedLayerCase(
+  form: PackedLinear,
+  M: number,
+  K: number,
+  N: number,
+  epilogue: 'bias' | 'gelu' | 'residual',
+): OpCase {
+  const fixed = { differentiable: false };
+  return opCase({
+    op: form.op,
+    name: `${text([M, K])} to ${String(N)}, ${epilogue}`,
+    operands: {
+      x: f32([M, K], fixed),
+      packed: operand('uint8', [form.bytes(N, K)], { draw: () => 0 }),
+      bias: f32([N], fixed),
+      ...(epilogue === 'residual' ? { residual: f32([M, N], fixed) } : {}),
+    },
+    apply: (t) => {
+      const y = form.forward(t.x, t.packed, N, t.bias);
+      if (epilogue === 'residual') return { y: ops.add(t.residual, y) };
+      return { y: epilogue === 'gelu' ? ops.gelu(y) : y };
+    },
+    reference: ({ bias, residual }) => {
+      const y = withBias({ shape: [M, N], data: new Float64Array(M * N) }, bias);
+      if (epilogue === 'residual') return { y: elementwise.add(residual, y) };
+      return { y: epilogue === 'gelu' ? gelu.gelu(y) : y };
+    },
+    cost: {
+      forward: {
+        flops: 2 * M * N * K,
+        bytes: floats(M * K, M * N) + form.weightBytes * N * K,
+      },
+    },
+  });
+}
+
 function matmulCase(
   M: number,
   K: number,
@@ -291,6 +455,180 @@ function attentionCase({ B, Tq, Tk, heads, headWidth, keys, spread = 1 }: Attent
     cost: {
       forward: { flops: 4 * scores * headWidth, bytes: traffic },
       backward: { flops: 10 * scores * headWidth, bytes: 2 * traffic },
+    },
+  });
+}
+
+/** Starts of segments of these lengths, and the packed rows as the padded batch they equal. */
+function packing(lengths: readonly number[]): { segments: NdArray; packing: Packing } {
+  const starts = lengths.reduce<number[]>((all, n) => [...all, all[all.length - 1] + n], [0]);
+  const segments = ndArray([starts.length], starts);
+  return { segments, packing: new Packing(segments) };
+}
+
+interface PackedSizes {
+  readonly lengths: readonly number[];
+  /** Rows behind the last segment. Default 0. */
+  readonly spare?: number;
+  readonly heads: number;
+  readonly headWidth: number;
+}
+
+function lengthsText(lengths: readonly number[], spare: number): string {
+  const some = lengths.length > 8 ? `${String(lengths.length)} short` : lengths.join(' ');
+  return `segments ${some}${spare === 0 ? '' : ` and ${String(spare)} spare rows`}`;
+}
+
+function packedAttentionCase({ lengths, spare = 0, heads, headWidth }: PackedSizes): OpCase {
+  const T = lengths.reduce((sum, n) => sum + n, spare);
+  const D = heads * headWidth;
+  const { segments, packing: p } = packing(lengths);
+  const options = { heads, keyMask: p.mask };
+  const scores = heads * lengths.reduce((sum, n) => sum + n * n, 0);
+  return opCase({
+    op: 'attention',
+    name: `${lengthsText(lengths, spare)}, ${String(heads)} heads of ${String(headWidth)}`,
+    operands: {
+      q: f32([T, D]),
+      k: f32([T, D]),
+      v: f32([T, D]),
+      segments: constant('int32', segments),
+    },
+    apply: (t) => ({ o: ops.attention(t.q, t.k, t.v, { heads, segments: t.segments }) }),
+    reference: (a) => ({
+      o: p.pack(attention.attention(p.pad(a.q), p.pad(a.k), p.pad(a.v), options), T),
+    }),
+    backward: ({ o: dout }, a) => {
+      const { dq, dk, dv } = attention.attentionBackward(
+        p.pad(dout),
+        p.pad(a.q),
+        p.pad(a.k),
+        p.pad(a.v),
+        options,
+      );
+      return { q: p.pack(dq, T), k: p.pack(dk, T), v: p.pack(dv, T) };
+    },
+    refuses: [
+      { q: [T, D + heads] },
+      { k: [T + 1, D] },
+      { v: [T, D + heads] },
+      { q: [1, T, D] },
+      { segments: [lengths.length + 1, 1] },
+      { segments: [1] },
+    ],
+    cost: {
+      forward: { flops: 4 * scores * headWidth, bytes: floats(4 * T * D) },
+      backward: { flops: 10 * scores * headWidth, bytes: floats(8 * T * D) },
+    },
+  });
+}
+
+interface PoolSizes {
+  readonly B: number;
+  readonly N: number;
+  readonly H: number;
+  readonly D: number;
+  /** One query for all images, or one each. Default one for all. */
+  readonly own?: boolean;
+  /** Which tokens count, per image. */
+  readonly counts?: readonly (readonly number[])[];
+  /** Standard deviation of the scores. */
+  readonly spread?: number;
+}
+
+function attentionPoolCase({ B, N, H, D, own = false, counts, spread = 1 }: PoolSizes): OpCase {
+  const keyMask = counts === undefined ? undefined : ndArray([B, N], counts.flat());
+  const u = own ? [B, H, D] : [H, D];
+  const traffic = floats(2 * B * N * D, elements(u), B * H * D);
+  return opCase({
+    op: 'attention_pool',
+    name:
+      `${text([B, N, D])}, ${String(H)} heads${own ? ' of its own' : ''}` +
+      (counts === undefined ? '' : ', masked') +
+      (spread === 1 ? '' : `, spread ${String(spread)}`),
+    operands: {
+      x: f32([B, N, D]),
+      u: f32(u, { draw: scaled(spread / Math.sqrt(D)) }),
+      ...(keyMask === undefined ? {} : { keyMask: constant('uint8', keyMask) }),
+    },
+    apply: (t) => ({
+      y: ops.attentionPool(t.x, t.u, { keyMask: keyMask === undefined ? null : t.keyMask }),
+    }),
+    reference: (a) => ({ y: attentionPool.attentionPool(a.x, a.u, { keyMask }) }),
+    backward: ({ y: dy }, a) => {
+      const { dx, du } = attentionPool.attentionPoolBackward(dy, a.x, a.u, { keyMask });
+      return { x: dx, u: du };
+    },
+    refuses: [
+      { x: [B, N, D + 1] },
+      { x: [N, D] },
+      { u: [H, D + 1] },
+      { u: [1, B, H, D] },
+      ...(own ? [{ u: [B + 1, H, D] }] : []),
+      ...(keyMask === undefined ? [] : [{ keyMask: [B, N + 1] }, { keyMask: [B, N, 1] }]),
+    ],
+    cost: {
+      forward: { flops: 4 * B * N * D * H, bytes: traffic },
+      backward: { flops: 12 * B * N * D * H, bytes: 2 * traffic },
+    },
+  });
+}
+
+function packedPoolCase(lengths: readonly number[], spare: number, H: number, D: number): OpCase {
+  const T = lengths.reduce((sum, n) => sum + n, spare);
+  const { segments, packing: p } = packing(lengths);
+  const options = { keyMask: p.mask };
+  const S = lengths.length;
+  return opCase({
+    op: 'attention_pool',
+    name: `${lengthsText(lengths, spare)} of ${String(D)}, ${String(H)} heads`,
+    operands: {
+      x: f32([T, D]),
+      u: f32([H, D], { draw: scaled(1 / Math.sqrt(D)) }),
+      segments: constant('int32', segments),
+    },
+    apply: (t) => ({ y: ops.attentionPool(t.x, t.u, { segments: t.segments }) }),
+    reference: (a) => ({ y: attentionPool.attentionPool(p.pad(a.x), a.u, options) }),
+    backward: ({ y: dy }, a) => {
+      const { dx, du } = attentionPool.attentionPoolBackward(dy, p.pad(a.x), a.u, options);
+      return { x: p.pack(dx, T), u: du };
+    },
+    refuses: [
+      { x: [T, D + 1] },
+      { x: [1, T, D] },
+      { u: [S + 1, H, D] },
+      { segments: [S + 1, 1] },
+      { segments: [1] },
+    ],
+    cost: {
+      forward: { flops: 4 * T * D * H, bytes: floats(2 * T * D) },
+      backward: { flops: 12 * T * D * H, bytes: floats(4 * T * D) },
+    },
+  });
+}
+
+function groupMatmulCase(M: number, G: number, K: number, N: number, transposeB: boolean): OpCase {
+  const b = transposeB ? [G, N, K] : [G, K, N];
+  const traffic = floats(M * G * K, G * K * N, M * G * N);
+  return opCase({
+    op: 'group_matmul',
+    name: `${text([M, G, K])} by ${text(b)}${transposeB ? 'ᵀ' : ''}`,
+    operands: { a: f32([M, G, K]), b: f32(b, { draw: scaled(1 / Math.sqrt(K)) }) },
+    apply: (t) => ({ y: ops.groupMatmul(t.a, t.b, { transposeB }) }),
+    reference: (a) => ({ y: groupMatmul.groupMatmul(a.a, a.b, transposeB) }),
+    backward: ({ y: dy }, a) => {
+      const { da, db } = groupMatmul.groupMatmulBackward(dy, a.a, a.b, transposeB);
+      return { a: da, b: db };
+    },
+    refuses: [
+      { a: [M, G, K + 1] },
+      { a: [M, G + 1, K] },
+      { a: [M, G * K] },
+      { b: transposeB ? [G, N, K + 1] : [G, K + 1, N] },
+    ],
+    cost: {
+      forward: { flops: 2 * M * G * N * K, bytes: traffic },
+      backward: { flops: 4 * M * G * N * K, bytes: 2 * traffic },
     },
   });
 }
@@ -516,6 +854,41 @@ function positionResizeCase(
     cost: {
       forward: { flops: 8 * out, bytes: floats(n * n * D, out) },
       backward: { flops: 8 * out, bytes: floats(n * n * D, out) },
+    },
+  });
+}
+
+function packedPositionsCase(
+  n: number,
+  D: number,
+  grids: readonly (readonly [number, number])[],
+  spare: number,
+): OpCase {
+  const B = grids.length;
+  const lengths = grids.map(([height, width]) => height * width);
+  const { segments, packing: p } = packing(lengths);
+  const shapes = ndArray([B, 2], grids.flat());
+  const longest = Math.max(...lengths);
+  const rows = lengths.reduce((sum, length) => sum + length, spare);
+  return opCase({
+    op: 'position_resize',
+    name: `${text([n, n, D])} to ${grids.map(text).join(' ')} packed in ${String(rows)}`,
+    operands: {
+      grid: f32([n * n, D]),
+      shapes: constant('int32', shapes),
+      segments: constant('int32', segments),
+    },
+    apply: (t) => ({ positions: ops.positionResize(t.grid, t.shapes, rows, t.segments) }),
+    reference: (a) => ({
+      positions: p.pack(positionResize.positionResize(a.grid, a.shapes, longest), rows),
+    }),
+    backward: ({ positions }, a) => ({
+      grid: positionResize.positionResizeBackward(p.pad(positions), a.shapes, a.grid),
+    }),
+    refuses: [{ grid: [n * n + 1, D] }, { shapes: [B + 1, 2] }, { segments: [B] }],
+    cost: {
+      forward: { flops: 8 * rows * D, bytes: floats(n * n * D, rows * D) },
+      backward: { flops: 8 * rows * D, bytes: floats(n * n * D, rows * D) },
     },
   });
 }
@@ -826,6 +1199,26 @@ export const opCases: readonly OpCase[] = [
   linearCase([5], 192, 300),
   mlpCase([2, 7], 24, 40),
   mlpCase([1, 1], 17, 65),
+  ...[int8, bfloat16].flatMap((form) => [
+    packedLinearCase(form, [1], 1, 1),
+    packedLinearCase(form, [3], 5, 7),
+    packedLinearCase(form, [2, 9], 48, 144),
+    packedLinearCase(form, [17], 33, 16),
+    packedLinearCase(form, [13], 1, 65),
+    packedLinearCase(form, [5], 1, 64),
+    packedLinearCase(form, [6], 201, 1),
+    packedLinearCase(form, [1], 515, 67),
+    packedLinearCase(form, [7], 1307, 35),
+    packedLinearCase(form, [70], 200, 96),
+    packedLinearCase(form, [4], 31, 20, { draw: () => 0 }, ' of zeros'),
+    packedLinearCase(form, [4], 31, 20, { draw: () => 3.25 }, ' of one value'),
+    packedLinearCase(form, [4], 260, 20, { draw: (r) => r.normal() ** 7 }, ' with outliers'),
+    packedLinearCase(form, [4], 31, 20, { draw: scaled(1e-25) }, ' tiny'),
+    packedLinearCase(form, [4], 31, 20, { draw: scaled(1e30) }, ' huge'),
+    packedMlpCase(form, [2, 7], 24, 40),
+    packedMlpCase(form, [1, 1], 17, 65),
+    packedLayerCase(form, 5, 12, 70, 'gelu'),
+  ]),
   matmulCase(1, 1, 1, false, false),
   matmulCase(7, 19, 5, false, false),
   matmulCase(33, 40, 18, true, false),
@@ -842,6 +1235,38 @@ export const opCases: readonly OpCase[] = [
   attentionCase({ B: 2, Tq: 1, Tk: 40, heads: 2, headWidth: 16, keys: [33, 2] }),
   attentionCase({ B: 2, Tq: 6, Tk: 6, heads: 1, headWidth: 8, keys: [6, 0] }),
   attentionCase({ B: 1, Tq: 12, Tk: 12, heads: 2, headWidth: 16, spread: 6 }),
+  attentionCase({ B: 1, Tq: 40, Tk: 300, heads: 1, headWidth: 12, keys: [290] }),
+  packedAttentionCase({ lengths: [1], heads: 1, headWidth: 12 }),
+  packedAttentionCase({ lengths: [37], spare: 3, heads: 2, headWidth: 72 }),
+  packedAttentionCase({ lengths: [1, 20, 7, 33], spare: 5, heads: 2, headWidth: 64 }),
+  packedAttentionCase({ lengths: [9, 0, 130, 2], heads: 1, headWidth: 96 }),
+  packedAttentionCase({
+    lengths: Array.from({ length: 40 }, (_, s) => 1 + (s % 5)),
+    spare: 1,
+    heads: 3,
+    headWidth: 12,
+  }),
+  attentionPoolCase({ B: 1, N: 1, H: 1, D: 1 }),
+  attentionPoolCase({ B: 3, N: 19, H: 2, D: 48 }),
+  attentionPoolCase({ B: 2, N: 33, H: 30, D: 60 }),
+  attentionPoolCase({ B: 3, N: 10, H: 5, D: 37, own: true }),
+  attentionPoolCase({ B: 2, N: 12, H: 3, D: 16, spread: 6 }),
+  attentionPoolCase({
+    B: 3,
+    N: 5,
+    H: 3,
+    D: 24,
+    counts: [
+      [1, 1, 1, 1, 1],
+      [0, 1, 0, 1, 1],
+      [0, 0, 0, 0, 0],
+    ],
+  }),
+  packedPoolCase([1], 0, 2, 16),
+  packedPoolCase([5, 1, 0, 40, 13], 3, 4, 27),
+  groupMatmulCase(1, 1, 1, 1, false),
+  groupMatmulCase(1, 3, 12, 36, false),
+  groupMatmulCase(7, 4, 33, 9, true),
   layerNormCase([1, 3]),
   layerNormCase([3, 5]),
   layerNormCase([2, 9, 48]),
@@ -892,6 +1317,17 @@ export const opCases: readonly OpCase[] = [
     ],
     256,
   ),
+  packedPositionsCase(4, 5, [[4, 4]], 0),
+  packedPositionsCase(
+    4,
+    19,
+    [
+      [3, 5],
+      [1, 1],
+      [5, 4],
+    ],
+    6,
+  ),
   tokenSelectCase([3, 5, 19], 4),
   tokenSelectCase([2, 6, 33], 0),
   tokenMeanCase([3, 7, 19]),
@@ -922,10 +1358,21 @@ export const opCases: readonly OpCase[] = [
 export const splitCases: readonly OpCase[] = [
   linearCase([300], 256, 384),
   mlpCase([200], 128, 200),
+  ...[int8, bfloat16].flatMap((form) => [
+    packedLinearCase(form, [300], 256, 384),
+    packedLinearCase(form, [196], 140, 200),
+    packedLinearCase(form, [3], 700, 500),
+    packedLinearCase(form, [150], 2100, 40),
+    packedMlpCase(form, [200], 128, 200),
+  ]),
   matmulCase(260, 140, 300, false, true),
   matmulCase(260, 300, 140, true, false),
   attentionCase({ B: 4, Tq: 100, Tk: 100, heads: 4, headWidth: 32 }),
   attentionCase({ B: 6, Tq: 1, Tk: 200, heads: 4, headWidth: 32 }),
+  packedAttentionCase({ lengths: [90, 3, 150, 60, 33], spare: 8, heads: 4, headWidth: 32 }),
+  attentionPoolCase({ B: 12, N: 150, H: 6, D: 70 }),
+  packedPoolCase([90, 3, 150, 60, 33], 8, 6, 70),
+  groupMatmulCase(60, 4, 70, 90, false),
   layerNormCase([600, 130]),
   geluCase([300, 130]),
   l2NormalizeCase([700, 70]),
@@ -966,10 +1413,29 @@ export const modelCases: readonly OpCase[] = [
   linearCase([TOWER_ROWS], 3072, 768),
   linearCase([1], 768, 768),
   mlpCase([TOWER_ROWS], 768, 3072),
+  ...[int8, bfloat16].flatMap((form) =>
+    [196, TOWER_ROWS].flatMap((rows) => [
+      packedLayerCase(form, rows, 768, 2304, 'bias'),
+      packedLayerCase(form, rows, 768, 768, 'residual'),
+      packedLayerCase(form, rows, 768, 3072, 'gelu'),
+      packedLayerCase(form, rows, 3072, 768, 'residual'),
+    ]),
+  ),
+  packedLayerCase(int8, 1, 768, 3072, 'bias'),
+  packedLayerCase(bfloat16, 1, 768, 3072, 'bias'),
   attentionCase({ B: 8, Tq: 196, Tk: 196, heads: 12, headWidth: 64 }),
   attentionCase({ B: 16, Tq: 64, Tk: 64, heads: 12, headWidth: 64 }),
   attentionCase({ B: 8, Tq: 1, Tk: 196, heads: 12, headWidth: 64 }),
   attentionCase({ B: 2, Tq: 256, Tk: 256, heads: 16, headWidth: 72 }),
+  attentionCase({ B: 1, Tq: 1024, Tk: 1024, heads: 12, headWidth: 64 }),
+  packedAttentionCase({
+    lengths: [1024, 960, 437, 256, 196, 64],
+    spare: 7,
+    heads: 12,
+    headWidth: 64,
+  }),
+  attentionPoolCase({ B: 8, N: 196, H: 12, D: 768 }),
+  groupMatmulCase(8, 12, 768, 64, true),
   layerNormCase([TOWER_ROWS, 768]),
   geluCase([TOWER_ROWS, 3072]),
   l2NormalizeCase([1024, 768]),

@@ -1,7 +1,7 @@
 // Rows to embedded rows: decoding and preparing run ahead of the model, in bounded memory, and the
 // results come in order. Batches are made of consecutive sound rows of one block, so that what meets
 // in a batch, and with it every bit of the result, does not depend on timing, restarts or shards.
-import type { EmbedImage } from '../embed';
+import type { PreparedImage } from '../embed';
 import type { SiglipErrorCode } from '../errors';
 import { SiglipError } from '../errors';
 import { mapAhead } from './ahead';
@@ -13,8 +13,8 @@ export interface BulkModel {
   /** Length of a vector. */
   readonly width: number;
   /** Decodes and prepares. @throws SiglipError ERR_IMAGE, ERR_FILE for this image alone */
-  prepareImage(image: ImageReference): Promise<EmbedImage>;
-  embedImages(images: readonly EmbedImage[]): Promise<Float32Array[]>;
+  prepareImage(image: ImageReference): Promise<PreparedImage>;
+  embedImages(images: readonly PreparedImage[]): Promise<Float32Array[]>;
   embedTexts(texts: readonly string[]): Promise<Float32Array[]>;
 }
 
@@ -56,7 +56,7 @@ export interface BatchOptions {
 
 interface Prepared {
   readonly row: Row;
-  readonly image?: EmbedImage;
+  readonly image?: PreparedImage;
   readonly failure?: RowFailure;
 }
 

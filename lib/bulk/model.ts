@@ -1,5 +1,6 @@
 // A model as bulk work uses it.
 import type { Siglip2 } from '../embed';
+import { expectBoolean, expectInteger } from '../embed/options';
 import { SiglipError } from '../errors';
 import type { BulkModel } from './batches';
 
@@ -10,25 +11,38 @@ export interface BulkModelOptions {
   readonly maxPatches?: number;
 }
 
-/** The model behind {@link BulkModel}; it stays the caller's to dispose. */
-export function bulkModel(
-  model: Siglip2,
-  { normalize = true, maxPatches }: BulkModelOptions = {},
-): BulkModel {
-  const images = maxPatches === undefined ? {} : { maxPatches };
+/**
+ * The model behind {@link BulkModel}; it stays the caller's to dispose.
+ *
+ * @throws SiglipError ERR_ARGUMENT for an option outside of its domain
+ */
+export function bulkModel(model: Siglip2, options: BulkModelOptions = {}): BulkModel {
+  const who = 'embed';
+  const normalize = expectBoolean(who, 'normalize', options.normalize, true);
+  const { maxPatches } = options;
+  if (maxPatches !== undefined) expectInteger(who, 'maxPatches', maxPatches, 1);
+  const { stages } = model;
   return {
     width: model.config.embedding,
     async prepareImage(image) {
+      stages.expectReady(who, 'vision');
       try {
-        return await model.prepareImage('path' in image ? image.path : image.bytes, images);
+        const input = 'path' in image ? image.path : image.bytes;
+        return await stages.prepareImage(who, input, { maxPatches });
       } catch (error) {
-        // The row is named by whoever reports it; a number in a list of one says nothing.
+        // The row is named by whoever reports it.
         if (error instanceof SiglipError && error.cause instanceof SiglipError) throw error.cause;
         throw error;
       }
     },
-    embedImages: (prepared) =>
-      model.embedImages(prepared, { ...images, normalize, batchSize: prepared.length }),
-    embedTexts: (texts) => model.embedTexts(texts, { normalize, batchSize: texts.length }),
+    async embedImages(images) {
+      stages.expectReady(who, 'vision');
+      return stages.embedImages(images, normalize);
+    },
+    async embedTexts(texts) {
+      stages.expectReady(who, 'text');
+      const ids = texts.map((text) => stages.prepareText(who, text));
+      return stages.embedTexts(ids, normalize);
+    },
   };
 }

@@ -1,6 +1,6 @@
 // `siglip2 classify`: how well labels fit an image.
 import { Command } from 'commander';
-import { Siglip2 } from '../embed';
+import { loadModel, MODEL_HELP } from './model';
 
 interface Options {
   readonly model: string;
@@ -14,7 +14,7 @@ export function classifyCommand(): Command {
   return new Command('classify')
     .description('rank labels for images; probabilities are independent of each other')
     .argument('<images...>', 'image files')
-    .requiredOption('-m, --model <folder>', 'model folder in Hugging Face layout')
+    .requiredOption('-m, --model <model>', MODEL_HELP)
     .requiredOption('-l, --labels <label...>', 'candidate labels')
     .option('--template <text>', 'sentence around a label, {} for the label')
     .option('--json', 'one JSON line per image')
@@ -22,7 +22,7 @@ export function classifyCommand(): Command {
 }
 
 async function classify(images: readonly string[], options: Options): Promise<void> {
-  const model = await Siglip2.load(options.model);
+  const model = await loadModel(options.model);
   try {
     for (const image of images) {
       const ranked = await model.classify(image, options.labels, {

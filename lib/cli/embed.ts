@@ -13,9 +13,10 @@ import {
   parseShard,
   WHOLE,
 } from '../bulk';
-import { Siglip2 } from '../embed';
+import type { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
 import { integer } from './integer';
+import { loadModel, MODEL_HELP } from './model';
 import { withOutput } from './output';
 import { Progress } from './progress';
 
@@ -54,7 +55,7 @@ export function embedCommand(): Command {
       '[inputs...]',
       'image files, folders of them, .jsonl, .tar (WebDataset), .parquet; patterns like a-{00..99}.tar',
     )
-    .requiredOption('-m, --model <folder>', 'model folder in Hugging Face layout')
+    .requiredOption('-m, --model <model>', MODEL_HELP)
     .option('-t, --text <text...>', 'texts to embed', [])
     .option('--list <file...>', 'files that list image paths, one a line', [])
     .addOption(
@@ -180,7 +181,7 @@ async function toStandardOutput(
     if (!given) continue;
     throw new SiglipError('ERR_ARGUMENT', `embed: --${name} must come with --output, got none`);
   }
-  const model = await Siglip2.load(options.model);
+  const model = await loadModel(options.model);
   const failures = new FailureLog();
   let done = 0;
   try {
@@ -243,7 +244,7 @@ async function toFile(run: FileRun, options: Options): Promise<void> {
     const summary = await embedCorpus({
       sources,
       model: async () => {
-        model = await Siglip2.load(options.model);
+        model = await loadModel(options.model);
         return bulkModel(model, bulkOptions(options));
       },
       modelFingerprint: await modelFingerprint(options.model),

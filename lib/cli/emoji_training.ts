@@ -9,8 +9,7 @@ import { SiglipError } from '../errors';
 import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
 import { parameterCount, parameterTable } from '../model';
-import type { Tokenizer } from '../text';
-import { TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
+import { BytePairTokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
 import type { StepMetrics } from '../train';
 import { Trainer, readMetrics } from '../train';
 import { defaultPreprocessor, saveCheckpoint } from '../weights';
@@ -50,7 +49,7 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
   const { preset, recipe, seed } = options;
   const data = new EmojiData(preset, { signal: options.signal, onProgress: drawing() });
   const { tokenizer } = TokenizerSubset.from(await gemma(options.tokenizer), data.texts());
-  const model = emojiModel(recipe, preset, tokenizer.definition.pieces.length);
+  const model = emojiModel(recipe, preset, tokenizer.vocabulary);
   const table = await data.trainingTable((texts) => tokenizer.encode(texts, model.text.length));
   const preprocessor = defaultPreprocessor(model);
   await mkdir(options.folder, { recursive: true });
@@ -103,13 +102,13 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
   }
 }
 
-async function gemma(folder: string | undefined): Promise<Tokenizer> {
+async function gemma(folder: string | undefined): Promise<BytePairTokenizer> {
   const found = folder ?? installedGemma();
   const tokenizer = await loadTokenizer(found);
-  if (tokenizer !== undefined) return tokenizer;
+  if (tokenizer instanceof BytePairTokenizer) return tokenizer;
   throw new SiglipError(
     'ERR_TOKENIZER',
-    `train: ${found} must hold tokenizer.json or tokenizer.model, got neither`,
+    `train: ${found} must hold the Gemma tokenizer (tokenizer.json or tokenizer.model), got ${tokenizer === undefined ? 'neither' : 'another tokenizer'}`,
   );
 }
 

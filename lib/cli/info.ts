@@ -3,7 +3,8 @@ import { Command } from 'commander';
 import { cpus, totalmem } from 'node:os';
 import { parameterCount, parameterTable } from '../model';
 import { loadAddon } from '../native/load';
-import { readModelConfig } from '../weights';
+import { hubCacheDir, readModelConfig, resolveCheckpoint } from '../weights';
+import { MODEL_HELP } from './model';
 
 interface Options {
   readonly model?: string;
@@ -13,8 +14,8 @@ interface Options {
 /** The command. */
 export function infoCommand(): Command {
   return new Command('info')
-    .description('show the device and the build, or describe a model folder')
-    .option('-m, --model <folder>', 'model folder in Hugging Face layout')
+    .description('show the device, the build and the cache, or describe a model')
+    .option('-m, --model <model>', MODEL_HELP)
     .option('--json', 'as JSON')
     .action(info);
 }
@@ -40,15 +41,18 @@ function machine(): Record<string, unknown> {
     instructionSet: isa,
     threads,
     kernels: kernels.length,
+    cache: hubCacheDir(),
     node: process.version,
     cuda: 'no CUDA kernels in this build',
   };
 }
 
-async function describeModel(folder: string): Promise<Record<string, unknown>> {
+// A description downloads nothing: a hub id must be in the cache.
+async function describeModel(source: string): Promise<Record<string, unknown>> {
+  const { path: folder, revision } = await resolveCheckpoint(source, { offline: true }, 'info');
   const config = await readModelConfig(folder);
-  const count = parameterCount(parameterTable(config));
-  return { folder, parameters: count, ...config };
+  const parameters = parameterCount(parameterTable(config));
+  return { folder, ...(revision === undefined ? {} : { revision }), parameters, ...config };
 }
 
 function lines(facts: object, indent: string): string {

@@ -7,6 +7,7 @@ import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
 import { classifyCommand } from './classify';
 import { demoCommand } from './demo';
+import { downloadCommand } from './download';
 import { embedCommand } from './embed';
 import { infoCommand } from './info';
 import { mergeCommand } from './merge';
@@ -39,6 +40,7 @@ export function program(): Command {
     .addCommand(searchCommand())
     .addCommand(trainCommand())
     .addCommand(demoCommand())
+    .addCommand(downloadCommand())
     .addCommand(infoCommand());
 }
 

@@ -9,6 +9,8 @@ export interface ProgressOptions {
   readonly unit: string;
   /** What was done before, by an earlier run; it does not count for the rate. Default 0. */
   readonly from?: number;
+  /** How a number is shown. Default: the number, and three digits for the rate. */
+  readonly format?: (value: number) => string;
   /** Default: standard error, so that standard output stays clean. */
   readonly stream?: NodeJS.WritableStream;
 }
@@ -64,23 +66,29 @@ export class Progress {
   }
 
   private line(done: number, now: number, detail: string): string {
-    const { unit, from = 0 } = this.options;
+    const { unit, format, from = 0 } = this.options;
     const { total, estimated } = this;
-    if (total === undefined) {
-      const seconds = (now - this.started) / 1000;
-      const rate = seconds > 0 ? (done - from) / seconds : 0;
-      return `${String(done)} ${unit}  ${rate.toPrecision(3)}/s${detail === '' ? '' : `  ${detail}`}`;
-    }
+    const shown = format ?? String;
+    const seconds = (now - this.started) / 1000;
+    const rate = seconds > 0 ? (done - from) / seconds : 0;
+    const speed = `${format?.(rate) ?? digits(rate)}/s`;
+    const end = detail === '' ? '' : `  ${detail}`;
+    const counted = (count: string): string => `${count} ${unit}`.trimEnd();
+    if (total === undefined) return `${counted(shown(done))}  ${speed}${end}`;
     const share = total === 0 ? 1 : Math.min(done / total, 1);
     const filled = Math.round(share * barWidth);
     const bar = '█'.repeat(filled) + '░'.repeat(barWidth - filled);
-    const seconds = (now - this.started) / 1000;
-    const rate = seconds > 0 ? (done - from) / seconds : 0;
-    const left = share >= 1 ? seconds : rate > 0 ? (total - done) / rate : NaN;
-    const label = share >= 1 ? 'took' : 'left';
     const percent = `${String(Math.floor(share * 100))}%`.padStart(4);
-    return `${bar}${percent} ${String(done)}/${estimated ? '~' : ''}${String(total)} ${unit}  ${rate.toPrecision(3)}/s  ${label} ${duration(left)}${detail === '' ? '' : `  ${detail}`}`;
+    const counts = counted(`${shown(done)}/${estimated ? '~' : ''}${shown(total)}`);
+    const finished = share >= 1 && !estimated;
+    const left = finished ? seconds : rate > 0 ? Math.max(0, total - done) / rate : NaN;
+    return `${bar}${percent} ${counts}  ${speed}  ${finished ? 'took' : 'left'} ${duration(left)}${end}`;
   }
+}
+
+// Three digits, without an exponent.
+function digits(rate: number): string {
+  return rate < 999.5 ? rate.toPrecision(3) : rate.toFixed(0);
 }
 
 /** Seconds as `1:05` or `1:02:03`. */

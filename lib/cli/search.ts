@@ -2,10 +2,10 @@
 // image is compared.
 import { Command } from 'commander';
 import { stat } from 'node:fs/promises';
-import { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
 import { inputFiles } from './input_files';
 import { integer } from './integer';
+import { loadModel, MODEL_HELP } from './model';
 import { Progress } from './progress';
 
 interface Options {
@@ -22,7 +22,7 @@ export function searchCommand(): Command {
     .description('find the images below a folder that fit a text, or an image file, best')
     .argument('<folder>', 'folder of images')
     .argument('<query>', 'a text, or the path of an image')
-    .requiredOption('-m, --model <folder>', 'model folder in Hugging Face layout')
+    .requiredOption('-m, --model <model>', MODEL_HELP)
     .option('-n, --top <n>', 'how many to show', '10')
     .option('--json', 'one JSON line per result')
     .action(search);
@@ -34,7 +34,7 @@ async function search(folder: string, query: string, options: Options): Promise<
     throw new SiglipError('ERR_FILE', `search: ${folder} must hold images, got none`);
   }
   const top = integer('top', options.top, 1);
-  const model = await Siglip2.load(options.model);
+  const model = await loadModel(options.model);
   try {
     const isImage = await isFile(query);
     const [wanted] = isImage ? await model.embedImages([query]) : await model.embedTexts([query]);

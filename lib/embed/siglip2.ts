@@ -1,39 +1,48 @@
 // The model a program holds: images and texts in, vectors out.
-import { existsSync } from 'node:fs';
 import { SiglipError } from '../errors';
-import { elements } from '../graph';
-import type { ImageInput, ImageProcessor } from '../image';
-import { createProcessor, decodeImage } from '../image';
-import type { ModelConfig, VisionInput } from '../model';
-import type { Tokenizer } from '../text';
-import { loadTokenizer } from '../text';
-import { expectNotAborted, loadCheckpoint } from '../weights';
+import { createProcessor } from '../image';
+import type { ModelConfig } from '../model';
+import { deferTokenizer } from '../text';
+import type { CheckpointSource, HubOptions, TowerChoice } from '../weights';
+import { expectNotAborted, loadCheckpoint, resolveCheckpoint } from '../weights';
+import type { EmbedImage } from './image_input';
+import { ImageInputs } from './image_input';
+import {
+  expectBoolean,
+  expectEntries,
+  expectInteger,
+  expectOneOf,
+  expectSignal,
+  shown,
+} from './options';
+import { Stages } from './stages';
+import type { EmbedText } from './text_input';
+import { TextInputs } from './text_input';
 import { Towers } from './towers';
 
-/**
- * An image: a path, encoded bytes or raw pixels (see `ImageInput`), or pixel values that are already
- * prepared, the exact door for parity checks. A fixed-resolution model takes [3, S, S] values in
- * [−1, 1], channels first; a NaFlex model takes at least h·w rows of P·P·3 values and the grid
- * `spatialShape` [h, w].
- */
-export type EmbedImage =
-  | ImageInput
-  | { readonly pixelValues: Float32Array; readonly spatialShape?: readonly [number, number] };
-
-/** A text, or ids that are already padded to the model's length. */
-export type EmbedText = string | { readonly inputIds: Int32Array };
-
-export interface LoadOptions {
+/** How a model is loaded; what {@link HubOptions} says matters for a hub id only. */
+export interface LoadOptions extends HubOptions {
   /** Default `'auto'`: the best device there is, today the CPU. */
   readonly device?: 'auto' | 'cpu' | 'cuda';
   /** Lower-case texts as in training. Default true; false gives the ids of `AutoTokenizer`. */
   readonly lowercase?: boolean;
+  /**
+   * Default `'both'`. One tower alone takes its own weights only: `'vision'` reads no tokenizer and
+   * `'text'` no preprocessor; calls that need the other tower throw ERR_ARGUMENT.
+   */
+  readonly towers?: TowerChoice;
+  /**
+   * Side in pixels of the images a fixed-resolution model is to take: its learned positions are
+   * resized (bicubic, as `interpolate_pos_encoding` of transformers), and images with them. Default:
+   * what it was trained with, which is most accurate.
+   */
+  readonly imageSize?: number;
 }
 
 export interface EmbedOptions {
   /** Bring embeddings to unit length. Default true; false gives what `get_image_features` gives. */
   readonly normalize?: boolean;
-  /** Images or texts run at once. Default 16. */
+  /** Images or texts run at once. Default 16. The next as many are prepared meanwhile. */
   readonly batchSize?: number;
   /** Checked before every batch; ends the call with ERR_ABORTED. */
   readonly signal?: AbortSignal;
@@ -69,56 +78,56 @@ export interface ImageTokens {
 const defaultBatch = 16;
 const defaultTemplate = 'This is a photo of {}.';
 
-interface Prepared {
-  readonly values: Float32Array;
-  readonly grid: readonly [number, number];
-}
-
 /**
- * A SigLIP or SigLIP 2 model.
+ * A SigLIP or SigLIP 2 model. Calls may overlap; a server that wants them gathered into batches holds
+ * an `Embedder`. Several models, and models in worker threads, do not know of each other but share the
+ * threads of the device.
  *
  * @example
- * const model = await Siglip2.load('./siglip2-base-patch16-224');
+ * const model = await Siglip2.load('google/siglip2-base-patch16-224');
  * const [cat] = await model.embedImages(['cat.jpg']);
  * const ranked = await model.classify('cat.jpg', ['cat', 'dog']);
  * model.dispose();
  */
 export class Siglip2 {
   private constructor(
-    private readonly towers: Towers,
-    private readonly processor: ImageProcessor,
-    private readonly tokenizer: Tokenizer | undefined,
+    /** @internal What `Embedder` drives. */
+    readonly stages: Stages,
     /** exp(t): what cosines are multiplied by. */
     readonly logitScale: number,
     readonly logitBias: number,
+    /** The folder in use, and its commit when it came from the hub. */
+    readonly source: CheckpointSource,
   ) {}
 
   /**
-   * Loads a folder in Hugging Face layout: config.json, model.safetensors or shards with their
-   * index, preprocessor_config.json and tokenizer files.
+   * Loads a folder in Hugging Face layout (config.json, model.safetensors or shards with their
+   * index, preprocessor_config.json and tokenizer files), or a hub id, `owner/name` or
+   * `owner/name@revision`: from the shared cache when it is there, else downloaded into it.
    *
-   * @throws ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_TOKENIZER; ERR_DEVICE for a device that is not here.
+   * @throws ERR_FILE, ERR_CONFIG, ERR_WEIGHTS, ERR_TOKENIZER; ERR_DEVICE for a device that is not here;
+   * ERR_ARGUMENT for an option outside of its domain; ERR_NETWORK for a model that cannot be fetched;
+   * ERR_ABORTED.
    */
   static async load(source: string, options: LoadOptions = {}): Promise<Siglip2> {
-    if (options.device === 'cuda') {
-      throw new SiglipError(
-        'ERR_DEVICE',
-        "Siglip2.load: device must be 'auto' or 'cpu', got 'cuda': this build has no CUDA kernels",
-      );
-    }
-    if (!existsSync(source)) {
-      throw new SiglipError(
-        'ERR_FILE',
-        `Siglip2.load: source must be a folder, got ${source}, which does not exist`,
-      );
-    }
-    const { config, preprocessor, parameters } = await loadCheckpoint(source);
+    const { towers: loaded, lowercase, signal } = checkLoadOptions(options);
+    const found = await resolveCheckpoint(source, options, 'Siglip2.load');
+    const { config, preprocessor, parameters } = await loadCheckpoint(found.path, {
+      towers: loaded,
+      imageSize: options.imageSize,
+      signal,
+    });
     const towers = new Towers(config, parameters);
     try {
-      const tokenizer = await loadTokenizer(source, { lowercase: options.lowercase ?? true });
+      expectNotAborted('Siglip2.load', signal);
+      const tokenizer =
+        loaded === 'vision' ? undefined : await deferTokenizer(found.path, { lowercase });
       const [scale] = await parameters.logitScale.read();
       const [bias] = await parameters.logitBias.read();
-      return new Siglip2(towers, createProcessor(preprocessor), tokenizer, Math.exp(scale), bias);
+      const images = new ImageInputs(config, createProcessor(preprocessor));
+      const texts = new TextInputs(config, tokenizer);
+      const stages = new Stages({ towers, images, texts });
+      return new Siglip2(stages, Math.exp(scale), bias, found);
     } catch (error) {
       towers.dispose();
       throw error;
@@ -126,54 +135,47 @@ export class Siglip2 {
   }
 
   get config(): ModelConfig {
-    return this.towers.config;
+    return this.stages.config;
   }
 
   /**
    * One embedding per image.
    *
-   * @returns one vector of `config.embedding` floats per image, in order.
-   * @throws ERR_IMAGE, ERR_FILE, ERR_SHAPE, ERR_NOT_FINITE naming the image; ERR_ARGUMENT for none.
+   * @returns one vector of `config.embedding` floats per image, in order, each of its own memory.
+   * @throws ERR_IMAGE, ERR_FILE, ERR_SHAPE, ERR_NOT_FINITE naming the image; ERR_ARGUMENT for none,
+   * or a model without its vision tower; ERR_ABORTED, ERR_DISPOSED.
    */
   async embedImages(
     images: readonly EmbedImage[],
     options: EmbedImagesOptions = {},
   ): Promise<Float32Array[]> {
-    return this.inBatches('embedImages', images, options, async (chunk, first) => {
-      const prepared = await this.prepare('embedImages', chunk, first, options);
-      const { input, length } = this.collate(prepared);
-      return this.towers.embedImages(input, chunk.length, length, options.normalize ?? true);
+    const who = 'embedImages';
+    this.stages.expectReady(who, 'vision');
+    const { normalize, batchSize, prepare } = checkImageOptions(who, options);
+    return inBatches(who, images, batchSize, options.signal, {
+      prepare: (image, i) => this.stages.prepareImage(`${who}: image ${String(i)}`, image, prepare),
+      run: (prepared) => this.stages.embedImages(prepared, normalize),
     });
-  }
-
-  /**
-   * Decodes, resizes and normalises an image now, so that `embedImages` has only to run it.
-   *
-   * @throws as `embedImages`
-   */
-  async prepareImage(image: EmbedImage, options: EmbedImagesOptions = {}): Promise<EmbedImage> {
-    const [{ values, grid }] = await this.prepare('prepareImage', [image], 0, options);
-    return { pixelValues: values, spatialShape: grid };
   }
 
   /**
    * One embedding per text.
    *
-   * @returns one vector of `config.embedding` floats per text, in order.
+   * @returns one vector of `config.embedding` floats per text, in order, each of its own memory.
    * @throws ERR_SHAPE, ERR_ARGUMENT for ids that do not fit; ERR_TOKENIZER when the folder has no
-   * tokenizer; ERR_ARGUMENT for no texts.
+   * tokenizer; ERR_ARGUMENT for no texts, or a model without its text tower; ERR_ABORTED,
+   * ERR_DISPOSED.
    */
   async embedTexts(
     texts: readonly EmbedText[],
     options: EmbedOptions = {},
   ): Promise<Float32Array[]> {
-    return this.inBatches('embedTexts', texts, options, async (chunk, first) => {
-      const { length } = this.config.text;
-      const ids = new Int32Array(chunk.length * length);
-      chunk.forEach((text, i) => {
-        ids.set(this.idsOf(text, first + i), i * length);
-      });
-      return this.towers.embedTexts(ids, chunk.length, options.normalize ?? true);
+    const who = 'embedTexts';
+    this.stages.expectReady(who, 'text');
+    const { normalize, batchSize } = checkEmbedOptions(who, options);
+    return inBatches(who, texts, batchSize, options.signal, {
+      prepare: (text, i) => this.stages.prepareText(`${who}: text ${String(i)}`, text),
+      run: (ids) => this.stages.embedTexts(ids, normalize),
     });
   }
 
@@ -184,9 +186,13 @@ export class Siglip2 {
     options: ClassifyOptions = {},
   ): Promise<Classification[]> {
     const template = options.template ?? defaultTemplate;
-    if (!template.includes('{}')) {
-      throw new SiglipError('ERR_ARGUMENT', `classify: template must contain {}, got ${template}`);
+    if (typeof template !== 'string' || !template.includes('{}')) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `classify: template must contain {}, got ${shown(template)}`,
+      );
     }
+    expectEntries('classify', labels);
     const forward = { ...options, normalize: true };
     const texts = await this.embedTexts(
       labels.map((label) => template.replaceAll('{}', () => label)),
@@ -213,207 +219,101 @@ export class Siglip2 {
 
   /** The tokens of an image after the final norm, before pooling: features for dense tasks. */
   async imageTokens(image: EmbedImage, options: EmbedImagesOptions = {}): Promise<ImageTokens> {
-    expectNotAborted('imageTokens', options.signal);
-    const prepared = await this.prepare('imageTokens', [image], 0, options);
-    const { input, length } = this.collate(prepared);
-    const { width } = this.config.vision;
-    const { grid } = prepared[0];
-    const tokens = await this.towers.imageTokens(input, 1, length);
-    return { tokens: tokens.subarray(0, grid[0] * grid[1] * width), grid, width };
+    const who = 'imageTokens';
+    this.stages.expectReady(who, 'vision');
+    const { prepare } = checkImageOptions(who, options);
+    expectNotAborted(who, options.signal);
+    const prepared = await this.stages.prepareImage(who, image, prepare);
+    expectNotAborted(who, options.signal);
+    const tokens = await this.stages.imageTokens(prepared);
+    return { tokens, grid: prepared.grid, width: this.config.vision.width };
   }
 
-  /** Frees the weights now. Idempotent; later calls throw ERR_DISPOSED. */
+  /**
+   * Frees the weights now. What runs on the device comes to its end and its results arrive; calls with
+   * batches still to run, and later calls, throw ERR_DISPOSED. Idempotent.
+   */
   dispose(): void {
-    this.towers.dispose();
+    this.stages.dispose();
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
 
-  private async inBatches<T>(
-    who: string,
-    items: readonly T[],
-    options: EmbedOptions,
-    run: (chunk: readonly T[], first: number) => Promise<Float32Array>,
-  ): Promise<Float32Array[]> {
-    const size = options.batchSize ?? defaultBatch;
-    if (!Number.isSafeInteger(size) || size < 1) {
-      throw new SiglipError(
-        'ERR_ARGUMENT',
-        `${who}: batchSize must be a positive integer, got ${String(size)}`,
-      );
-    }
-    if (items.length === 0) {
-      throw new SiglipError(
-        'ERR_ARGUMENT',
-        `${who}: the list must have at least one entry, got none`,
-      );
-    }
-    const results: Float32Array[] = [];
-    for (let first = 0; first < items.length; first += size) {
-      expectNotAborted(who, options.signal);
-      const chunk = items.slice(first, first + size);
-      const flat = await run(chunk, first);
-      const width = flat.length / chunk.length;
-      for (let i = 0; i < chunk.length; i++) results.push(flat.slice(i * width, (i + 1) * width));
-    }
-    return results;
-  }
-
-  private async prepare(
-    who: string,
-    images: readonly EmbedImage[],
-    first: number,
-    options: EmbedImagesOptions,
-  ): Promise<Prepared[]> {
-    return Promise.all(
-      images.map(async (image, i) => {
-        try {
-          if (isPrepared(image)) return this.admitValues(image);
-          const decoded = await decodeImage(image, { signal: options.signal });
-          const { processor } = this;
-          if (processor.layout === 'fixed') {
-            const side = gridOf(this.config, processor);
-            return { values: processor.batch([decoded]).images, grid: side };
-          }
-          const { patches, shapes } = processor.batch([decoded], options.maxPatches);
-          return { values: patches, grid: [shapes[0], shapes[1]] as const };
-        } catch (error) {
-          if (error instanceof SiglipError) {
-            throw new SiglipError(
-              error.code,
-              `${who}: image ${String(first + i)}: ${error.message}`,
-              {
-                cause: error,
-              },
-            );
-          }
-          throw error;
-        }
-      }),
+function checkLoadOptions(options: LoadOptions): {
+  towers: TowerChoice;
+  lowercase: boolean;
+  signal: AbortSignal | undefined;
+} {
+  const who = 'Siglip2.load';
+  if (options.device === 'cuda') {
+    throw new SiglipError(
+      'ERR_DEVICE',
+      `${who}: device must be 'auto' or 'cpu', got 'cuda': this build has no CUDA kernels`,
     );
   }
-
-  private admitValues(image: {
-    readonly pixelValues: Float32Array;
-    readonly spatialShape?: readonly [number, number];
-  }): Prepared {
-    const { vision } = this.config;
-    const { pixelValues, spatialShape } = image;
-    if (!(pixelValues instanceof Float32Array)) {
-      throw new SiglipError('ERR_DTYPE', 'pixelValues must be a Float32Array, got something else');
-    }
-    if (vision.layout === 'fixed') {
-      const shape = [3, vision.imageSize, vision.imageSize];
-      if (pixelValues.length !== elements({ dtype: 'float32', shape })) {
-        throw new SiglipError(
-          'ERR_SHAPE',
-          `pixelValues must hold [${shape.join(', ')}] values, got ${String(pixelValues.length)}`,
-        );
-      }
-      checkFinite(pixelValues, pixelValues.length);
-      const side = Math.floor(vision.imageSize / vision.patch);
-      return { values: pixelValues, grid: [side, side] };
-    }
-    const [rows, columns] = spatialShape ?? [0, 0];
-    const rowWidth = vision.patch * vision.patch * 3;
-    if (!(Number.isSafeInteger(rows) && Number.isSafeInteger(columns) && rows > 0 && columns > 0)) {
-      throw new SiglipError(
-        'ERR_SHAPE',
-        `spatialShape must be two positive integers, got ${JSON.stringify(spatialShape ?? null)}`,
-      );
-    }
-    const needed = rows * columns * rowWidth;
-    if (pixelValues.length < needed || pixelValues.length % rowWidth !== 0) {
-      throw new SiglipError(
-        'ERR_SHAPE',
-        `pixelValues must hold at least ${String(rows * columns)} rows of ${String(rowWidth)} values, got ${String(pixelValues.length)} values`,
-      );
-    }
-    checkFinite(pixelValues, needed);
-    return { values: pixelValues.subarray(0, needed), grid: [rows, columns] };
-  }
-
-  // One batch of prepared images. NaFlex images are padded to the longest of them.
-  private collate(prepared: readonly Prepared[]): {
-    input: VisionInput<Float32Array | Int32Array | Uint8Array>;
-    length: number;
-  } {
-    const { vision } = this.config;
-    if (vision.layout === 'fixed') {
-      const each = 3 * vision.imageSize * vision.imageSize;
-      const images = new Float32Array(prepared.length * each);
-      prepared.forEach(({ values }, i) => {
-        images.set(values, i * each);
-      });
-      return { input: { images }, length: vision.positions };
-    }
-    const rowWidth = vision.patch * vision.patch * 3;
-    const length = Math.max(...prepared.map(({ grid }) => grid[0] * grid[1]));
-    const patches = new Float32Array(prepared.length * length * rowWidth);
-    const shapes = new Int32Array(prepared.length * 2);
-    const mask = new Uint8Array(prepared.length * length);
-    prepared.forEach(({ values, grid }, i) => {
-      const count = grid[0] * grid[1];
-      patches.set(values.subarray(0, count * rowWidth), i * length * rowWidth);
-      shapes.set(grid, i * 2);
-      mask.fill(1, i * length, i * length + count);
-    });
-    return { input: { patches, shapes, mask }, length };
-  }
-
-  private idsOf(text: EmbedText, index: number): Int32Array {
-    const { length, vocabulary } = this.config.text;
-    if (typeof text === 'string') {
-      if (this.tokenizer === undefined) {
-        throw new SiglipError(
-          'ERR_TOKENIZER',
-          'embedTexts: the model folder must hold tokenizer.json to embed strings, got a folder without one; pass { inputIds }',
-        );
-      }
-      return this.tokenizer.encode(text, length);
-    }
-    const { inputIds } = text;
-    if (inputIds.length !== length) {
-      throw new SiglipError(
-        'ERR_SHAPE',
-        `embedTexts: text ${String(index)}: inputIds must hold ${String(length)} ids, got ${String(inputIds.length)}`,
-      );
-    }
-    const bad = inputIds.findIndex((id) => id < 0 || id >= vocabulary);
-    if (bad >= 0) {
-      throw new SiglipError(
-        'ERR_ARGUMENT',
-        `embedTexts: text ${String(index)}: ids must be in [0, ${String(vocabulary)}), got ${String(inputIds[bad])} at ${String(bad)}`,
-      );
-    }
-    return inputIds;
-  }
+  expectOneOf(who, 'device', options.device, ['auto', 'cpu']);
+  const towers = expectOneOf(who, 'towers', options.towers, ['both', 'vision', 'text']);
+  const lowercase = expectBoolean(who, 'lowercase', options.lowercase, true);
+  expectSignal(who, options.signal);
+  expectNotAborted(who, options.signal);
+  return { towers, lowercase, signal: options.signal };
 }
 
-function isPrepared(image: EmbedImage): image is {
-  readonly pixelValues: Float32Array;
-  readonly spatialShape?: readonly [number, number];
+function checkEmbedOptions(
+  who: string,
+  options: EmbedOptions,
+): { normalize: boolean; batchSize: number } {
+  expectSignal(who, options.signal);
+  return {
+    normalize: expectBoolean(who, 'normalize', options.normalize, true),
+    batchSize: expectInteger(who, 'batchSize', options.batchSize, defaultBatch),
+  };
+}
+
+function checkImageOptions(
+  who: string,
+  options: EmbedImagesOptions,
+): {
+  normalize: boolean;
+  batchSize: number;
+  prepare: { maxPatches: number | undefined; signal: AbortSignal | undefined };
 } {
-  return typeof image === 'object' && 'pixelValues' in image;
+  const { maxPatches, signal } = options;
+  if (maxPatches !== undefined) expectInteger(who, 'maxPatches', maxPatches, 1);
+  return { ...checkEmbedOptions(who, options), prepare: { maxPatches, signal } };
 }
 
-function gridOf(
-  config: ModelConfig,
-  processor: { width: number; height: number },
-): readonly [number, number] {
-  const { patch } = config.vision;
-  return [Math.floor(processor.height / patch), Math.floor(processor.width / patch)];
-}
-
-function checkFinite(values: Float32Array, count: number): void {
-  for (let i = 0; i < count; i++) {
-    if (!Number.isFinite(values[i])) {
-      throw new SiglipError(
-        'ERR_NOT_FINITE',
-        `pixelValues must be finite, got ${String(values[i])} at ${String(i)}`,
-      );
+// Runs a list through a model batch by batch; while one runs, the next is prepared.
+async function inBatches<Input, Prepared>(
+  who: string,
+  items: readonly Input[],
+  size: number,
+  signal: AbortSignal | undefined,
+  stages: {
+    prepare: (item: Input, index: number) => Promise<Prepared> | Prepared;
+    run: (prepared: readonly Prepared[]) => Promise<Float32Array[]>;
+  },
+): Promise<Float32Array[]> {
+  expectEntries(who, items);
+  const prepareFrom = async (first: number): Promise<Prepared[]> => {
+    expectNotAborted(who, signal);
+    const chunk = items.slice(first, first + size);
+    return Promise.all(chunk.map((item, i) => stages.prepare(item, first + i)));
+  };
+  const results: Float32Array[] = [];
+  let next = prepareFrom(0);
+  for (let first = 0; first < items.length; first += size) {
+    const prepared = await next;
+    expectNotAborted(who, signal);
+    if (first + size < items.length) {
+      next = prepareFrom(first + size);
+      // Told when its turn comes; until then nobody listens.
+      next.catch(() => undefined);
     }
+    results.push(...(await stages.run(prepared)));
   }
+  return results;
 }

@@ -4,22 +4,11 @@ import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { Program, Spec } from '../graph';
 import { compile, disposeArrays } from '../graph';
-import type {
-  ModelConfig,
-  TextParameters,
-  TwoTowersParameters,
-  VisionInput,
-  VisionParameters,
-} from '../model';
-import {
-  textInputSpec,
-  textParameters,
-  textTower,
-  visionInputSpecs,
-  visionParameters,
-  visionTower,
-} from '../model';
+import type { ModelConfig, TextParameters, VisionInput, VisionParameters } from '../model';
+import { textInputSpec, textParameters, textTower, visionParameters, visionTower } from '../model';
 import type { Tensor } from '../graph';
+import type { LoadedParameters } from '../weights';
+import { batchSpecs } from './collate';
 
 /** Embeddings of a batch, before and after normalisation: (B, E) each. */
 export interface Embeddings<Leaf> {
@@ -71,14 +60,14 @@ export class Towers {
   /** Takes over the arrays: they are disposed with the towers. */
   constructor(
     readonly config: ModelConfig,
-    readonly parameters: TwoTowersParameters<DeviceArray>,
+    private readonly parameters: LoadedParameters<DeviceArray>,
   ) {}
 
   /**
    * Embeds a batch of prepared images.
    *
    * @param batch - number of images.
-   * @param length - tokens of a NaFlex batch.
+   * @param length - rows of a packed NaFlex batch.
    * @returns (B, E) float32, row by row.
    * @throws ERR_CONFIG when the vision tower has no head.
    */
@@ -89,11 +78,12 @@ export class Towers {
     normalize: boolean,
   ): Promise<Float32Array> {
     this.checkAlive('embedImages');
+    const parameters = this.vision('embedImages');
     const program = this.images.get(`${String(batch)}x${String(length)}`, () =>
       compile<VisionSpecs, Embeddings<Tensor>>(
         'embed images',
-        ({ parameters, images: input }) => {
-          const { pooled, embedding } = visionTower(parameters, this.config, input);
+        ({ parameters: weights, images: input }) => {
+          const { pooled, embedding } = visionTower(weights, this.config, input);
           if (pooled === undefined || embedding === undefined) {
             throw new SiglipError(
               'ERR_CONFIG',
@@ -105,38 +95,39 @@ export class Towers {
         this.visionSpecs(batch, length),
       ),
     );
-    const { vision } = this.parameters;
-    return readOne(await program.run({ parameters: vision, images }), normalize);
+    return readOne(await program.run({ parameters, images }), normalize);
   }
 
-  /** The tokens of prepared images after the final norm, (B, N, D). */
+  /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
   async imageTokens(
     images: VisionInput<Float32Array | Int32Array | Uint8Array>,
     batch: number,
     length: number,
   ): Promise<Float32Array> {
     this.checkAlive('imageTokens');
+    const parameters = this.vision('imageTokens');
     const program = this.tokens.get(`${String(batch)}x${String(length)}`, () =>
       compile<VisionSpecs, { tokens: Tensor }>(
         'image tokens',
-        ({ parameters, images: input }) => ({
-          tokens: visionTower(parameters, this.config, input).tokens,
+        ({ parameters: weights, images: input }) => ({
+          tokens: visionTower(weights, this.config, input).tokens,
         }),
         this.visionSpecs(batch, length),
       ),
     );
-    const { tokens } = await program.run({ parameters: this.parameters.vision, images });
+    const { tokens } = await program.run({ parameters, images });
     return readAndDispose(tokens);
   }
 
   /** Embeds a batch of texts given as ids (B, T). @returns (B, E) float32, row by row. */
   async embedTexts(ids: Int32Array, batch: number, normalize: boolean): Promise<Float32Array> {
     this.checkAlive('embedTexts');
+    const parameters = this.text('embedTexts');
     const program = this.texts.get(String(batch), () =>
       compile<TextSpecs, Embeddings<Tensor>>(
         'embed texts',
-        ({ parameters, ids: input }) => {
-          const { projected, embedding } = textTower(parameters, this.config, input, {
+        ({ parameters: weights, ids: input }) => {
+          const { projected, embedding } = textTower(weights, this.config, input, {
             pooledOnly: true,
           });
           return { raw: projected, normalized: embedding };
@@ -144,7 +135,17 @@ export class Towers {
         { parameters: textParameters(this.config, specOf), ids: textInputSpec(this.config, batch) },
       ),
     );
-    return readOne(await program.run({ parameters: this.parameters.text, ids }), normalize);
+    return readOne(await program.run({ parameters, ids }), normalize);
+  }
+
+  /** The vision tower. @throws ERR_ARGUMENT when the model was loaded without it */
+  vision(who: string): VisionParameters<DeviceArray> {
+    return this.parameters.vision ?? missing(who, 'vision', 'text');
+  }
+
+  /** The text tower. @throws ERR_ARGUMENT when the model was loaded without it */
+  text(who: string): TextParameters<DeviceArray> {
+    return this.parameters.text ?? missing(who, 'text', 'vision');
   }
 
   /** Frees weights and programs now. Idempotent. */
@@ -160,7 +161,7 @@ export class Towers {
   private visionSpecs(batch: number, length: number): VisionSpecs {
     return {
       parameters: visionParameters(this.config, specOf),
-      images: visionInputSpecs(this.config, batch, length),
+      images: batchSpecs(this.config, batch, length),
     };
   }
 
@@ -168,6 +169,14 @@ export class Towers {
     if (!this.disposed) return;
     throw new SiglipError('ERR_DISPOSED', `${who}: the model must be alive, got a disposed one`);
   }
+}
+
+function missing(who: string, tower: string, loaded: string): never {
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `${who}: the model must have its ${tower} tower, got one loaded with towers: '${loaded}'\n` +
+      `to do: load it with towers: 'both' or '${tower}'.`,
+  );
 }
 
 async function readOne(

@@ -2,7 +2,7 @@ export type { CompileOptions, ProgramMemory, RunInput, StepTime } from './compil
 export { Program, compile, disposeArrays } from './compile';
 export { checkpoint, gradient } from './gradient';
 export { add, copy, fill, stopGradient } from './intrinsics';
-export type { GradientContext, GradientRule, KernelArguments, OpDefinition } from './op';
+export type { Fusions, GradientContext, GradientRule, KernelArguments, OpDefinition } from './op';
 export { describe, elements, expectRank, expectSpec, extent, op, Reshaped } from './op';
 export { scope, tap, Tensor } from './tensor';
 export type { MapTree, PathLeaf } from './tree';

@@ -5,8 +5,8 @@ import { fileURLToPath } from 'node:url';
 import { types } from 'node:util';
 import sharp from 'sharp';
 import { SiglipError } from '../errors';
-import { rgbFromCmyk, rgbFromRaw } from './rgb_image';
-import type { Colour, RawImage, RgbImage } from './rgb_image';
+import { pixelsOf, rgbOf } from './pixels';
+import type { Colour, Pixels, RawImage, RgbImage } from './pixels';
 
 /**
  * An image: the path or `file:` URL of a file, its encoded bytes (JPEG, PNG, WebP, GIF, AVIF, TIFF,
@@ -38,11 +38,22 @@ export interface DecodeOptions {
 const MAX_PIXELS = 178_956_970;
 
 /**
- * Decodes one image to 8-bit RGB.
+ * Decodes one image to 8-bit RGB, off the JavaScript thread.
  *
- * Grey is replicated; alpha is dropped (see {@link DecodeOptions.background}); palettes and CMYK are
- * converted; 16-bit samples are scaled; of an animation the first frame is taken. Damaged and
- * truncated files are refused, never filled up with grey.
+ * What becomes RGB, and how:
+ * - grey, 1-bit and palette images: replicated, or looked up in the palette.
+ * - alpha (RGBA, grey and alpha, transparent palette entries): dropped, so a transparent pixel shows
+ *   the colour stored under it, as `Image.convert("RGB")` of Pillow does; with
+ *   {@link DecodeOptions.background} the image is laid over that colour instead.
+ * - CMYK, its alpha dropped: `(255 − ink)(255 − black) / 255` without a profile, as Pillow does; with
+ *   `colorProfile: 'convert'` by the printing profile.
+ * - 16-bit samples: the upper 8 bits. Pillow clips at 255, which ruins the picture.
+ * - EXIF orientation: applied, unless `orientation: 'ignore'`.
+ * - colour profiles: ignored, unless `colorProfile: 'convert'`.
+ * - animations and files of several pages: the first frame.
+ *
+ * Damaged and truncated files are refused, never filled up with grey. Raw RGB comes back as it is,
+ * sharing its memory.
  *
  * @throws SiglipError ERR_IMAGE when the bytes are not a usable image, ERR_FILE when a path cannot
  * be read, ERR_ABORTED by `signal`
@@ -54,16 +65,32 @@ export async function decodeImage(
   input: ImageInput,
   options: DecodeOptions = {},
 ): Promise<RgbImage> {
+  const pixels = await decodePixels(input, options);
+  const { data, width, height, format } = pixels;
+  return format === 'rgb' ? { data, width, height, channels: 3 } : rgbOf(pixels);
+}
+
+/** Decodes one image, but leaves it to the resize to make it RGB. */
+export async function decodePixels(input: ImageInput, options: DecodeOptions): Promise<Pixels> {
   expectNotAborted(options.signal);
+  if (isRaw(input)) return rawPixels(input, options);
   const limit = expectLimit(options.maxPixels ?? MAX_PIXELS);
-  if (isRaw(input)) {
-    expectPixels('raw image', input.width, input.height, limit);
-    return rgbFromRaw(input, options.background);
-  }
   const { bytes, name } = await bytesOf(input, options.signal);
   const image = await decodeBytes(bytes, name, limit, options);
   expectNotAborted(options.signal);
   return image;
+}
+
+/** Raw pixels under the options of a decoder, checked. */
+export function rawPixels(image: RawImage, options: DecodeOptions): Pixels {
+  const limit = expectLimit(options.maxPixels ?? MAX_PIXELS);
+  expectPixels('raw image', image.width, image.height, limit);
+  return pixelsOf(image, options.background);
+}
+
+/** Whether an image is pixels already. */
+export function isRaw(input: ImageInput): input is RawImage {
+  return isObject(input) && 'data' in input && ArrayBuffer.isView(input.data);
 }
 
 async function decodeBytes(
@@ -71,7 +98,7 @@ async function decodeBytes(
   name: string,
   limit: number,
   options: DecodeOptions,
-): Promise<RgbImage> {
+): Promise<Pixels> {
   try {
     const input = {
       failOn: 'error',
@@ -84,11 +111,13 @@ async function decodeBytes(
     // Without its profile a CMYK image has no colours of its own; the printing profile that the
     // decoder would assume instead is not what the reference does.
     const cmyk = header.space === 'cmyk' && input.ignoreIcc;
-    if (cmyk) decoder.pipelineColourspace('cmyk').toColourspace('cmyk');
+    if (cmyk) decoder.removeAlpha().pipelineColourspace('cmyk').toColourspace('cmyk');
     else withoutAlpha(decoder, options.background).toColourspace('srgb');
     const { data, info } = await decoder.toBuffer({ resolveWithObject: true });
     const { width, height, channels } = info;
-    return cmyk ? rgbFromCmyk(data, width, height) : rgbFromRaw({ data, width, height, channels });
+    // Only this function knows the memory.
+    const pixels = { ...pixelsOf({ data, width, height, channels }), owned: true };
+    return cmyk ? { ...pixels, format: 'cmyk' } : pixels;
   } catch (error) {
     if (error instanceof SiglipError) throw error;
     throw new SiglipError('ERR_IMAGE', notAnImage(name, bytes, error), { cause: error });
@@ -161,10 +190,6 @@ function pathOf(input: string | URL): string {
   return text;
 }
 
-function isRaw(input: ImageInput): input is RawImage {
-  return isObject(input) && 'data' in input && ArrayBuffer.isView(input.data);
-}
-
 // The declared type excludes null; callers without types do not.
 function isObject(value: unknown): value is object {
   return typeof value === 'object' && value !== null;
@@ -187,7 +212,8 @@ function expectLimit(limit: number): number {
   );
 }
 
-function expectNotAborted(signal: AbortSignal | undefined): void {
+/** @throws SiglipError ERR_ABORTED */
+export function expectNotAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted !== true) return;
   throw new SiglipError('ERR_ABORTED', 'decodeImage: stopped by its signal', {
     cause: signal.reason,

@@ -1,10 +1,16 @@
 export type { DecodeOptions, ImageInput } from './decode';
 export { decodeImage } from './decode';
-export { normalizationTable, normalizePlanes } from './normalization';
-export type { PatchGrid } from './patches';
-export { naflexGrid, writePatches } from './patches';
-export type { FixedBatch, ImageProcessor, NaflexBatch } from './processor';
+export type { PatchGrid } from './naflex_grid';
+export { naflexGrid } from './naflex_grid';
+export { normalizationTable } from './normalization';
+export type { Colour, RawImage, RgbImage } from './pixels';
+export type {
+  FixedBatch,
+  ImageProcessor,
+  NaflexBatch,
+  PreparedImage,
+  PrepareNaflexOptions,
+  PrepareOptions,
+} from './processor';
 export { createProcessor, FixedProcessor, NaflexProcessor } from './processor';
 export { resizeImage } from './resize';
-export type { Colour, RawImage, RgbImage } from './rgb_image';
-export { rgbFromRaw } from './rgb_image';

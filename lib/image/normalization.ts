@@ -1,35 +1,39 @@
 // Bytes to floats by table: 256 values per colour, computed once in the order of rounding of the
-// reference (a float64 product rounded to float32, then float32 arithmetic), so that every published
-// normalisation comes out exact.
+// reference, so that every published normalisation comes out exact.
+import type { ImageBackend, Normalization } from '../weights/preprocessor_config';
 
-import type { Normalization } from '../weights/preprocessor_config';
+const { fround } = Math;
 
-/** Values of all bytes, (3, 256): colour c, byte b at `256 · c + b`. */
-export function normalizationTable({ rescaleFactor, mean, std }: Normalization): Float32Array {
+/**
+ * Values of all bytes, (3, 256): colour c, byte b at `256 · c + b`.
+ *
+ * With `pillow` (the default) a float64 product `b · rescaleFactor` is rounded to float32, and mean
+ * and spread are taken in float32. With `torchvision` mean and spread are brought to the scale of
+ * bytes first, all in float32: `(b − 127.5) / 127.5`.
+ */
+export function normalizationTable({
+  rescaleFactor,
+  mean,
+  std,
+  backend = 'pillow',
+}: Normalization & { readonly backend?: ImageBackend }): Float32Array {
   const table = new Float32Array(3 * 256);
   for (let c = 0; c < 3; c++) {
-    const centre = Math.fround(mean[c]);
-    const spread = Math.fround(std[c]);
+    const value = backend === 'pillow' ? inSteps : fused;
     for (let byte = 0; byte < 256; byte++) {
-      const value = Math.fround(byte * rescaleFactor);
-      table[256 * c + byte] = Math.fround(value - centre) / spread;
+      table[256 * c + byte] = value(byte, rescaleFactor, mean[c], std[c]);
     }
   }
   return table;
 }
 
-/**
- * Writes pixels (height, width, 3) as float planes (3, height, width) into `out` from `offset`.
- */
-export function normalizePlanes(
-  pixels: Uint8Array,
-  table: Float32Array,
-  out: Float32Array,
-  offset: number,
-): void {
-  const count = pixels.length / 3;
-  for (let c = 0; c < 3; c++) {
-    const plane = offset + c * count;
-    for (let i = 0; i < count; i++) out[plane + i] = table[256 * c + pixels[3 * i + c]];
-  }
+function inSteps(byte: number, factor: number, mean: number, std: number): number {
+  return fround(fround(byte * factor) - fround(mean)) / fround(std);
+}
+
+function fused(byte: number, factor: number, mean: number, std: number): number {
+  // Normalisation turned off leaves a product.
+  if (mean === 0 && std === 1) return byte * fround(factor);
+  const scale = fround(1 / factor);
+  return fround(byte - fround(fround(mean) * scale)) / fround(fround(std) * scale);
 }

@@ -1,15 +1,19 @@
-// Images to the input of a vision tower, as the processors of the reference do it on the host.
+// Images to the input of a vision tower, as the processors of the reference do it on the host. Files
+// are decoded off the JavaScript thread; everything behind that is one native call on the device's
+// own threads, in the order of the calls among the runs of programs.
 import { SiglipError } from '../errors';
 import type {
   FixedPreprocessor,
   NaflexPreprocessor,
   Preprocessor,
 } from '../weights/preprocessor_config';
-import { normalizationTable, normalizePlanes } from './normalization';
-import { naflexGrid, writePatches } from './patches';
-import type { PatchGrid } from './patches';
-import { resizeImage } from './resize';
-import type { RgbImage } from './rgb_image';
+import { decodePixels, expectNotAborted, isRaw, rawPixels } from './decode';
+import type { DecodeOptions, ImageInput } from './decode';
+import { naflexGrid } from './naflex_grid';
+import type { PatchGrid } from './naflex_grid';
+import { normalizationTable } from './normalization';
+import { allocate, preparePixels } from './pixels';
+import type { Pixels, Placed, Recipe } from './pixels';
 
 /** Input of a fixed-resolution tower, in the form `compile`d programs take. */
 export interface FixedBatch {
@@ -26,6 +30,28 @@ export interface NaflexBatch {
   /** (B, L), 1 for a patch, 0 for padding. */
   readonly mask: Uint8Array;
 }
+
+/** One image, ready for a tower. */
+export interface PreparedImage {
+  /** (3, height, width) for a fixed-resolution tower, (rows · columns, P·P·3) for NaFlex. */
+  readonly values: Float32Array;
+  /** Sides of the resized image in pixels; for NaFlex multiples of the patch. */
+  readonly height: number;
+  readonly width: number;
+}
+
+export type PrepareOptions = DecodeOptions;
+
+export interface PrepareNaflexOptions extends PrepareOptions {
+  /** Most patches of an image. Default: what the checkpoint says, 256. */
+  readonly maxPatches?: number;
+}
+
+// Files decoded at the same time, which bounds the pixels alive: the decoder has four threads.
+const MAX_DECODING = 8;
+
+/** Where and how large an image of a batch comes out. */
+type Placement = Omit<Placed, 'pixels'>;
 
 /** Squares an image to the one size a fixed-resolution tower knows. */
 export class FixedProcessor {
@@ -44,38 +70,64 @@ export class FixedProcessor {
     this.table = normalizationTable(config);
   }
 
-  /** Resizes one image to (height, width, 3) bytes, aspect ratio not kept. */
-  resize(image: RgbImage): RgbImage {
-    const { height, width } = this;
-    if (this.config.resample !== null) {
-      return resizeImage(image, width, height, this.config.resample);
-    }
-    if (image.width === width && image.height === height) return image;
-    throw new SiglipError(
-      'ERR_IMAGE',
-      `FixedProcessor: image must have ${String(height)} × ${String(width)} pixels, as ` +
-        `preprocessor_config.json turns resizing off, got ${String(image.height)} × ${String(image.width)}`,
-    );
+  /**
+   * Decodes, resizes (aspect ratio not kept) and normalises one image.
+   *
+   * @throws SiglipError ERR_IMAGE, ERR_FILE, ERR_ABORTED as {@link decodeImage}; ERR_OUT_OF_MEMORY
+   */
+  async prepare(image: ImageInput, options: PrepareOptions = {}): Promise<PreparedImage> {
+    const pixels = await decodePixels(image, options);
+    const placement = this.place(pixels, 0);
+    const values = allocate(Float32Array, [3, this.height, this.width]);
+    await preparePixels([{ pixels, ...placement }], this.recipe('planes'), values);
+    return { values, height: this.height, width: this.width };
   }
 
-  /** Resizes images to one array of bytes, (B, height, width, 3), to be normalised on the device. */
-  pixels(images: readonly RgbImage[]): Uint8Array {
-    const each = 3 * this.height * this.width;
-    const out = new Uint8Array(images.length * each);
-    images.forEach((image, i) => {
-      out.set(this.resize(image).data, i * each);
-    });
+  /**
+   * Decodes, resizes and normalises images, channels first: `pixel_values` of the reference. Raw
+   * pixels are copied before this returns.
+   *
+   * @throws SiglipError as {@link prepare}, naming the image by its index
+   */
+  async batch(images: readonly ImageInput[], options: PrepareOptions = {}): Promise<FixedBatch> {
+    const out = allocate(Float32Array, [images.length, 3, this.height, this.width]);
+    await prepareAll(images, options, this.recipe('planes'), out, (pixels, i) =>
+      this.place(pixels, i),
+    );
+    return { images: out };
+  }
+
+  /**
+   * Decodes and resizes images to one array of bytes, (B, height, width, 3), to be normalised on the
+   * device.
+   *
+   * @throws SiglipError as {@link batch}
+   */
+  async pixels(images: readonly ImageInput[], options: PrepareOptions = {}): Promise<Uint8Array> {
+    const out = allocate(Uint8Array, [images.length, 3, this.height, this.width]);
+    await prepareAll(images, options, this.recipe('bytes'), out, (pixels, i) =>
+      this.place(pixels, i),
+    );
     return out;
   }
 
-  /** Resizes and normalises, channels first: `pixel_values` of the reference. */
-  batch(images: readonly RgbImage[]): FixedBatch {
-    const each = 3 * this.height * this.width;
-    const out = new Float32Array(images.length * each);
-    images.forEach((image, i) => {
-      normalizePlanes(this.resize(image).data, this.table, out, i * each);
-    });
-    return { images: out };
+  private recipe(layout: 'bytes' | 'planes'): Recipe {
+    const { resample, backend } = this.config;
+    const output = layout === 'bytes' ? { layout } : { layout, table: this.table };
+    return { resample: resample ?? 'bilinear', backend, output };
+  }
+
+  private place(pixels: Pixels, index: number): Placement {
+    const { height, width } = this;
+    const fits = pixels.width === width && pixels.height === height;
+    if (fits || this.config.resample !== null) {
+      return { height, width, offset: index * 3 * height * width };
+    }
+    throw new SiglipError(
+      'ERR_IMAGE',
+      `FixedProcessor: image must have ${String(height)} × ${String(width)} pixels, as ` +
+        `preprocessor_config.json turns resizing off, got ${String(pixels.height)} × ${String(pixels.width)}`,
+    );
   }
 }
 
@@ -97,32 +149,57 @@ export class NaflexProcessor {
     this.table = normalizationTable(config);
   }
 
-  /** Resizes one image to whole patches within the budget. */
-  resize(image: RgbImage, maxPatches = this.maxPatches): { image: RgbImage; grid: PatchGrid } {
-    const { patch } = this;
-    const grid = naflexGrid(image.height, image.width, patch, maxPatches);
-    const { resample } = this.config;
-    return {
-      image: resizeImage(image, grid.columns * patch, grid.rows * patch, resample),
-      grid,
-    };
+  /**
+   * Decodes one image, resizes it to whole patches within the budget, normalises and cuts it. The
+   * values have no padding.
+   *
+   * @throws SiglipError ERR_IMAGE, ERR_FILE, ERR_ABORTED as {@link decodeImage}; ERR_IMAGE for one
+   * too long for the budget; ERR_OUT_OF_MEMORY
+   */
+  async prepare(image: ImageInput, options: PrepareNaflexOptions = {}): Promise<PreparedImage> {
+    const pixels = await decodePixels(image, options);
+    const { height, width } = this.place(this.gridOf(pixels, options), 0);
+    const values = allocate(Float32Array, [3, height, width]);
+    await preparePixels([{ pixels, height, width, offset: 0 }], this.recipe(), values);
+    return { values, height, width };
   }
 
-  /** Resizes, normalises and cuts: `pixel_values`, mask and spatial shapes of the reference. */
-  batch(images: readonly RgbImage[], maxPatches = this.maxPatches): NaflexBatch {
-    const { patch } = this;
-    const rowWidth = 3 * patch * patch;
-    const patches = new Float32Array(images.length * maxPatches * rowWidth);
-    const mask = new Uint8Array(images.length * maxPatches);
+  /**
+   * The same for images together: `pixel_values`, mask and spatial shapes of the reference. Raw
+   * pixels are copied before this returns.
+   *
+   * @throws SiglipError as {@link prepare}, naming the image by its index
+   */
+  async batch(
+    images: readonly ImageInput[],
+    options: PrepareNaflexOptions = {},
+  ): Promise<NaflexBatch> {
+    const maxPatches = expectBudget(options.maxPatches ?? this.maxPatches);
+    const rowWidth = 3 * this.patch * this.patch;
+    const patches = allocate(Float32Array, [images.length, maxPatches, rowWidth]);
+    const mask = allocate(Uint8Array, [images.length, maxPatches]);
     const shapes = new Int32Array(images.length * 2);
-    images.forEach((original, i) => {
-      const { image, grid } = this.resize(original, maxPatches);
+    await prepareAll(images, options, this.recipe(), patches, (pixels, i) => {
+      const grid = this.gridOf(pixels, options);
       const first = i * maxPatches;
-      writePatches(image, patch, this.table, patches, first * rowWidth);
       mask.fill(1, first, first + grid.rows * grid.columns);
       shapes.set([grid.rows, grid.columns], 2 * i);
+      return this.place(grid, first * rowWidth);
     });
     return { patches, shapes, mask };
+  }
+
+  private gridOf({ height, width }: Pixels, options: PrepareNaflexOptions): PatchGrid {
+    return naflexGrid(height, width, this.patch, options.maxPatches ?? this.maxPatches);
+  }
+
+  private place({ rows, columns }: PatchGrid, offset: number): Placement {
+    return { height: rows * this.patch, width: columns * this.patch, offset };
+  }
+
+  private recipe(): Recipe {
+    const { resample, backend, patch } = this.config;
+    return { resample, backend, output: { layout: 'patches', table: this.table, patch } };
   }
 }
 
@@ -132,4 +209,64 @@ export type ImageProcessor = FixedProcessor | NaflexProcessor;
 /** The processor that a `preprocessor_config.json` describes. */
 export function createProcessor(config: Preprocessor): ImageProcessor {
   return config.layout === 'fixed' ? new FixedProcessor(config) : new NaflexProcessor(config);
+}
+
+// What is pixels already goes in one call; files as they are decoded, some at a time. Returns or
+// throws when nothing is under way any more.
+async function prepareAll(
+  images: readonly ImageInput[],
+  options: PrepareOptions,
+  recipe: Recipe,
+  into: Uint8Array | Float32Array,
+  place: (pixels: Pixels, index: number) => Placement,
+): Promise<void> {
+  expectNotAborted(options.signal);
+  const placed = (pixels: Pixels, i: number): Placed => ({ pixels, ...place(pixels, i) });
+  const raw: Placed[] = [];
+  const encoded: [index: number, image: ImageInput][] = [];
+  images.forEach((image, i) => {
+    if (!isRaw(image)) encoded.push([i, image]);
+    else raw.push(located(i, () => placed(rawPixels(image, options), i)));
+  });
+
+  let failed = false;
+  const lane = async (): Promise<void> => {
+    for (let next = encoded.shift(); next !== undefined && !failed; next = encoded.shift()) {
+      const [i, image] = next;
+      try {
+        const one = placed(await decodePixels(image, options), i);
+        await preparePixels([one], recipe, into);
+      } catch (error) {
+        failed = true;
+        throw atImage(i, error);
+      }
+    }
+  };
+  const lanes = Array.from({ length: Math.min(MAX_DECODING, encoded.length) }, lane);
+  if (raw.length > 0) lanes.push(preparePixels(raw, recipe, into));
+  for (const result of await Promise.allSettled(lanes)) {
+    if (result.status === 'rejected') throw result.reason;
+  }
+}
+
+function located<T>(index: number, body: () => T): T {
+  try {
+    return body();
+  } catch (error) {
+    throw atImage(index, error);
+  }
+}
+
+function atImage(index: number, error: unknown): unknown {
+  if (!(error instanceof SiglipError)) return error;
+  const message = `image ${String(index)}: ${error.message}`;
+  return new SiglipError(error.code, message, { cause: error });
+}
+
+function expectBudget(maxPatches: number): number {
+  if (Number.isSafeInteger(maxPatches) && maxPatches >= 1) return maxPatches;
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `NaflexProcessor: maxPatches must be a positive integer, got ${String(maxPatches)}`,
+  );
 }

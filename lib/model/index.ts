@@ -29,13 +29,22 @@ export type { TextOutput, TextTowerOptions } from './text_tower';
 export { textInputSpec, textTower } from './text_tower';
 export type { TwoTowersInput, TwoTowersOutput } from './two_towers';
 export { twoTowers, twoTowersInputSpecs } from './two_towers';
-export type { Release, VariantName, VariantOptions } from './variants';
-export { NAFLEX_GRID, releases, TEXT_LENGTH, variant, VOCABULARY } from './variants';
+export type { Release } from './released';
+export { releaseConfig, releases } from './released';
+export type { VariantName, VariantOptions } from './variants';
+export { NAFLEX_GRID, TEXT_LENGTH, variant, VOCABULARY } from './variants';
 export type {
   ImageInput,
+  PackedInput,
   PatchInput,
   VisionInput,
   VisionOutput,
   VisionTowerOptions,
 } from './vision_tower';
-export { EMBEDDING_EPS, visionInputSpecs, visionTower } from './vision_tower';
+export {
+  EMBEDDING_EPS,
+  packedInputSpecs,
+  packedRows,
+  visionInputSpecs,
+  visionTower,
+} from './vision_tower';

@@ -3,7 +3,7 @@
 // and the id of its padding are part of the model.
 // Source: big_vision models/proj/image_text/text_transformer.py.
 import type { Spec, Tensor } from '../graph';
-import { expectSpec, extent, int32, scope, tap } from '../graph';
+import { expectSpec, int32, scope, tap } from '../graph';
 import { addPositions, encoder, linear, mapHead } from '../nn';
 import * as ops from '../ops';
 import type { ModelConfig, TextConfig } from './config';
@@ -67,12 +67,7 @@ export function textTower(
       onlyToken,
     });
     const tokens = onlyToken === undefined ? tap('tokens', encoded) : undefined;
-    const pooled = tap(
-      'pooled',
-      tokens === undefined
-        ? ops.reshape(encoded, [extent(encoded, 0), text.width])
-        : pool(tokens, parameters, config),
-    );
+    const pooled = tap('pooled', tokens === undefined ? encoded : pool(tokens, parameters, config));
     const projected = tap(
       'projected',
       scope('head', () => linear(pooled, parameters.head)),

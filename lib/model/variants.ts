@@ -4,7 +4,7 @@ import { SiglipError } from '../errors';
 import type { ModelConfig, TextConfig, TowerConfig } from './config';
 import { checkConfig } from './config';
 
-type Size = 'demo' | 'mu' | 'Ti' | 'S' | 'M' | 'B' | 'L' | 'So400m' | 'H' | 'g-opt';
+type Size = 'mu' | 'Ti' | 'S' | 'M' | 'B' | 'L' | 'So400m' | 'H' | 'g-opt';
 
 /** A size and its patch in pixels: `B/16`, `So400m/14`, `g-opt/16`. */
 export type VariantName = `${Size}/${number}`;
@@ -17,8 +17,6 @@ const so400m = tower(1152, 27, 4304, 16);
 
 /** Vision and text tower of every size; the second is absent where both are alike. */
 const sizes: Readonly<Record<Size, readonly [TowerConfig, TowerConfig?]>> = {
-  // Trains in minutes on a CPU: small images, remapped vocabulary.
-  demo: [tower(128, 4, 512, 4), tower(128, 2, 512, 4)],
   mu: [tower(32, 1, 128, 2)],
   Ti: [tower(192, 12, 768, 3)],
   S: [tower(384, 12, 1536, 6)],
@@ -106,39 +104,3 @@ export function variant(name: VariantName, options: VariantOptions = {}): ModelC
 function isSize(name: string): name is Size {
   return Object.hasOwn(sizes, name);
 }
-
-/** A published checkpoint: its name on the Hugging Face hub and the config it has. */
-export interface Release {
-  readonly repository: string;
-  readonly variant: VariantName;
-  readonly options: VariantOptions;
-}
-
-function fixedReleases(word: string, name: VariantName, imageSizes: readonly number[]): Release[] {
-  const [, patch = ''] = name.split('/');
-  return imageSizes.map((imageSize) => ({
-    repository: `google/siglip2-${word}-patch${patch}-${String(imageSize)}`,
-    variant: name,
-    options: { imageSize },
-  }));
-}
-
-function naflexRelease(word: string, name: VariantName): Release {
-  return {
-    repository: `google/siglip2-${word}-patch16-naflex`,
-    variant: name,
-    options: { layout: 'naflex' },
-  };
-}
-
-/** All released SigLIP 2 checkpoints. */
-export const releases: readonly Release[] = [
-  ...fixedReleases('base', 'B/32', [256]),
-  ...fixedReleases('base', 'B/16', [224, 256, 384, 512]),
-  ...fixedReleases('large', 'L/16', [256, 384, 512]),
-  ...fixedReleases('so400m', 'So400m/14', [224, 384]),
-  ...fixedReleases('so400m', 'So400m/16', [256, 384, 512]),
-  ...fixedReleases('giant-opt', 'g-opt/16', [256, 384]),
-  naflexRelease('base', 'B/16'),
-  naflexRelease('so400m', 'So400m/16'),
-];

@@ -12,6 +12,7 @@ import {
   mapHead,
   rowPatchEmbedding,
 } from '../nn';
+import type { AttentionScope } from '../ops';
 import * as ops from '../ops';
 import type { FixedVisionConfig, ModelConfig, NaflexVisionConfig } from './config';
 import type { VisionParameters } from './parameters';
@@ -32,12 +33,26 @@ export interface PatchInput<Leaf> {
   readonly mask: Leaf;
 }
 
-/** What a vision tower takes; which of the two is the config's `layout`. */
-export type VisionInput<Leaf> = ImageInput<Leaf> | PatchInput<Leaf>;
+/**
+ * Input of a NaFlex tower without padding: the patches of one image after the other, so that nothing
+ * is computed but real tokens. Rows behind the last image belong to none; they round the number of
+ * rows T up, that few programs serve all batches, and must be finite.
+ */
+export interface PackedInput<Leaf> {
+  /** (T, P·P·3) float32 in [−1, 1], a patch flattened as (row, column, colour). */
+  readonly patches: Leaf;
+  /** (B, 2) int32, rows (gh, gw). */
+  readonly shapes: Leaf;
+  /** (B + 1) int32: image b in rows [segments[b], segments[b + 1]), gh·gw of them. */
+  readonly segments: Leaf;
+}
+
+/** What a vision tower takes: images where the config's `layout` is fixed, else either of the others. */
+export type VisionInput<Leaf> = ImageInput<Leaf> | PatchInput<Leaf> | PackedInput<Leaf>;
 
 /** What a vision tower gives. */
 export interface VisionOutput {
-  /** (B, N, D) after the final norm: input of the MAP head, feature of dense tasks. */
+  /** (B, N, D), packed (T, D), after the final norm: input of the MAP head, feature of dense tasks. */
   readonly tokens: Tensor;
   /** (B, D) output of the MAP head; absent where the tower is not pooled. */
   readonly pooled: Tensor | undefined;
@@ -76,6 +91,33 @@ export function visionInputSpecs(
 }
 
 /**
+ * Specs of a packed NaFlex batch.
+ *
+ * @param batch - images
+ * @param rows - T, the patches of all images and what rounds them up; see packedRows
+ */
+export function packedInputSpecs(
+  { vision: { patch } }: ModelConfig,
+  batch: number,
+  rows: number,
+): PackedInput<Spec> {
+  return {
+    patches: float32(rows, patch * patch * 3),
+    shapes: int32(batch, 2),
+    segments: int32(batch + 1),
+  };
+}
+
+/**
+ * The number of rows to pack so many patches into: programs are compiled per shape, and steps of a
+ * sixteenth (of 64 at most) keep them few for about 2 % more rows, below 1 % in large batches.
+ */
+export function packedRows(patches: number): number {
+  const step = Math.min(64, Math.max(8, 2 ** (Math.floor(Math.log2(patches)) - 4)));
+  return Math.ceil(patches / step) * step;
+}
+
+/**
  * Records a vision tower under the scope `vision`.
  *
  * Taps: `patchEmbedding` (before positions), `embedded`, `blocks.{i}.attention`,
@@ -92,7 +134,7 @@ export function visionTower(
 ): VisionOutput {
   const { vision, layerNormEps: eps } = config;
   return scope('vision', () => {
-    const { embedded, keyMask } =
+    const { embedded, ...sequences } =
       vision.layout === 'fixed'
         ? embedImages(parameters, vision, input)
         : embedPatches(parameters, vision, input);
@@ -101,7 +143,7 @@ export function visionTower(
       encoder(tap('embedded', embedded), parameters, {
         heads: vision.heads,
         eps,
-        keyMask,
+        ...sequences,
         checkpoint: options.checkpoint,
       }),
     );
@@ -109,18 +151,16 @@ export function visionTower(
     if (head === undefined) return { tokens, pooled: undefined, embedding: undefined };
     const pooled = tap(
       'pooled',
-      scope('head', () => mapHead(tokens, head, { heads: vision.heads, eps, keyMask })),
+      scope('head', () => mapHead(tokens, head, { heads: vision.heads, eps, ...sequences })),
     );
     const embedding = tap('embedding', ops.l2Normalize(pooled, { eps: EMBEDDING_EPS }));
     return { tokens, pooled, embedding };
   });
 }
 
-interface Embedded {
-  /** (B, N, D) */
+interface Embedded extends AttentionScope {
+  /** (B, N, D), packed (T, D) */
   readonly embedded: Tensor;
-  /** (B, N) uint8 */
-  readonly keyMask: Tensor | undefined;
 }
 
 function embedImages(
@@ -141,7 +181,7 @@ function embedImages(
     'patchEmbedding',
     imagePatchEmbedding(images, patch, parameters.patchEmbedding),
   );
-  return { embedded: addPositions(tokens, parameters.positions), keyMask: undefined };
+  return { embedded: addPositions(tokens, parameters.positions) };
 }
 
 function embedPatches(
@@ -152,20 +192,30 @@ function embedPatches(
   if (!('patches' in input)) {
     throw new SiglipError(
       'ERR_ARGUMENT',
-      'visionTower: input must be { patches, shapes, mask } for a NaFlex tower, got images',
+      'visionTower: input must be { patches, shapes, mask } or { patches, shapes, segments } for a NaFlex tower, got images',
     );
   }
-  const { patches, shapes, mask } = input;
-  if (patches.shape.length !== 3) {
+  const { patches, shapes } = input;
+  const packed = 'segments' in input;
+  const rank = packed ? 2 : 3;
+  if (patches.shape.length !== rank) {
     throw new SiglipError(
       'ERR_SHAPE',
-      `visionTower: patches must have shape (B, L, P·P·3), got ${describe(patches)}`,
+      `visionTower: patches must have shape ${packed ? '(T, P·P·3)' : '(B, L, P·P·3)'}, got ${describe(patches)}`,
     );
   }
-  const [batch, length] = [extent(patches, 0), extent(patches, 1)];
-  expectSpec('visionTower', 'patches', patches, float32(batch, length, patch * patch * 3));
+  const lead = patches.shape.slice(0, -1);
+  expectSpec('visionTower', 'patches', patches, float32(...lead, patch * patch * 3));
+  const batch = packed ? extent(shapes, 0) : extent(patches, 0);
   expectSpec('visionTower', 'shapes', shapes, int32(batch, 2));
-  expectSpec('visionTower', 'mask', mask, uint8(batch, length));
+  if (packed) expectSpec('visionTower', 'segments', input.segments, int32(batch + 1));
+  else expectSpec('visionTower', 'mask', input.mask, uint8(...lead));
   const tokens = tap('patchEmbedding', rowPatchEmbedding(patches, parameters.patchEmbedding));
-  return { embedded: addResizedPositions(tokens, parameters.positions, shapes), keyMask: mask };
+  const { positions } = parameters;
+  return packed
+    ? {
+        embedded: addResizedPositions(tokens, positions, shapes, input.segments),
+        segments: input.segments,
+      }
+    : { embedded: addResizedPositions(tokens, positions, shapes), keyMask: input.mask };
 }

@@ -9,6 +9,11 @@ export type InstructionSet = 'generic' | 'avx2' | 'avx512';
 export interface NativeDescription {
   /** The instruction set in use: the widest this machine has, or what `SIGLIP2_ISA` asks for. */
   readonly isa: InstructionSet;
+  /**
+   * Instructions in use that not every machine with the set has: `vnni` multiplies bytes, `bf16`
+   * bfloat16. `SIGLIP2_ISA=avx512,novnni,nobf16` switches them off.
+   */
+  readonly features: readonly ('vnni' | 'bf16')[];
   /** Threads a kernel runs on: the physical cores, or `SIGLIP2_THREADS`. */
   readonly threads: number;
   readonly kernels: readonly { readonly name: string; readonly arguments: ArgumentSignature[] }[];
@@ -99,6 +104,42 @@ export interface NativeMappedFile {
   dispose(): void;
 }
 
+/** One picture of {@link Addon.prepareImages}. */
+export interface NativePicture {
+  /** Rows from the top, channels interleaved, exactly as many bytes as there are samples. */
+  readonly data: Uint8Array;
+  /**
+   * `false`: `data` is copied before the call returns. `true`: it is read until the promise settles,
+   * which is only safe with memory that nobody else holds, since a detached one would be gone.
+   */
+  readonly shared: boolean;
+  /** Sides in pixels, at most 2^28 like those of the result. */
+  readonly width: number;
+  readonly height: number;
+  /** 0 grey, 1 grey and alpha, 2 RGB, 3 RGBA, 4 CMYK with 255 for full ink. */
+  readonly format: number;
+  /** 0xRRGGBB behind transparent parts; null drops alpha. */
+  readonly background: number | null;
+  readonly toWidth: number;
+  readonly toHeight: number;
+  /** Where the result begins in `into`, in bytes. */
+  readonly offset: number;
+}
+
+/** What {@link Addon.prepareImages} makes of every picture. */
+export interface NativeRecipe {
+  /** Pillow's number: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming. */
+  readonly filter: number;
+  /** 0 Pillow, 1 torchvision, which has bilinear and bicubic alone. */
+  readonly rounding: number;
+  /** 0 bytes (h, w, 3); 1 float planes (3, h, w); 2 float patches (rows · columns, P · P · 3). */
+  readonly layout: number;
+  /** Side of a patch; read with layout 2. */
+  readonly patch: number;
+  /** (3, 256), the float of each byte of each colour; read with layouts 1 and 2. */
+  readonly table: Float32Array | null;
+}
+
 /** Native memory alive in the process. */
 export interface NativeMemory {
   readonly buffers: number;
@@ -120,7 +161,20 @@ export interface Addon {
   readonly Buffer: new (bytes: number) => NativeBuffer;
   readonly Program: new (description: ProgramDescription) => NativeProgram;
   readonly MappedFile: new (path: string) => NativeMappedFile;
+  /**
+   * Resizes pictures and writes them into `into` behind the work already queued. `into` must be
+   * memory that nobody else holds until the promise settles.
+   */
+  prepareImages(
+    images: readonly NativePicture[],
+    recipe: NativeRecipe,
+    into: Uint8Array,
+  ): Promise<void>;
   memory(): NativeMemory;
-  /** Peak of fused multiply-adds measured for that long on all threads, FLOP/s. Blocks. */
-  peak(seconds: number): number;
+  /**
+   * Peak of multiply-adds on registers alone, measured for that long on all threads, FLOP/s: fused
+   * float32 ones (the default), or what the int8 and bfloat16 products consist of on this machine.
+   * Blocks.
+   */
+  peak(seconds: number, precision?: 'float32' | 'int8' | 'bfloat16'): number;
 }

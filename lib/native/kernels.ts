@@ -44,6 +44,34 @@ export const KERNEL_SIGNATURES = {
     { name: 'dbias', kind: 'maybe_out' },
     { name: 'scratch', kind: 'scratch' },
   ],
+  linear_int8_pack: [
+    { name: 'weight', kind: 'in' },
+    { name: 'packed', kind: 'out' },
+  ],
+  linear_int8_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'packed', kind: 'in' },
+    { name: 'bias', kind: 'maybe_in' },
+    { name: 'residual', kind: 'maybe_in' },
+    { name: 'activation', kind: 'int' },
+    { name: 'pre', kind: 'maybe_out' },
+    { name: 'y', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  linear_bfloat16_pack: [
+    { name: 'weight', kind: 'in' },
+    { name: 'packed', kind: 'out' },
+  ],
+  linear_bfloat16_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'packed', kind: 'in' },
+    { name: 'bias', kind: 'maybe_in' },
+    { name: 'residual', kind: 'maybe_in' },
+    { name: 'activation', kind: 'int' },
+    { name: 'pre', kind: 'maybe_out' },
+    { name: 'y', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
   matmul_forward: [
     { name: 'a', kind: 'in' },
     { name: 'b', kind: 'in' },
@@ -52,11 +80,25 @@ export const KERNEL_SIGNATURES = {
     { name: 'y', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
   ],
+  group_matmul_forward: [
+    { name: 'a', kind: 'in' },
+    { name: 'b', kind: 'in' },
+    { name: 'transpose_b', kind: 'int' },
+    { name: 'y', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  group_matmul_outer: [
+    { name: 'x', kind: 'in' },
+    { name: 'y', kind: 'in' },
+    { name: 'products', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
   attention_forward: [
     { name: 'q', kind: 'in' },
     { name: 'k', kind: 'in' },
     { name: 'v', kind: 'in' },
     { name: 'key_mask', kind: 'maybe_in' },
+    { name: 'segments', kind: 'maybe_in' },
     { name: 'scale', kind: 'float' },
     { name: 'o', kind: 'out' },
     { name: 'lse', kind: 'out' },
@@ -68,12 +110,34 @@ export const KERNEL_SIGNATURES = {
     { name: 'k', kind: 'in' },
     { name: 'v', kind: 'in' },
     { name: 'key_mask', kind: 'maybe_in' },
+    { name: 'segments', kind: 'maybe_in' },
     { name: 'o', kind: 'in' },
     { name: 'lse', kind: 'in' },
     { name: 'scale', kind: 'float' },
     { name: 'dq', kind: 'out' },
     { name: 'dk', kind: 'out' },
     { name: 'dv', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  attention_pool_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'u', kind: 'in' },
+    { name: 'key_mask', kind: 'maybe_in' },
+    { name: 'segments', kind: 'maybe_in' },
+    { name: 'y', kind: 'out' },
+    { name: 'lse', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  attention_pool_backward: [
+    { name: 'dy', kind: 'in' },
+    { name: 'x', kind: 'in' },
+    { name: 'u', kind: 'in' },
+    { name: 'key_mask', kind: 'maybe_in' },
+    { name: 'segments', kind: 'maybe_in' },
+    { name: 'y', kind: 'in' },
+    { name: 'lse', kind: 'in' },
+    { name: 'dx', kind: 'out' },
+    { name: 'du', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
   ],
   layer_norm_forward: [
@@ -134,11 +198,13 @@ export const KERNEL_SIGNATURES = {
   position_resize_forward: [
     { name: 'grid', kind: 'in' },
     { name: 'shapes', kind: 'in' },
+    { name: 'segments', kind: 'maybe_in' },
     { name: 'positions', kind: 'out' },
   ],
   position_resize_backward: [
     { name: 'dpositions', kind: 'in' },
     { name: 'shapes', kind: 'in' },
+    { name: 'segments', kind: 'maybe_in' },
     { name: 'dgrid', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
   ],
@@ -313,6 +379,46 @@ export const kernels = {
     arguments: [a.dy, a.x, a.dweight, a.dbias],
   }),
 
+  /** The call of `linear_int8_pack`; its formula stands in the contract under native/ops. */
+  linearInt8Pack: (a: { weight: Ref; packed: Ref }): KernelCall => ({
+    kernel: 'linear_int8_pack',
+    arguments: [a.weight, a.packed],
+  }),
+
+  /** The call of `linear_int8_forward`; its formula stands in the contract under native/ops. */
+  linearInt8Forward: (a: {
+    x: Ref;
+    packed: Ref;
+    bias: Ref | null;
+    residual: Ref | null;
+    activation: number;
+    pre: Ref | null;
+    y: Ref;
+  }): KernelCall => ({
+    kernel: 'linear_int8_forward',
+    arguments: [a.x, a.packed, a.bias, a.residual, a.activation, a.pre, a.y],
+  }),
+
+  /** The call of `linear_bfloat16_pack`; its formula stands in the contract under native/ops. */
+  linearBfloat16Pack: (a: { weight: Ref; packed: Ref }): KernelCall => ({
+    kernel: 'linear_bfloat16_pack',
+    arguments: [a.weight, a.packed],
+  }),
+
+  /** The call of `linear_bfloat16_forward`; its formula stands in the contract under native/ops. */
+  linearBfloat16Forward: (a: {
+    x: Ref;
+    packed: Ref;
+    bias: Ref | null;
+    residual: Ref | null;
+    activation: number;
+    pre: Ref | null;
+    y: Ref;
+  }): KernelCall => ({
+    kernel: 'linear_bfloat16_forward',
+    arguments: [a.x, a.packed, a.bias, a.residual, a.activation, a.pre, a.y],
+  }),
+
   /** The call of `matmul_forward`; its formula stands in the contract under native/ops. */
   matmulForward: (a: {
     a: Ref;
@@ -325,18 +431,31 @@ export const kernels = {
     arguments: [a.a, a.b, a.transposeA, a.transposeB, a.y],
   }),
 
+  /** The call of `group_matmul_forward`; its formula stands in the contract under native/ops. */
+  groupMatmulForward: (a: { a: Ref; b: Ref; transposeB: number; y: Ref }): KernelCall => ({
+    kernel: 'group_matmul_forward',
+    arguments: [a.a, a.b, a.transposeB, a.y],
+  }),
+
+  /** The call of `group_matmul_outer`; its formula stands in the contract under native/ops. */
+  groupMatmulOuter: (a: { x: Ref; y: Ref; products: Ref }): KernelCall => ({
+    kernel: 'group_matmul_outer',
+    arguments: [a.x, a.y, a.products],
+  }),
+
   /** The call of `attention_forward`; its formula stands in the contract under native/ops. */
   attentionForward: (a: {
     q: Ref;
     k: Ref;
     v: Ref;
     keyMask: Ref | null;
+    segments: Ref | null;
     scale: number;
     o: Ref;
     lse: Ref;
   }): KernelCall => ({
     kernel: 'attention_forward',
-    arguments: [a.q, a.k, a.v, a.keyMask, a.scale, a.o, a.lse],
+    arguments: [a.q, a.k, a.v, a.keyMask, a.segments, a.scale, a.o, a.lse],
   }),
 
   /** The call of `attention_backward`; its formula stands in the contract under native/ops. */
@@ -346,6 +465,7 @@ export const kernels = {
     k: Ref;
     v: Ref;
     keyMask: Ref | null;
+    segments: Ref | null;
     o: Ref;
     lse: Ref;
     scale: number;
@@ -354,7 +474,49 @@ export const kernels = {
     dv: Ref;
   }): KernelCall => ({
     kernel: 'attention_backward',
-    arguments: [a.dout, a.q, a.k, a.v, a.keyMask, a.o, a.lse, a.scale, a.dq, a.dk, a.dv],
+    arguments: [
+      a.dout,
+      a.q,
+      a.k,
+      a.v,
+      a.keyMask,
+      a.segments,
+      a.o,
+      a.lse,
+      a.scale,
+      a.dq,
+      a.dk,
+      a.dv,
+    ],
+  }),
+
+  /** The call of `attention_pool_forward`; its formula stands in the contract under native/ops. */
+  attentionPoolForward: (a: {
+    x: Ref;
+    u: Ref;
+    keyMask: Ref | null;
+    segments: Ref | null;
+    y: Ref;
+    lse: Ref;
+  }): KernelCall => ({
+    kernel: 'attention_pool_forward',
+    arguments: [a.x, a.u, a.keyMask, a.segments, a.y, a.lse],
+  }),
+
+  /** The call of `attention_pool_backward`; its formula stands in the contract under native/ops. */
+  attentionPoolBackward: (a: {
+    dy: Ref;
+    x: Ref;
+    u: Ref;
+    keyMask: Ref | null;
+    segments: Ref | null;
+    y: Ref;
+    lse: Ref;
+    dx: Ref;
+    du: Ref;
+  }): KernelCall => ({
+    kernel: 'attention_pool_backward',
+    arguments: [a.dy, a.x, a.u, a.keyMask, a.segments, a.y, a.lse, a.dx, a.du],
   }),
 
   /** The call of `layer_norm_forward`; its formula stands in the contract under native/ops. */
@@ -430,15 +592,25 @@ export const kernels = {
   }),
 
   /** The call of `position_resize_forward`; its formula stands in the contract under native/ops. */
-  positionResizeForward: (a: { grid: Ref; shapes: Ref; positions: Ref }): KernelCall => ({
+  positionResizeForward: (a: {
+    grid: Ref;
+    shapes: Ref;
+    segments: Ref | null;
+    positions: Ref;
+  }): KernelCall => ({
     kernel: 'position_resize_forward',
-    arguments: [a.grid, a.shapes, a.positions],
+    arguments: [a.grid, a.shapes, a.segments, a.positions],
   }),
 
   /** The call of `position_resize_backward`; its formula stands in the contract under native/ops. */
-  positionResizeBackward: (a: { dpositions: Ref; shapes: Ref; dgrid: Ref }): KernelCall => ({
+  positionResizeBackward: (a: {
+    dpositions: Ref;
+    shapes: Ref;
+    segments: Ref | null;
+    dgrid: Ref;
+  }): KernelCall => ({
     kernel: 'position_resize_backward',
-    arguments: [a.dpositions, a.shapes, a.dgrid],
+    arguments: [a.dpositions, a.shapes, a.segments, a.dgrid],
   }),
 
   /** The call of `token_select_forward`; its formula stands in the contract under native/ops. */

@@ -128,9 +128,15 @@ function isAddon(module: unknown): module is Addon {
   return (
     typeof module === 'object' &&
     module !== null &&
-    ['initialize', 'describe', 'scratchBytes', 'Buffer', 'Program', 'MappedFile'].every(
-      (name) => typeof (module as Record<string, unknown>)[name] === 'function',
-    )
+    [
+      'initialize',
+      'describe',
+      'scratchBytes',
+      'prepareImages',
+      'Buffer',
+      'Program',
+      'MappedFile',
+    ].every((name) => typeof (module as Record<string, unknown>)[name] === 'function')
   );
 }
 

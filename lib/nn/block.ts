@@ -1,9 +1,9 @@
 // Pre-norm transformer block: y = x + Attention(LN1(x)); y + Mlp(LN2(y)).
 import type { Tensor } from '../graph';
-import { extent, scope, tap } from '../graph';
+import { scope, tap } from '../graph';
 import * as ops from '../ops';
 import type { AttentionOptions, AttentionParameters } from './attention';
-import { attention } from './attention';
+import { attention, pooledAttention } from './attention';
 import type { LayerNormParameters } from './layer_norm';
 import { layerNorm } from './layer_norm';
 import type { MlpParameters } from './mlp';
@@ -22,7 +22,7 @@ export interface BlockOptions extends AttentionOptions {
 }
 
 /**
- * x (B, T, D) -> (B, T, D).
+ * x (B, T, D) -> (B, T, D); with `segments` (T, D) -> (T, D).
  *
  * Taps: `attention` and `mlp` (each before its residual), `attentionResidual`, `output`.
  */
@@ -40,11 +40,12 @@ export function block(
 
 /**
  * What {@link block} gives for one token alone: every token is a key and a value, but only this one
- * asks. The last block of a tower that is pooled at one token needs no more.
+ * asks, and their projections fold away. The last block of a tower that is pooled at one token needs no
+ * more.
  *
  * @param x - (B, T, D)
  * @param token - index of the token, 0 to T − 1
- * @returns (B, 1, D)
+ * @returns (B, D)
  */
 export function blockAtToken(
   x: Tensor,
@@ -52,13 +53,12 @@ export function blockAtToken(
   parameters: BlockParameters<Tensor>,
   options: BlockOptions,
 ): Tensor {
-  const single = [extent(x, 0), 1, extent(x, 2)];
-  const select = (tokens: Tensor): Tensor => ops.reshape(ops.tokenSelect(tokens, token), single);
   const attended = scope('attention', () => {
     const normed = layerNorm(x, parameters.norm1, options);
-    return attention(select(normed), normed, parameters.attention, options);
+    const asking = ops.tokenSelect(normed, token);
+    return pooledAttention(asking, normed, parameters.attention, options);
   });
-  return finish(select(x), attended, parameters, options);
+  return finish(ops.tokenSelect(x, token), attended, parameters, options);
 }
 
 function finish(

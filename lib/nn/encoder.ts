@@ -17,12 +17,12 @@ export interface EncoderOptions extends BlockOptions {
    * for one block at a time, one more forward. Default false.
    */
   readonly checkpoint?: boolean | undefined;
-  /** Give this token alone, (B, 1, D), and skip what only the others need. Default: all tokens. */
+  /** Give this token alone, (B, D), and skip what only the others need. Default: all tokens. */
   readonly onlyToken?: number | undefined;
 }
 
 /**
- * x (B, T, D) -> blocks and final norm -> (B, T, D). Scopes `blocks.0`, `blocks.1`, … carry the taps
+ * x (B, T, D), or (T, D) with `segments` -> blocks and final norm -> the same shape. Scopes `blocks.0`, `blocks.1`, … carry the taps
  * of {@link block}.
  */
 export function encoder(

@@ -1,5 +1,5 @@
 export type { AttentionOptions, AttentionParameters } from './attention';
-export { attend, attention } from './attention';
+export { attention, pooledAttention } from './attention';
 export type { BlockOptions, BlockParameters } from './block';
 export { block, blockAtToken } from './block';
 export type { EncoderOptions, EncoderParameters } from './encoder';

@@ -18,7 +18,7 @@ export function imagePatchEmbedding(
   return linear(ops.patchify(images, patch), parameters);
 }
 
-/** NaFlex rows (B, L, P·P·3) -> tokens (B, L, D). */
+/** NaFlex rows (…, P·P·3) -> tokens (…, D). */
 export function rowPatchEmbedding(rows: Tensor, parameters: LinearParameters<Tensor>): Tensor {
   return linear(rows, parameters);
 }

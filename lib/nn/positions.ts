@@ -10,11 +10,18 @@ export function addPositions(tokens: Tensor, positions: Tensor): Tensor {
 
 /**
  * tokens (B, L, D) + the learned grid resized to every image's own grid of patches (bilinear,
- * antialiased). Tokens beyond gh·gw get no position; they are padding and must be masked.
+ * antialiased). Tokens beyond gh·gw get no position; they are padding and must be masked. Packed
+ * tokens (T, D) come with their segments.
  *
  * @param grid - (n·n, D), n × n cells row by row
  * @param shapes - (B, 2) int32, rows (gh, gw) with gh·gw ≤ L
+ * @param segments - (B + 1) int32, gh·gw rows each
  */
-export function addResizedPositions(tokens: Tensor, grid: Tensor, shapes: Tensor): Tensor {
-  return ops.add(tokens, ops.positionResize(grid, shapes, extent(tokens, 1)));
+export function addResizedPositions(
+  tokens: Tensor,
+  grid: Tensor,
+  shapes: Tensor,
+  segments?: Tensor,
+): Tensor {
+  return ops.add(tokens, ops.positionResize(grid, shapes, extent(tokens, -2), segments));
 }

@@ -19,6 +19,8 @@ export class AddedTokenMatcher {
   private readonly byFirst = new Map<number, AddedToken[]>();
   // One character class of all first units, to skip what cannot begin a token.
   private readonly firsts: RegExp | undefined;
+  /** UTF-16 units of the longest token. */
+  readonly longest: number;
 
   constructor(tokens: readonly AddedToken[]) {
     for (const token of tokens) {
@@ -36,21 +38,21 @@ export class AddedTokenMatcher {
     for (const group of this.byFirst.values()) {
       group.sort((a, b) => b.content.length - a.content.length);
     }
+    this.longest = tokens.reduce((most, { content }) => Math.max(most, content.length), 0);
     const units = [...this.byFirst.keys()].map(
       (unit) => `\\u${unit.toString(16).padStart(4, '0')}`,
     );
     this.firsts = units.length === 0 ? undefined : new RegExp(`[${units.join('')}]`, 'g');
   }
 
-  /** Splits a text, lazily: a caller that has enough ids stops asking. */
-  *split(text: string): Generator<Segment> {
-    if (this.firsts === undefined) {
-      if (text !== '') yield text;
-      return;
-    }
+  /**
+   * Splits a text, lazily: a caller that has enough ids stops asking.
+   *
+   * @param end - where to stop: tokens are recognised that begin before it, and text is given up to it
+   */
+  *split(text: string, end = text.length): Generator<Segment> {
     let begin = 0;
-    this.firsts.lastIndex = 0;
-    for (let at = this.seek(text, 0); at >= 0;) {
+    for (let at = this.seek(text, 0); at >= 0 && at < end;) {
       const token = this.match(text, at);
       if (token === undefined) {
         at = this.seek(text, at + 1);
@@ -61,7 +63,7 @@ export class AddedTokenMatcher {
       begin = at + token.content.length;
       at = this.seek(text, begin);
     }
-    if (begin < text.length) yield text.slice(begin);
+    if (begin < end) yield text.slice(begin, end);
   }
 
   private match(text: string, at: number): AddedToken | undefined {

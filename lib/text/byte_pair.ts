@@ -21,8 +21,12 @@ const GONE = -2;
 // Candidates are ordered by priority, then position; both in one float64.
 const POSITIONS = 2 ** 32;
 
+// Characters of the first plane have their ids in a table.
+const PLANE = 0x10000;
+
 /** Encodes strings; keeps its working memory between calls. */
 export class BytePairEncoder {
+  private readonly plane = new Int32Array(PLANE).fill(-1);
   private ids = new Int32Array(64);
   private next = new Int32Array(64);
   private previous = new Int32Array(64);
@@ -31,10 +35,17 @@ export class BytePairEncoder {
   private readonly utf8 = new Uint8Array(4);
   private readonly toUtf8 = new TextEncoder();
 
-  constructor(private readonly model: BytePairModel) {}
+  constructor(private readonly model: BytePairModel) {
+    for (const [point, id] of model.characters) if (point < PLANE) this.plane[point] = id;
+  }
+
+  /** The id of a code point, or −1 when it is no piece. */
+  characterId(point: number): number {
+    return point < PLANE ? this.plane[point] : (this.model.characters.get(point) ?? -1);
+  }
 
   /**
-   * The ids of a text, normalised already and taken as one word.
+   * The ids of a text taken as one word. A space stands for "▁", half a surrogate pair for U+FFFD.
    *
    * @param visited - told every id that occurs on the way, those of the result included
    */
@@ -56,15 +67,17 @@ export class BytePairEncoder {
 
   private symbols(text: string): number {
     this.reserve(4 * text.length);
-    const { characters, unknown, fuseUnknown } = this.model;
+    const { unknown, fuseUnknown } = this.model;
     let count = 0;
-    for (const character of text) {
-      const id = characters.get(character.codePointAt(0) ?? 0);
-      if (id !== undefined) {
+    for (let at = 0; at < text.length;) {
+      const point = symbolAt(text, at);
+      at += point < PLANE ? 1 : 2;
+      const id = this.characterId(point);
+      if (id >= 0) {
         this.ids[count++] = id;
         continue;
       }
-      const spelled = this.spell(character, count);
+      const spelled = this.spell(point, count);
       if (spelled > 0) count += spelled;
       else if (!(fuseUnknown && count > 0 && this.ids[count - 1] === unknown)) {
         this.ids[count++] = unknown;
@@ -74,8 +87,8 @@ export class BytePairEncoder {
   }
 
   // Writes the bytes of a code point as ids from `at`; 0 when one of them has none.
-  private spell(character: string, at: number): number {
-    const { written } = this.toUtf8.encodeInto(character, this.utf8);
+  private spell(point: number, at: number): number {
+    const { written } = this.toUtf8.encodeInto(String.fromCodePoint(point), this.utf8);
     for (let i = 0; i < written; i++) {
       const id = this.model.bytes[this.utf8[i]];
       if (id < 0) return 0;
@@ -165,4 +178,16 @@ export class BytePairEncoder {
     // One candidate per pair at first, then at most two for each merge.
     this.heap = new Float64Array(3 * size);
   }
+}
+
+const SPACE = 0x20;
+const SPACE_MARK = 0x2581;
+
+/** The code point at a place as the vocabulary spells it: "▁" for a space, U+FFFD for half a pair. */
+export function symbolAt(text: string, at: number): number {
+  const unit = text.charCodeAt(at);
+  if (unit === SPACE) return SPACE_MARK;
+  if (unit < 0xd800 || unit > 0xdfff) return unit;
+  const point = text.codePointAt(at) ?? unit;
+  return point < PLANE ? 0xfffd : point;
 }

@@ -1,7 +1,11 @@
 export type { AddedToken } from './added_tokens';
+export type { TokenizerDefinition } from './byte_pair_tokenizer';
+export { BytePairTokenizer } from './byte_pair_tokenizer';
 export { parseSentencePiece } from './sentencepiece';
 export { TokenizerSubset } from './subset';
-export type { TokenizerDefinition, TokenizerOptions } from './tokenizer';
-export { Tokenizer } from './tokenizer';
-export { loadTokenizer, saveTokenizer } from './tokenizer_files';
+export type { Tokenizer, TokenizerOptions } from './tokenizer';
+export { UnigramTokenizer } from './unigram_tokenizer';
+export type { SentencePieceModel } from './sentencepiece';
+export { readSentencePiece } from './sentencepiece';
+export { deferTokenizer, loadTokenizer, saveTokenizer } from './tokenizer_files';
 export { formatTokenizer, parseTokenizer } from './tokenizer_json';

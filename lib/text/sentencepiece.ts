@@ -1,25 +1,134 @@
-// tokenizer.model, SentencePiece's own file: a protocol buffer whose field 1 repeats
-// { 1: piece, 2: score, 3: type }. Of a byte-pair model the merges follow from the pieces: two pieces
-// merge when together they are a piece, the better score first.
+// A SentencePiece model file (sentencepiece_model.proto): pieces with scores and types, how texts are
+// normalised, and which of two ways of encoding the pieces are for.
 import { SiglipError } from '../errors';
 import type { AddedToken } from './added_tokens';
+import type { TokenizerDefinition } from './byte_pair_tokenizer';
 import { MergeTable } from './merge_table';
-import type { TokenizerDefinition } from './tokenizer';
-import { byteIds, characterIds } from './vocabulary';
+import { PieceTable, utf8Length } from './pieces';
+import { MessageCursor, wrongModel } from './protobuf';
 
-// A byte order mark is a piece like any other.
-const UTF8 = new TextDecoder('utf-8', { ignoreBOM: true });
+/** Types of pieces. */
+export const PIECE = {
+  normal: 1,
+  unknown: 2,
+  control: 3,
+  userDefined: 4,
+  unused: 5,
+  byte: 6,
+} as const;
 
-const TYPES = { normal: 1, unknown: 2, control: 3, userDefined: 4, byte: 6 } as const;
+/** How texts are normalised before they are encoded. */
+export interface NormalizerSpec {
+  /** Replacements of characters, precompiled; empty for none. */
+  readonly charsmap: Uint8Array;
+  /** Put a space before the text. */
+  readonly addDummyPrefix: boolean;
+  /** Drop spaces at both ends and all but one of a run. */
+  readonly removeExtraWhitespaces: boolean;
+  /** Spell spaces "▁". */
+  readonly escapeWhitespaces: boolean;
+}
 
-interface Piece {
-  readonly text: string;
-  readonly score: number;
-  readonly type: number;
+/** The content of a model file. */
+export interface SentencePieceModel {
+  readonly file: string;
+  readonly kind: 'unigram' | 'bpe' | 'word' | 'char';
+  readonly pieces: PieceTable;
+  /** By id; a piece is more probable the greater its score is. */
+  readonly scores: Float32Array;
+  /** By id, see {@link PIECE}. */
+  readonly types: Uint8Array;
+  /** Id of what is no piece. */
+  readonly unknown: number;
+  readonly byteFallback: boolean;
+  readonly normalizer: NormalizerSpec;
+}
+
+const KINDS = { 1: 'unigram', 2: 'bpe', 3: 'word', 4: 'char' } as const;
+
+/** Reads a model file. @throws SiglipError ERR_TOKENIZER */
+export function readSentencePiece(bytes: Uint8Array, file: string): SentencePieceModel {
+  const starts = [0];
+  const texts: Uint8Array[] = [];
+  const scores: number[] = [];
+  const types: number[] = [];
+  let kind = 1;
+  let byteFallback = false;
+  let whitespaceSuffix = false;
+  let normalizer: NormalizerSpec = {
+    charsmap: new Uint8Array(),
+    addDummyPrefix: true,
+    removeExtraWhitespaces: true,
+    escapeWhitespaces: true,
+  };
+  const cursor = new MessageCursor(file, bytes);
+  while (cursor.next()) {
+    if (cursor.field === 1) {
+      let text = new Uint8Array();
+      let score = 0;
+      let type: number = PIECE.normal;
+      const fields = cursor.message();
+      while (fields.next()) {
+        if (fields.field === 1) text = new Uint8Array(fields.slice());
+        else if (fields.field === 2) score = fields.float();
+        else if (fields.field === 3) type = fields.integer;
+      }
+      if (text.length === 0) throw wrongModel(file, 'pieces must have text');
+      starts.push(starts[starts.length - 1] + text.length);
+      texts.push(text);
+      scores.push(score);
+      types.push(type);
+    } else if (cursor.field === 2) {
+      const fields = cursor.message();
+      while (fields.next()) {
+        if (fields.field === 3) kind = fields.integer;
+        else if (fields.field === 24) whitespaceSuffix = fields.integer !== 0;
+        else if (fields.field === 35) byteFallback = fields.integer !== 0;
+      }
+    } else if (cursor.field === 3) normalizer = normalizerOf(cursor.message(), normalizer);
+  }
+  if (whitespaceSuffix) throw wrongModel(file, 'spaces must be written before words, not after');
+  const unknown = types.indexOf(PIECE.unknown);
+  if (unknown < 0) throw wrongModel(file, 'one of the pieces must be the unknown one');
+  return {
+    file,
+    kind: kindOf(kind, file),
+    pieces: new PieceTable(joined(texts, starts), Int32Array.from(starts), file),
+    scores: Float32Array.from(scores),
+    types: Uint8Array.from(types),
+    unknown,
+    byteFallback,
+    normalizer,
+  };
+}
+
+function joined(texts: readonly Uint8Array[], starts: readonly number[]): Uint8Array {
+  const all = new Uint8Array(starts[texts.length]);
+  texts.forEach((text, id) => {
+    all.set(text, starts[id]);
+  });
+  return all;
+}
+
+function kindOf(kind: number, file: string): SentencePieceModel['kind'] {
+  if (kind === 1 || kind === 2 || kind === 3 || kind === 4) return KINDS[kind];
+  throw wrongModel(file, `a model of an unknown kind ${String(kind)}`);
+}
+
+function normalizerOf(fields: MessageCursor, defaults: NormalizerSpec): NormalizerSpec {
+  let { charsmap, addDummyPrefix, removeExtraWhitespaces, escapeWhitespaces } = defaults;
+  while (fields.next()) {
+    if (fields.field === 2) charsmap = new Uint8Array(fields.slice());
+    else if (fields.field === 3) addDummyPrefix = fields.integer !== 0;
+    else if (fields.field === 4) removeExtraWhitespaces = fields.integer !== 0;
+    else if (fields.field === 5) escapeWhitespaces = fields.integer !== 0;
+  }
+  return { charsmap, addDummyPrefix, removeExtraWhitespaces, escapeWhitespaces };
 }
 
 /**
- * The definition in the bytes of a `tokenizer.model`.
+ * The definition in the bytes of a `tokenizer.model`, a byte-pair model: two pieces merge when
+ * together they are a piece, the better score first.
  *
  * @param added - tokens matched as a whole, from `tokenizer_config.json`; default: the model's
  *   user-defined pieces
@@ -30,138 +139,71 @@ export function parseSentencePiece(
   file = 'tokenizer.model',
   added?: readonly AddedToken[],
 ): TokenizerDefinition {
-  const pieces = new MessageReader(file, bytes).fields(1).map((message) => pieceOf(file, message));
-  const ids = new Map(pieces.map(({ text }, id) => [text, id]));
-  const unknown = pieces.findIndex(({ type }) => type === TYPES.unknown);
-  if (unknown < 0 || ids.size !== pieces.length) {
-    throw wrong(file, 'pieces must be distinct and one of them the unknown one');
+  const model = readSentencePiece(bytes, file);
+  const { kind, normalizer, pieces, types, unknown } = model;
+  if (kind !== 'bpe') {
+    throw wrong(file, 'model_type', 'bpe', kind);
   }
-  const ordinary = new Map([...ids].filter(([, id]) => isOrdinary(pieces[id])));
+  // The vocabulary of SigLIP 2 takes texts as they are.
+  const alters = (['addDummyPrefix', 'removeExtraWhitespaces'] as const).find(
+    (key) => normalizer[key],
+  );
+  if (alters !== undefined) throw wrong(file, `normalizer_spec.${alters}`, 'false', 'true');
+  if (normalizer.charsmap.length > 0) {
+    throw wrong(file, 'normalizer_spec.precompiled_charsmap', 'absent', 'one');
+  }
+  const others = new Set<number>();
+  types.forEach((_, id) => {
+    if (!isOrdinary(model, id)) others.add(id);
+  });
   return {
-    pieces: pieces.map(({ text }) => text),
-    added: added ?? userDefined(pieces),
-    merges: mergesOf(pieces, ordinary),
-    characters: characterIds(ordinary),
-    bytes: byteIds(ids),
+    pieces,
+    added: added ?? userDefined(model),
+    merges: mergesOf(model),
+    characters: pieces.characters(others),
+    bytes: pieces.byteIds(),
     unknown,
     fuseUnknown: true,
     lowercase: false,
   };
 }
 
-function isOrdinary({ type }: Piece): boolean {
-  return type === TYPES.normal || type === TYPES.userDefined;
+function wrong(file: string, what: string, expected: string, actual: string): SiglipError {
+  return new SiglipError('ERR_TOKENIZER', `${file}: ${what} must be ${expected}, got ${actual}`);
 }
 
-function userDefined(pieces: readonly Piece[]): AddedToken[] {
-  return pieces.flatMap(({ text, type }, id) =>
-    type === TYPES.userDefined ? { id, content: text, special: false } : [],
+function isOrdinary({ types }: SentencePieceModel, id: number): boolean {
+  return types[id] === PIECE.normal || types[id] === PIECE.userDefined;
+}
+
+function userDefined({ types, pieces }: SentencePieceModel): AddedToken[] {
+  return Array.from(types).flatMap((type, id) =>
+    type === PIECE.userDefined ? { id, content: pieces.text(id), special: false } : [],
   );
 }
 
-function mergesOf(pieces: readonly Piece[], ordinary: ReadonlyMap<string, number>): MergeTable {
-  const byScore = [...ordinary.values()].sort((a, b) => pieces[b].score - pieces[a].score || a - b);
+function mergesOf(model: SentencePieceModel): MergeTable {
+  const { pieces, scores } = model;
+  const { bytes, starts } = pieces;
+  const ordinary = Array.from(scores.keys()).filter((id) => isOrdinary(model, id));
+  ordinary.sort((a, b) => scores[b] - scores[a] || a - b);
   const [left, right, result, priority]: number[][] = [[], [], [], []];
-  byScore.forEach((id, rank) => {
-    const { text } = pieces[id];
-    for (let at = 1; at < text.length; at++) {
-      const l = ordinary.get(text.slice(0, at));
-      if (l === undefined) continue;
-      const r = ordinary.get(text.slice(at));
-      if (r === undefined) continue;
+  let rank = 0;
+  ordinary.forEach((id, i) => {
+    // Of pieces with one score the leftmost in the text comes first.
+    if (i > 0 && scores[id] !== scores[ordinary[i - 1]]) rank++;
+    const [begin, end] = [starts[id], starts[id + 1]];
+    for (let at = begin + utf8Length(bytes[begin]); at < end; at += utf8Length(bytes[at])) {
+      const l = pieces.findBytes(bytes, begin, at);
+      if (l < 0 || !isOrdinary(model, l)) continue;
+      const r = pieces.findBytes(bytes, at, end);
+      if (r < 0 || !isOrdinary(model, r)) continue;
       left.push(l);
       right.push(r);
       result.push(id);
       priority.push(rank);
     }
   });
-  const [l, r, both, rank] = [left, right, result, priority].map((list) => Int32Array.from(list));
-  return new MergeTable(l, r, both, rank);
-}
-
-function pieceOf(file: string, message: Uint8Array): Piece {
-  const reader = new MessageReader(file, message);
-  const text = UTF8.decode(reader.fields(1).at(-1) ?? new Uint8Array());
-  if (text === '') throw wrong(file, 'pieces must have text');
-  return { text, score: reader.float(2), type: reader.integer(3) ?? TYPES.normal };
-}
-
-function wrong(file: string, problem: string): SiglipError {
-  return new SiglipError(
-    'ERR_TOKENIZER',
-    `${file}: content must be a SentencePiece model, got something else: ${problem}`,
-  );
-}
-
-const WIRE = { integer: 0, eight: 1, bytes: 2, four: 5 } as const;
-
-/** The fields of one message. */
-class MessageReader {
-  private readonly groups = new Map<number, Uint8Array[]>();
-  private readonly integers = new Map<number, number>();
-  private at = 0;
-
-  constructor(
-    private readonly file: string,
-    private readonly bytes: Uint8Array,
-  ) {
-    while (this.at < bytes.length) this.field();
-  }
-
-  /** Contents of a field of bytes, as often as it occurs. */
-  fields(number: number): readonly Uint8Array[] {
-    return this.groups.get(number) ?? [];
-  }
-
-  integer(number: number): number | undefined {
-    return this.integers.get(number);
-  }
-
-  /** 0 where it is absent. */
-  float(number: number): number {
-    const bytes = this.groups.get(number)?.at(-1);
-    if (bytes?.length !== 4) return 0;
-    return new DataView(bytes.buffer, bytes.byteOffset, 4).getFloat32(0, true);
-  }
-
-  private field(): void {
-    const tag = this.varint();
-    const number = Math.floor(tag / 8);
-    switch (tag % 8) {
-      case WIRE.integer:
-        this.integers.set(number, this.varint());
-        return;
-      case WIRE.eight:
-        this.take(number, 8);
-        return;
-      case WIRE.bytes:
-        this.take(number, this.varint());
-        return;
-      case WIRE.four:
-        this.take(number, 4);
-        return;
-      default:
-        throw wrong(this.file, `a field of an unknown kind at byte ${String(this.at)}`);
-    }
-  }
-
-  private take(number: number, length: number): void {
-    if (length > this.bytes.length - this.at) throw wrong(this.file, 'a field is cut short');
-    const content = this.bytes.subarray(this.at, this.at + length);
-    this.at += length;
-    const group = this.groups.get(number);
-    if (group === undefined) this.groups.set(number, [content]);
-    else group.push(content);
-  }
-
-  private varint(): number {
-    let value = 0;
-    for (let scale = 1; scale < 2 ** 70; scale *= 128) {
-      if (this.at >= this.bytes.length) throw wrong(this.file, 'a number is cut short');
-      const byte = this.bytes[this.at++];
-      value += (byte & 127) * scale;
-      if (byte < 128) return value;
-    }
-    throw wrong(this.file, 'a number is too long');
-  }
+  const [l, r, both, ranks] = [left, right, result, priority].map((list) => Int32Array.from(list));
+  return new MergeTable(l, r, both, ranks);
 }

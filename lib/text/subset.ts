@@ -8,8 +8,9 @@
 // characters, and to <unk> where even a character is new.
 import { SiglipError } from '../errors';
 import { MergeTable } from './merge_table';
-import type { TokenizerDefinition } from './tokenizer';
-import { Tokenizer } from './tokenizer';
+import type { TokenizerDefinition } from './byte_pair_tokenizer';
+import { BytePairTokenizer } from './byte_pair_tokenizer';
+import { PieceTable } from './pieces';
 
 const KEPT = ['<pad>', '<eos>', '<bos>', '<unk>'];
 
@@ -17,7 +18,7 @@ const KEPT = ['<pad>', '<eos>', '<bos>', '<unk>'];
 export class TokenizerSubset {
   private constructor(
     /** Ids from 0, in the order of the old ids; `<pad>` 0, `<eos>` 1, `<bos>` 2, `<unk>` 3. */
-    readonly tokenizer: Tokenizer,
+    readonly tokenizer: BytePairTokenizer,
     /** The old id of every new one: which rows of a trained table of embeddings to keep. */
     readonly originalIds: Int32Array,
   ) {}
@@ -32,9 +33,10 @@ export class TokenizerSubset {
    * const { tokenizer: small } = TokenizerSubset.from(tokenizer, captions);
    * small.vocabulary;   // 5,321 instead of 256,000
    */
-  static from(tokenizer: Tokenizer, texts: Iterable<string>): TokenizerSubset {
+  static from(tokenizer: BytePairTokenizer, texts: Iterable<string>): TokenizerSubset {
     const { definition, lowercase } = tokenizer;
-    const first = definition.pieces.slice(0, KEPT.length);
+    const { pieces } = definition;
+    const first = KEPT.slice(0, pieces.size).map((_, id) => pieces.text(id));
     if (String(first) !== String(KEPT)) {
       throw new SiglipError(
         'ERR_TOKENIZER',
@@ -46,7 +48,7 @@ export class TokenizerSubset {
     const originalIds = Int32Array.from(used).sort();
     const renumbered = new Map(Array.from(originalIds, (old, id) => [old, id]));
     return new TokenizerSubset(
-      new Tokenizer(restrict(definition, originalIds, renumbered), { lowercase }),
+      new BytePairTokenizer(restrict(definition, originalIds, renumbered), { lowercase }),
       originalIds,
     );
   }
@@ -59,7 +61,7 @@ function restrict(
 ): TokenizerDefinition {
   const kept = (old: number): number => renumbered.get(old) ?? -1;
   return {
-    pieces: Array.from(originalIds, (old) => definition.pieces[old]),
+    pieces: PieceTable.from(Array.from(originalIds, (old) => definition.pieces.text(old))),
     added: definition.added.flatMap((token) =>
       renumbered.has(token.id) ? { ...token, id: kept(token.id) } : [],
     ),

@@ -1,26 +1,13 @@
-// SigLIP 2's tokenizer: Gemma's byte-pair vocabulary, lower-cased text, no <bos>, a <eos> that stays
-// when the text is cut, padding on the right to one length. The text tower attends to padding, so
-// length and padding are part of the model.
+// What a tokenizer is, whatever vocabulary it has: a text becomes ids, <eos> after them even when the
+// text is cut, and padding on the right to one length. The text tower attends to padding, so length
+// and padding are part of the model.
 import { SiglipError } from '../errors';
-import type { AddedToken } from './added_tokens';
-import { AddedTokenMatcher } from './added_tokens';
-import type { BytePairModel } from './byte_pair';
-import { BytePairEncoder } from './byte_pair';
-
-/** A vocabulary and how it is used; see `parseTokenizer`. */
-export interface TokenizerDefinition extends BytePairModel {
-  /** Piece of every id. */
-  readonly pieces: readonly string[];
-  readonly added: readonly AddedToken[];
-  /** Whether the definition itself lower-cases, whatever the options say. */
-  readonly lowercase: boolean;
-}
 
 /** How texts are prepared. */
 export interface TokenizerOptions {
   /**
-   * Lower-case texts, code point by code point, as in training. Default true. Published SigLIP 2
-   * folders do not do so when loaded by `AutoTokenizer`; false gives those ids.
+   * Lower-case texts, as in training. Default true. Published SigLIP 2 folders do not do so when
+   * loaded by `AutoTokenizer`; false gives those ids.
    */
   readonly lowercase?: boolean;
   /**
@@ -30,195 +17,92 @@ export interface TokenizerOptions {
   readonly specialTokens?: 'match' | 'ignore';
 }
 
-/** Tokens of every text in SigLIP 2. */
-const LENGTH = 64;
-
-const SPACE = '▁';
-const CACHED_WORDS = 1 << 14;
-const CACHED_LENGTH = 64;
-
-/** Turns texts into ids. */
-export class Tokenizer {
-  readonly definition: TokenizerDefinition;
+/** Turns texts into ids; see `loadTokenizer`. */
+export interface Tokenizer {
   /** Ids are below this. */
   readonly vocabulary: number;
   readonly padId: number;
   readonly eosId: number;
   /** Whether texts are lower-cased. */
   readonly lowercase: boolean;
-  private readonly matcher: AddedTokenMatcher;
-  private readonly encoder: BytePairEncoder;
-  private readonly cache = new Map<string, Int32Array>();
-  private readonly splitsAtSpaces: boolean;
-
-  /** See `loadTokenizer` and `parseTokenizer`. @throws SiglipError ERR_TOKENIZER */
-  constructor(definition: TokenizerDefinition, options: TokenizerOptions = {}) {
-    this.definition = definition;
-    this.vocabulary = definition.pieces.length;
-    this.padId = idOf(definition, '<pad>');
-    this.eosId = idOf(definition, '<eos>');
-    this.lowercase = definition.lowercase || options.lowercase !== false;
-    const matched = definition.added.filter(
-      ({ special }) => !(special && options.specialTokens === 'ignore'),
-    );
-    this.matcher = new AddedTokenMatcher(matched);
-    this.encoder = new BytePairEncoder(definition);
-    this.splitsAtSpaces = splitsAtSpaces(definition);
-  }
 
   /**
-   * Ids for the text tower: at most `length − 1` ids of the text, then `<eos>`, then padding.
+   * Ids for the text tower: at most `length − 1` ids of the text, then `<eos>`, then padding. Of a
+   * long text only as much is looked at as decides them.
    *
    * @param texts - one text or B of them
    * @param length - ids per text T; default 64
    * @returns (B, T)
-   * @throws SiglipError ERR_ARGUMENT for a text that is no string, or a length below 1
+   * @throws SiglipError ERR_ARGUMENT for a text that is no string or has more than 2^24 UTF-16 units,
+   * or a length below 1
    * @example
    * tokenizer.encode('a photo of a cat'); // 235250 2686 576 476 4401 1 0 0 …
    */
-  encode(texts: string | readonly string[], length = LENGTH): Int32Array {
-    if (!Number.isSafeInteger(length) || length < 1) {
-      throw new SiglipError(
-        'ERR_ARGUMENT',
-        `encode: length must be a positive integer, got ${String(length)}`,
-      );
-    }
-    const list = typeof texts === 'string' ? [texts] : texts;
-    const result = new Int32Array(list.length * length).fill(this.padId);
-    list.forEach((text, i) => {
-      const ids = this.ids(text, length - 1);
-      result.set(ids, i * length);
-      result[i * length + ids.length] = this.eosId;
-    });
-    return result;
-  }
+  encode(texts: string | readonly string[], length?: number): Int32Array;
 
   /**
    * The ids of a text alone, without `<eos>` and padding.
    *
-   * @param limit - most ids wanted; what lies beyond is not looked at
+   * @param limit - most ids wanted; only as much of the text is looked at as decides them
    */
-  ids(text: string, limit = Infinity): Int32Array {
-    const found: number[] = [];
-    this.walk(text, limit, (ids) => {
-      for (let i = 0; i < ids.length && found.length < limit; i++) found.push(ids[i]);
-      return found.length;
-    });
-    return Int32Array.from(found);
-  }
-
-  /**
-   * Every id that occurs while texts are encoded in full, those merged away included: the pieces a
-   * smaller vocabulary needs to encode the same texts in the same way.
-   */
-  visit(texts: Iterable<string>): Set<number> {
-    const visited = new Set<number>();
-    const add = (id: number): void => void visited.add(id);
-    for (const text of texts) {
-      for (const segment of this.matcher.split(wellFormed('visit', text))) {
-        if (typeof segment === 'number') add(segment);
-        else for (const word of this.words(segment)) this.encoder.encode(word, add);
-      }
-    }
-    return visited;
-  }
+  ids(text: string, limit?: number): Int32Array;
 
   /** The text of ids. Special tokens are left out; bytes that are no UTF-8 become U+FFFD. */
-  decode(ids: ArrayLike<number>): string {
-    const special = new Set(this.definition.added.filter((t) => t.special).map(({ id }) => id));
-    let text = '';
-    let bytes: number[] = [];
-    const flush = (): void => {
-      text += decodeBytes(bytes);
-      bytes = [];
-    };
-    for (let i = 0; i < ids.length; i++) {
-      const piece = this.pieceOf(ids[i]);
-      const byte = this.definition.bytes.indexOf(ids[i]);
-      if (byte >= 0) {
-        bytes.push(byte);
-        continue;
-      }
-      flush();
-      if (!special.has(ids[i])) text += piece.replaceAll(SPACE, ' ');
-    }
-    flush();
-    return text;
-  }
+  decode(ids: ArrayLike<number>): string;
+}
 
-  private pieceOf(id: number): string {
-    if (Number.isInteger(id) && id >= 0 && id < this.vocabulary) return this.definition.pieces[id];
+/** Tokens of every text in SigLIP 2. */
+const LENGTH = 64;
+
+/** What {@link Tokenizer.encode} does, given what {@link Tokenizer.ids} does. */
+export function encodeTexts(
+  tokenizer: Tokenizer,
+  texts: string | readonly string[],
+  length = LENGTH,
+): Int32Array {
+  if (!Number.isSafeInteger(length) || length < 1) {
     throw new SiglipError(
       'ERR_ARGUMENT',
-      `decode: ids must be from 0 to ${String(this.vocabulary - 1)}, got ${String(id)}`,
+      `encode: length must be a positive integer, got ${String(length)}`,
     );
   }
-
-  // Calls `take` with the ids of one piece of text after the other until it has `limit` of them.
-  private walk(text: string, limit: number, take: (ids: ArrayLike<number>) => number): void {
-    let count = 0;
-    for (const segment of this.matcher.split(wellFormed('encode', text))) {
-      if (count >= limit) return;
-      if (typeof segment === 'number') {
-        count = take([segment]);
-        continue;
-      }
-      for (const word of this.words(segment)) {
-        if (count >= limit) return;
-        count = take(this.encodeWord(word));
-      }
-    }
-  }
-
-  private words(segment: string): readonly string[] {
-    const lower = this.lowercase ? lowercase(segment) : segment;
-    const text = lower.replaceAll(' ', SPACE);
-    return this.splitsAtSpaces ? text.split(WORD_BORDER) : [text];
-  }
-
-  private encodeWord(word: string): Int32Array {
-    const cached = this.cache.get(word);
-    if (cached !== undefined) return cached;
-    const ids = this.encoder.encode(word);
-    if (word.length <= CACHED_LENGTH) {
-      if (this.cache.size >= CACHED_WORDS) this.cache.clear();
-      this.cache.set(word, ids);
-    }
-    return ids;
-  }
+  const list = typeof texts === 'string' ? [texts] : texts;
+  const result = new Int32Array(list.length * length).fill(tokenizer.padId);
+  list.forEach((text, i) => {
+    expectText('encode', text);
+    const ids = tokenizer.ids(text, length - 1);
+    result.set(ids, i * length);
+    result[i * length + ids.length] = tokenizer.eosId;
+  });
+  return result;
 }
 
-// Before every "▁" that follows something else.
-const WORD_BORDER = /(?<=[^▁])(?=▁)/u;
+// A text that is wanted as 64 ids and has more is a mistake of the caller, or an attack.
+const MAX_UNITS = 1 << 24;
 
-/**
- * Whether words can be encoded apart: no merge makes a piece in which "▁" follows something else, so
- * nothing ever merges across such a place.
- */
-function splitsAtSpaces({ pieces, merges }: TokenizerDefinition): boolean {
-  const crossing = new Set(pieces.flatMap((piece, id) => (/[^▁]▁/u.test(piece) ? id : [])));
-  return crossing.size === 0 || !merges.result.some((id) => crossing.has(id));
-}
-
-/**
- * Lower case code point by code point, as the reference does. JavaScript looks at neighbours in one
- * case alone, the Σ at the end of a word.
- */
-function lowercase(text: string): string {
-  return text.replaceAll('Σ', 'σ').toLowerCase();
-}
-
-// Halves of surrogate pairs have no UTF-8 form; they become U+FFFD.
-function wellFormed(who: string, text: unknown): string {
+/** @throws SiglipError ERR_ARGUMENT when it is no string, or longer than any text */
+export function expectText(who: string, text: unknown): string {
   if (typeof text !== 'string') {
     throw new SiglipError('ERR_ARGUMENT', `${who}: text must be a string, got ${typeof text}`);
   }
-  return text.replace(LONE_SURROGATE, '\ufffd');
+  if (text.length <= MAX_UNITS) return text;
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `${who}: text must have at most ${String(MAX_UNITS)} UTF-16 units, got ${String(text.length)}`,
+  );
 }
 
-const LONE_SURROGATE = /\p{Surrogate}/gu;
+/** @throws SiglipError ERR_ARGUMENT when an id is not below the size of the vocabulary */
+export function expectId(id: number, vocabulary: number): number {
+  if (Number.isInteger(id) && id >= 0 && id < vocabulary) return id;
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `decode: ids must be from 0 to ${String(vocabulary - 1)}, got ${String(id)}`,
+  );
+}
 
-function decodeBytes(bytes: readonly number[]): string {
+/** The text of bytes; U+FFFD for every one of them when they are no UTF-8. */
+export function decodeBytes(bytes: readonly number[]): string {
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(
       Uint8Array.from(bytes),
@@ -228,8 +112,72 @@ function decodeBytes(bytes: readonly number[]): string {
   }
 }
 
-function idOf({ pieces }: TokenizerDefinition, piece: string): number {
-  const id = pieces.indexOf(piece);
-  if (id >= 0) return id;
-  throw new SiglipError('ERR_TOKENIZER', `tokenizer: vocabulary must have ${piece}, got none`);
+/** Ids in the order in which they are found, up to a limit. */
+export class IdList {
+  private values = new Int32Array(64);
+  private count = 0;
+
+  constructor(
+    readonly limit: number,
+    /** An id of which a run counts once; −1 for none. */
+    private readonly fused = -1,
+  ) {}
+
+  get length(): number {
+    return this.count;
+  }
+
+  get full(): boolean {
+    return this.count >= this.limit;
+  }
+
+  push(id: number): void {
+    if (this.count >= this.limit) return;
+    if (id === this.fused && this.count > 0 && this.values[this.count - 1] === id) return;
+    if (this.count === this.values.length) {
+      const grown = new Int32Array(2 * this.count);
+      grown.set(this.values);
+      this.values = grown;
+    }
+    this.values[this.count++] = id;
+  }
+
+  pushAll(ids: ArrayLike<number>): void {
+    for (let i = 0; i < ids.length; i++) this.push(ids[i]);
+  }
+
+  /** A copy of them. */
+  ids(): Int32Array {
+    return this.values.slice(0, this.count);
+  }
+}
+
+// Units of a text that are looked at first; far more than 64 ids take.
+const FIRST_LOOK = 4096;
+
+/**
+ * The first ids of a text, from as little of it as decides them: a beginning, and a longer one when
+ * that does not decide.
+ *
+ * @param list - an empty list with the limit
+ * @param fill - adds the ids of a beginning that hold whatever follows it; all when it is the whole
+ */
+export function idsOfBeginning(
+  text: string,
+  list: () => IdList,
+  fill: (list: IdList, beginning: string, whole: boolean) => void,
+): Int32Array {
+  for (let size = FIRST_LOOK; size < text.length && list().limit < Infinity; size *= 4) {
+    const certain = list();
+    fill(certain, text.slice(0, wholePairs(text, size)), false);
+    if (certain.full) return certain.ids();
+  }
+  const all = list();
+  fill(all, text, true);
+  return all.ids();
+}
+
+/** The nearest place at or before `at` that does not cut a surrogate pair. */
+export function wholePairs(text: string, at: number): number {
+  return at > 0 && (text.charCodeAt(at - 1) & 0xfc00) === 0xd800 ? at - 1 : at;
 }

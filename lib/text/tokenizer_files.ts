@@ -1,16 +1,21 @@
-// The tokenizer of a model folder.
+// The tokenizer of a model folder. Which one it is say the files, not the class that a config names:
+// published configs of SigLIP 2 name three different ones.
+import { readFileSync } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
-import { checked, isMissing, parseJson, readJsonFile } from '../weights/json_file';
+import { checked, isMissing, readJsonFile } from '../weights/json_file';
 import { publishTogether } from '../weights/staged_files';
 import type { AddedToken } from './added_tokens';
-import { parseSentencePiece } from './sentencepiece';
-import type { TokenizerOptions } from './tokenizer';
-import { Tokenizer } from './tokenizer';
+import { BytePairTokenizer } from './byte_pair_tokenizer';
+import { DeferredTokenizer } from './deferred_tokenizer';
+import { parseSentencePiece, readSentencePiece } from './sentencepiece';
+import type { Tokenizer, TokenizerOptions } from './tokenizer';
 import { formatTokenizer, parseTokenizer } from './tokenizer_json';
+import { UnigramTokenizer } from './unigram_tokenizer';
 
+const UNIGRAM_FILE = 'spiece.model';
 const JSON_FILE = 'tokenizer.json';
 const MODEL_FILE = 'tokenizer.model';
 const CONFIG_FILE = 'tokenizer_config.json';
@@ -32,9 +37,10 @@ const config = z.looseObject(
 );
 
 /**
- * Loads the tokenizer of a model folder: `tokenizer.json`, else `tokenizer.model`.
+ * Loads the tokenizer of a model folder: `spiece.model` (SigLIP 1; the `tokenizer.json` beside it
+ * leaves punctuation in), else `tokenizer.json`, else `tokenizer.model`.
  *
- * @returns undefined when the folder holds neither
+ * @returns undefined when the folder holds none of them
  * @throws SiglipError ERR_TOKENIZER when a file cannot be used, ERR_FILE when it cannot be read
  * @example
  * const tokenizer = await loadTokenizer('./siglip2-base-patch16-224');
@@ -44,17 +50,87 @@ export async function loadTokenizer(
   folder: string,
   options: TokenizerOptions = {},
 ): Promise<Tokenizer | undefined> {
-  const path = join(folder, JSON_FILE);
-  const json = await read(path);
-  if (json !== undefined) {
-    const content = parseJson(path, json.toString('utf8'), 'ERR_TOKENIZER');
-    return new Tokenizer(parseTokenizer(content, path), options);
+  const path = await tokenizerFile(folder);
+  if (path === undefined) return undefined;
+  const bytes = await reading(path, () => readFile(path));
+  const added = basename(path) === MODEL_FILE ? await addedTokens(folder) : undefined;
+  return tokenizerOf(path, bytes, added, options);
+}
+
+/**
+ * As {@link loadTokenizer}, but a `tokenizer.json` or `spiece.model` is read when the tokenizer is
+ * first asked for something, which then throws what loading would have thrown. Opening Gemma's 34 MB
+ * takes about half a second; this takes none.
+ */
+export async function deferTokenizer(
+  folder: string,
+  options: TokenizerOptions = {},
+): Promise<Tokenizer | undefined> {
+  const path = await tokenizerFile(folder);
+  if (path === undefined) return undefined;
+  const added = basename(path) === MODEL_FILE ? await addedTokens(folder) : undefined;
+  return new DeferredTokenizer(() => {
+    try {
+      return tokenizerOf(path, readFileSync(path), added, options);
+    } catch (error) {
+      throw unreadable(path, error);
+    }
+  });
+}
+
+// The file that says what the tokenizer of a folder is.
+async function tokenizerFile(folder: string): Promise<string | undefined> {
+  for (const name of [UNIGRAM_FILE, JSON_FILE, MODEL_FILE]) {
+    const path = join(folder, name);
+    if (await isThere(path)) return path;
   }
-  const modelPath = join(folder, MODEL_FILE);
-  const model = await read(modelPath);
-  if (model === undefined) return undefined;
-  const added = await addedTokens(folder);
-  return new Tokenizer(parseSentencePiece(model, modelPath, added), options);
+  return undefined;
+}
+
+async function isThere(path: string): Promise<boolean> {
+  try {
+    const { size } = await stat(path);
+    if (size <= MAX_BYTES) return true;
+    throw new SiglipError(
+      'ERR_TOKENIZER',
+      `${path}: size must be at most ${String(MAX_BYTES)} bytes, got ${String(size)}`,
+    );
+  } catch (error) {
+    if (isMissing(error)) return false;
+    throw unreadable(path, error);
+  }
+}
+
+async function reading<T>(path: string, read: () => Promise<T>): Promise<T> {
+  try {
+    return await read();
+  } catch (error) {
+    throw unreadable(path, error);
+  }
+}
+
+function unreadable(path: string, error: unknown): SiglipError {
+  if (error instanceof SiglipError) return error;
+  const reason = error instanceof Error ? error.message : String(error);
+  return new SiglipError('ERR_FILE', `${path}: file must be readable, got ${reason}`, {
+    cause: error,
+  });
+}
+
+function tokenizerOf(
+  path: string,
+  bytes: Uint8Array,
+  added: readonly AddedToken[] | undefined,
+  options: TokenizerOptions,
+): Tokenizer {
+  switch (basename(path)) {
+    case UNIGRAM_FILE:
+      return new UnigramTokenizer(readSentencePiece(bytes, path), options);
+    case MODEL_FILE:
+      return new BytePairTokenizer(parseSentencePiece(bytes, path, added), options);
+    default:
+      return new BytePairTokenizer(parseTokenizer(bytes, path), options);
+  }
 }
 
 async function addedTokens(folder: string): Promise<AddedToken[] | undefined> {
@@ -70,24 +146,6 @@ async function addedTokens(folder: string): Promise<AddedToken[] | undefined> {
   }));
 }
 
-async function read(path: string): Promise<Buffer | undefined> {
-  try {
-    const { size } = await stat(path);
-    if (size <= MAX_BYTES) return await readFile(path);
-    throw new SiglipError(
-      'ERR_TOKENIZER',
-      `${path}: size must be at most ${String(MAX_BYTES)} bytes, got ${String(size)}`,
-    );
-  } catch (error) {
-    if (error instanceof SiglipError) throw error;
-    if (isMissing(error)) return undefined;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new SiglipError('ERR_FILE', `${path}: file must be readable, got ${reason}`, {
-      cause: error,
-    });
-  }
-}
-
 /**
  * Saves a tokenizer into a model folder as `tokenizer.json` and `tokenizer_config.json`. The files
  * give the same ids, lower-casing and `<eos>` included, in {@link loadTokenizer} and in
@@ -95,8 +153,8 @@ async function read(path: string): Promise<Buffer | undefined> {
  *
  * @throws SiglipError ERR_FILE
  */
-export async function saveTokenizer(folder: string, tokenizer: Tokenizer): Promise<void> {
-  const special = (id: number): string => tokenizer.definition.pieces[id];
+export async function saveTokenizer(folder: string, tokenizer: BytePairTokenizer): Promise<void> {
+  const special = (id: number): string => tokenizer.definition.pieces.text(id);
   await publishTogether(folder, async (files) => {
     await files.writeJson(CONFIG_FILE, {
       clean_up_tokenization_spaces: false,

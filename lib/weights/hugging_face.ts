@@ -2,17 +2,17 @@
 import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DeviceArray } from '../array';
+import { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import { flatten } from '../graph';
-import type { ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
-import { twoTowersParameters } from '../model';
-import type { HostArray } from '../native/spec';
+import { disposeArrays, flatten } from '../graph';
+import type { LeafBuilder, ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
+import { gridSide, textParameters, visionParameters } from '../model';
 import { elementsOf } from '../native/spec';
 import { formatConfig, parseConfig } from './config';
 import type { HuggingFaceTensor } from './hugging_face_names';
 import { huggingFaceTensors } from './hugging_face_names';
 import { readJsonFile } from './json_file';
+import { configForImageSize, resizePositionGrid } from './position_grid';
 import type { Preprocessor } from './preprocessor_config';
 import { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
 import type { StoredTensor, TensorSource } from './safetensors';
@@ -20,18 +20,24 @@ import { valuesOf } from './safetensors';
 import { INDEX_FILE, openWeights, SINGLE_FILE, stageWeights } from './shards';
 import { publishTogether } from './staged_files';
 import type { Weights } from './weights';
-import { expectNotAborted } from './weights';
+import { concatenate, expectNotAborted } from './weights';
 
 const CONFIG_FILE = 'config.json';
 const PREPROCESSOR_FILE = 'preprocessor_config.json';
+// Newer processors are saved whole; that of images is a part of the file.
+const PROCESSOR_FILE = 'processor_config.json';
 
 /** A model as it lies on a device. */
-export interface Checkpoint {
+export interface Checkpoint<Parameters = TwoTowersParameters<DeviceArray>> {
   readonly config: ModelConfig;
   readonly preprocessor: Preprocessor;
   /** Float32 whatever the file holds. The caller disposes them. */
-  readonly parameters: TwoTowersParameters<DeviceArray>;
+  readonly parameters: Parameters;
 }
+
+/** Parameters of which only the towers that were asked for are there. */
+export type LoadedParameters<Leaf> = Omit<TwoTowersParameters<Leaf>, 'vision' | 'text'> &
+  Partial<TwoTowersParameters<Leaf>>;
 
 /**
  * The config of a checkpoint folder.
@@ -57,10 +63,17 @@ export async function readModelConfig(folder: string): Promise<ModelConfig> {
  * @throws SiglipError ERR_CONFIG
  */
 export async function readPreprocessor(folder: string, config: ModelConfig): Promise<Preprocessor> {
-  const content = await readJsonFile(folder, PREPROCESSOR_FILE, 'ERR_CONFIG');
+  const own = await readJsonFile(folder, PREPROCESSOR_FILE, 'ERR_CONFIG');
+  const content = own ?? imagePart(await readJsonFile(folder, PROCESSOR_FILE, 'ERR_CONFIG'));
   if (content === undefined) return defaultPreprocessor(config);
-  const file = join(folder, PREPROCESSOR_FILE);
+  const file = join(folder, own === undefined ? PROCESSOR_FILE : PREPROCESSOR_FILE);
   return fitting(parsePreprocessor(content, config.vision.layout, file), config, file);
+}
+
+function imagePart(processor: unknown): unknown {
+  return typeof processor === 'object' && processor !== null && 'image_processor' in processor
+    ? processor.image_processor
+    : undefined;
 }
 
 // A processor for another model is the most common reason for embeddings that mean nothing.
@@ -83,9 +96,22 @@ function fitting(preprocessor: Preprocessor, { vision }: ModelConfig, file: stri
   return preprocessor;
 }
 
+/** Which towers of a model are loaded. */
+export type TowerChoice = 'both' | 'vision' | 'text';
+
 /** How a checkpoint is loaded. */
 export interface LoadCheckpointOptions {
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
+  /**
+   * Default `'both'`. Of the other tower nothing but names is read: its weights may even be missing.
+   * Without the vision tower preprocessor_config.json is not read and stands for what SigLIP 2 does.
+   */
+  readonly towers?: TowerChoice;
+  /**
+   * Side in pixels of the images a fixed-resolution model is to take; its positions are resized to it.
+   * Default: what it was trained with. {@link loadParameters} takes no notice of it.
+   */
+  readonly imageSize?: number | undefined;
 }
 
 /**
@@ -99,15 +125,59 @@ export interface LoadCheckpointOptions {
  */
 export async function loadCheckpoint(
   folder: string,
+  options?: LoadCheckpointOptions & { readonly towers?: 'both' },
+): Promise<Checkpoint>;
+export async function loadCheckpoint(
+  folder: string,
+  options: LoadCheckpointOptions,
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>>;
+export async function loadCheckpoint(
+  folder: string,
   options: LoadCheckpointOptions = {},
-): Promise<Checkpoint> {
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>> {
   const config = await readModelConfig(folder);
-  const preprocessor = await readPreprocessor(folder, config);
+  const preprocessor =
+    options.towers === 'text'
+      ? defaultPreprocessor(config)
+      : await readPreprocessor(folder, config);
+  const { imageSize } = options;
+  const wanted = imageSize === undefined ? config : configForImageSize(config, imageSize);
   const weights = openWeights(folder);
   try {
-    return { config, preprocessor, parameters: await loadParameters(weights, config, options) };
+    const parameters = await loadParameters(weights, config, options);
+    const checkpoint = { config, preprocessor, parameters };
+    return wanted === config ? checkpoint : await atImageSize(checkpoint, wanted);
   } finally {
     weights.dispose();
+  }
+}
+
+// The same model for images of the size that `config` says.
+async function atImageSize(
+  { preprocessor, parameters }: Checkpoint<LoadedParameters<DeviceArray>>,
+  config: ModelConfig,
+): Promise<Checkpoint<LoadedParameters<DeviceArray>>> {
+  const { vision } = config;
+  const tower = parameters.vision;
+  // The text tower alone knows no size of images.
+  if (tower === undefined) return { config, preprocessor, parameters };
+  const old = tower.positions;
+  try {
+    const grid = await old.read();
+    if (vision.layout !== 'fixed' || preprocessor.layout !== 'fixed') {
+      return { config, preprocessor, parameters };
+    }
+    const resized = resizePositionGrid(grid as Float32Array, vision.width, gridSide(vision));
+    const positions = DeviceArray.from(resized, [vision.positions, vision.width]);
+    old.dispose();
+    return {
+      config,
+      preprocessor: { ...preprocessor, height: vision.imageSize, width: vision.imageSize },
+      parameters: { ...parameters, vision: { ...tower, positions } },
+    };
+  } catch (error) {
+    disposeArrays(parameters);
+    throw error;
   }
 }
 
@@ -119,10 +189,11 @@ export async function loadCheckpoint(
 export async function loadParameters(
   weights: Weights,
   config: ModelConfig,
-  { signal }: LoadCheckpointOptions = {},
-): Promise<TwoTowersParameters<DeviceArray>> {
-  const tensors = huggingFaceTensors(config);
-  expectTensors(weights, tensors, config);
+  { signal, towers = 'both' }: LoadCheckpointOptions = {},
+): Promise<LoadedParameters<DeviceArray>> {
+  const all = huggingFaceTensors(config);
+  const tensors = all.filter(({ parts }) => parts.some(({ path }) => isWanted(path, towers)));
+  expectTensors(weights, tensors, all, config);
   const loaded = new Map<string, DeviceArray>();
   try {
     for (const { name, parts } of tensors) {
@@ -132,11 +203,22 @@ export async function loadParameters(
         first += elementsOf(shape);
       }
     }
-    return twoTowersParameters(config, ({ path }) => taken(loaded, path));
+    const build: LeafBuilder<DeviceArray> = ({ path }) => taken(loaded, path);
+    return {
+      vision: towers === 'text' ? undefined : visionParameters(config, build),
+      text: towers === 'vision' ? undefined : textParameters(config, build),
+      logitScale: taken(loaded, 'logitScale'),
+      logitBias: taken(loaded, 'logitBias'),
+    };
   } catch (error) {
     for (const array of loaded.values()) array.dispose();
     throw error;
   }
+}
+
+function isWanted(path: string, towers: TowerChoice): boolean {
+  const [tower] = path.split('.');
+  return towers === 'both' || tower === towers || !['vision', 'text'].includes(tower);
 }
 
 function taken<T>(byPath: ReadonlyMap<string, T>, path: string): T {
@@ -150,12 +232,14 @@ const FLOATS: ReadonlySet<string> = new Set(['F64', 'F32', 'F16', 'BF16']);
 function expectTensors(
   weights: Weights,
   expected: readonly HuggingFaceTensor[],
+  known: readonly HuggingFaceTensor[],
   config: ModelConfig,
 ): void {
   const names = new Set(expected.map(({ name }) => name));
+  const knownNames = new Set(known.map(({ name }) => name));
   const missing = [...names].filter((name) => !weights.tensors.has(name));
   const unexpected = [...weights.tensors.keys()].filter(
-    (name) => !names.has(name) && !name.endsWith('.position_ids'),
+    (name) => !knownNames.has(name) && !name.endsWith('.position_ids'),
   );
   if (missing.length > 0 || unexpected.length > 0) {
     throw new SiglipError(
@@ -312,7 +396,10 @@ function storedTensors(options: SaveCheckpointOptions): Map<string, StoredTensor
   const stored = new Map<string, StoredTensor>();
   for (const { name, shape, parts } of huggingFaceTensors(config)) {
     const sources = parts.map((part) => fittingLeaf(taken(leaves, part.path), part));
-    const data = sources.length === 1 ? sources[0] : () => joined(sources);
+    const data =
+      sources.length === 1
+        ? sources[0]
+        : async () => concatenate(await Promise.all(sources.map(valuesOf)));
     stored.set(name, { dtype, shape, data });
   }
   const known = new Set(
@@ -335,15 +422,4 @@ function fittingLeaf(leaf: TensorSource, { path, shape }: ParameterSpec): Tensor
     'ERR_WEIGHTS',
     `saveCheckpoint: ${path} must have shape [${shape.join(', ')}], got [${actual.join(', ')}]`,
   );
-}
-
-async function joined(sources: readonly TensorSource[]): Promise<HostArray> {
-  const arrays = await Promise.all(sources.map(valuesOf));
-  const all = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const array of arrays) {
-    all.set(array, at);
-    at += array.length;
-  }
-  return all;
 }

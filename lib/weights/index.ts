@@ -2,7 +2,21 @@ export type { HostModel, HostTensor, LoadBigVisionOptions } from './big_vision';
 export { loadBigVision, readBigVision, toBigVision } from './big_vision';
 export { bigVisionName } from './big_vision_names';
 export { formatConfig, parseConfig } from './config';
-export type { Checkpoint, LoadCheckpointOptions, SaveCheckpointOptions } from './hugging_face';
+export type {
+  CheckpointSource,
+  DownloadedCheckpoint,
+  DownloadedFile,
+  DownloadProgress,
+  HubOptions,
+} from './hub';
+export { downloadCheckpoint, hubCacheDir, resolveCheckpoint } from './hub';
+export type {
+  Checkpoint,
+  LoadCheckpointOptions,
+  LoadedParameters,
+  SaveCheckpointOptions,
+  TowerChoice,
+} from './hugging_face';
 export {
   loadCheckpoint,
   loadParameters,
@@ -13,8 +27,10 @@ export {
 export { huggingFaceName, huggingFaceTensors } from './hugging_face_names';
 export { NpzFile, openNpz } from './npz';
 export type { StoredDtype } from './number_formats';
+export { configForImageSize, resizePositionGrid } from './position_grid';
 export type {
   FixedPreprocessor,
+  ImageBackend,
   NaflexPreprocessor,
   Normalization,
   Preprocessor,
@@ -27,4 +43,4 @@ export type { SafetensorsDtype, TensorInfo } from './safetensors_header';
 export { openWeights, ShardedWeights } from './shards';
 export { publishTogether, StagedFiles } from './staged_files';
 export type { LoadOptions, Weights } from './weights';
-export { expectNotAborted } from './weights';
+export { concatenate, expectNotAborted } from './weights';

@@ -5,8 +5,18 @@ import { SiglipError } from '../errors';
 import type { ModelConfig } from '../model/config';
 import { checked } from './json_file';
 
-/** Resampling filters of Pillow that published files name. */
-export type Resample = 'bilinear' | 'bicubic';
+/** Pillow's resampling filters. Published files name bilinear and bicubic. */
+export type Resample = 'nearest' | 'lanczos' | 'bilinear' | 'bicubic' | 'box' | 'hamming';
+
+/**
+ * Whose arithmetic prepares pixels: they differ by a level or two on less than one pixel in a hundred
+ * and, in the last bit of the floats, on half of the codes.
+ *
+ * - `pillow`: what Python computes with the processors named without `Fast`, and what the published
+ *   reference values were made with.
+ * - `torchvision`: what it computes with those named `…Fast`, on a CPU with AVX2 or on ARM.
+ */
+export type ImageBackend = 'pillow' | 'torchvision';
 
 /** How a byte becomes a float: `(byte · rescaleFactor − mean) / std`, per colour. */
 export interface Normalization {
@@ -18,8 +28,13 @@ export interface Normalization {
   readonly std: readonly [number, number, number];
 }
 
+interface Preparation extends Normalization {
+  /** `torchvision` where `image_processor_type` ends in `Fast`, else `pillow`. */
+  readonly backend: ImageBackend;
+}
+
 /** Every image is squeezed to one size. */
-export interface FixedPreprocessor extends Normalization {
+export interface FixedPreprocessor extends Preparation {
   readonly layout: 'fixed';
   /** Pixels. */
   readonly height: number;
@@ -29,7 +44,7 @@ export interface FixedPreprocessor extends Normalization {
 }
 
 /** Every image is resized to whole patches within a budget. */
-export interface NaflexPreprocessor extends Normalization {
+export interface NaflexPreprocessor extends Preparation {
   readonly layout: 'naflex';
   /** Side of a patch in pixels. */
   readonly patch: number;
@@ -40,8 +55,18 @@ export interface NaflexPreprocessor extends Normalization {
 
 export type Preprocessor = FixedPreprocessor | NaflexPreprocessor;
 
-const RESAMPLE_CODES = { bilinear: 2, bicubic: 3 } as const satisfies Record<Resample, number>;
+/** The number of each filter in Pillow and in the file. */
+export const RESAMPLE_CODES: Readonly<Record<Resample, number>> = {
+  nearest: 0,
+  lanczos: 1,
+  bilinear: 2,
+  bicubic: 3,
+  box: 4,
+  hamming: 5,
+};
 const RESCALE_FACTOR = 1 / 255;
+// How the names of torchvision's processors end.
+const FAST = 'Fast';
 
 const count = z.int('a positive integer').min(1, 'a positive integer');
 const flag = z.boolean('true or false').nullish();
@@ -51,7 +76,12 @@ const common = {
   do_resize: flag,
   do_rescale: flag,
   do_normalize: flag,
-  resample: z.union([z.literal(2), z.literal(3)], '2 (bilinear) or 3 (bicubic)').nullish(),
+  resample: z
+    .int('a filter of Pillow, 0 to 5')
+    .min(0, 'a filter of Pillow, 0 to 5')
+    .max(5, 'a filter of Pillow, 0 to 5')
+    .nullish(),
+  image_processor_type: z.string('a string').nullish(),
   rescale_factor: z.number('a number').nullish(),
   image_mean: triple.nullish(),
   image_std: triple
@@ -100,8 +130,9 @@ function parseFixed(content: unknown, file: string): FixedPreprocessor {
   const json = checked(fixedFile, content, file, 'ERR_CONFIG');
   const size = json.size ?? 224;
   const { height, width } = typeof size === 'number' ? { height: size, width: size } : size;
-  const resample = json.do_resize === false ? null : filterOf(json.resample ?? 3);
-  return { layout: 'fixed', height, width, resample, ...normalizationOf(json) };
+  const backend = backendOf(json);
+  const resample = json.do_resize === false ? null : filterOf(json.resample ?? 3, backend, file);
+  return { layout: 'fixed', height, width, resample, backend, ...normalizationOf(json) };
 }
 
 function parseNaflex(content: unknown, file: string): NaflexPreprocessor {
@@ -112,17 +143,30 @@ function parseNaflex(content: unknown, file: string): NaflexPreprocessor {
       `${file}: do_resize must be true for a NaFlex model, got false`,
     );
   }
+  const backend = backendOf(json);
   return {
     layout: 'naflex',
     patch: json.patch_size ?? 16,
     maxPatches: json.max_num_patches ?? 256,
-    resample: filterOf(json.resample ?? 2),
+    resample: filterOf(json.resample ?? 2, backend, file),
+    backend,
     ...normalizationOf(json),
   };
 }
 
-function filterOf(code: 2 | 3): Resample {
-  return code === RESAMPLE_CODES.bilinear ? 'bilinear' : 'bicubic';
+function backendOf(json: z.output<z.ZodObject<typeof common>>): ImageBackend {
+  return json.image_processor_type?.endsWith(FAST) === true ? 'torchvision' : 'pillow';
+}
+
+function filterOf(code: number, backend: ImageBackend, file: string): Resample {
+  const filters = Object.keys(RESAMPLE_CODES) as Resample[];
+  const filter = filters.find((name) => RESAMPLE_CODES[name] === code) ?? 'bilinear';
+  if (backend === 'pillow' || filter === 'bilinear' || filter === 'bicubic') return filter;
+  throw new SiglipError(
+    'ERR_CONFIG',
+    `${file}: resample must be 2 (bilinear) or 3 (bicubic) for a processor named ${FAST}, got ` +
+      String(code),
+  );
 }
 
 function normalizationOf(json: z.output<z.ZodObject<typeof common>>): Normalization {
@@ -142,6 +186,7 @@ function tripleOf([red, green, blue]: readonly number[]): [number, number, numbe
 export function defaultPreprocessor({ vision }: ModelConfig): Preprocessor {
   const shared = {
     resample: 'bilinear',
+    backend: 'pillow',
     rescaleFactor: RESCALE_FACTOR,
     mean: [0.5, 0.5, 0.5],
     std: [0.5, 0.5, 0.5],
@@ -165,18 +210,19 @@ export function formatPreprocessor(preprocessor: Preprocessor): Record<string, u
     resample: RESAMPLE_CODES[resample ?? 'bilinear'],
     rescale_factor: rescaleFactor,
   };
+  const suffix = preprocessor.backend === 'torchvision' ? FAST : '';
   if (preprocessor.layout === 'fixed') {
     const { height, width } = preprocessor;
     return {
       ...shared,
-      image_processor_type: 'SiglipImageProcessor',
+      image_processor_type: `SiglipImageProcessor${suffix}`,
       processor_class: 'SiglipProcessor',
       size: { height, width },
     };
   }
   return {
     ...shared,
-    image_processor_type: 'Siglip2ImageProcessor',
+    image_processor_type: `Siglip2ImageProcessor${suffix}`,
     max_num_patches: preprocessor.maxPatches,
     patch_size: preprocessor.patch,
     processor_class: 'Siglip2Processor',

@@ -123,10 +123,10 @@ export async function stageSafetensors(
   });
 }
 
-/** The length and the JSON that a file begins with; data follow in the order of `sorted`. */
+/** What stands before the data of a file whose tensors are these, in this order. */
 export function formatHeader(
   file: string,
-  sorted: readonly (readonly [string, StoredTensor])[],
+  sorted: readonly (readonly [string, Pick<StoredTensor, 'dtype' | 'shape'>])[],
   metadata: Readonly<Record<string, string>>,
 ): Buffer {
   const entries: [string, unknown][] = [];

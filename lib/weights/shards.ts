@@ -102,6 +102,15 @@ export class ShardedWeights implements Weights {
   }
 }
 
+/**
+ * Names of the shards an index lists; they lie beside it.
+ *
+ * @throws SiglipError ERR_WEIGHTS, ERR_FILE
+ */
+export function shardFiles(path: string): string[] {
+  return [...new Set(readIndex(path).values())];
+}
+
 function readIndex(path: string): Map<string, string> {
   const index = checked(
     indexSchema,

@@ -53,6 +53,19 @@ const HOST_ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Arra
 // Elements converted before the event loop gets its turn.
 const CHUNK_ELEMENTS = 1 << 22;
 
+/** The parts one after the other as float32; a single one of that type as it is. */
+export function concatenate(parts: readonly HostArray[]): Float32Array {
+  const [first] = parts;
+  if (parts.length === 1 && first instanceof Float32Array) return first;
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
 /** The tensor of a name. @throws SiglipError ERR_WEIGHTS */
 export function tensorOf(weights: Pick<Weights, 'source' | 'tensors'>, name: string): TensorInfo {
   const info = weights.tensors.get(name);

@@ -11,6 +11,7 @@
 #include "binding/environment.h"
 #include "binding/errors.h"
 #include "binding/file.h"
+#include "binding/image.h"
 #include "binding/program.h"
 #include "binding/table.h"
 #include "binding/values.h"
@@ -56,6 +57,11 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
     }
     Napi::Object description = Napi::Object::New(env);
     description.Set("isa", name_of(active_isa()));
+    Napi::Array features = Napi::Array::New(env);
+    uint32_t count = 0;
+    if (configured_features().vnni) features.Set(count++, "vnni");
+    if (configured_features().bf16) features.Set(count++, "bf16");
+    description.Set("features", features);
     description.Set("threads", Device::cpu().threads());
     description.Set("kernels", list);
     return description;
@@ -82,7 +88,8 @@ Napi::Value memory(const Napi::CallbackInfo& info) {
 // The best of many short stretches, since anything else that runs can only make one slower.
 class PeakJob : public Job {
  public:
-  PeakJob(double seconds, std::promise<double> best) : seconds_(seconds), best_(std::move(best)) {}
+  PeakJob(double seconds, Precision precision, std::promise<double> best)
+      : seconds_(seconds), precision_(precision), best_(std::move(best)) {}
 
   void run(Stream& stream) override {
     using Clock = std::chrono::steady_clock;
@@ -93,7 +100,7 @@ class PeakJob : public Job {
     const Clock::time_point start = Clock::now();
     do {
       const Clock::time_point begin = Clock::now();
-      const double flops = multiply_add(stream, kRounds);
+      const double flops = multiply_add(stream, precision_, kRounds);
       rate_ = std::max(rate_, flops / since(begin));
     } while (since(start) < seconds_ && !stream.cancelled());
   }
@@ -107,9 +114,21 @@ class PeakJob : public Job {
 
  private:
   double seconds_;
+  Precision precision_;
   double rate_ = 0;
   std::promise<double> best_;
 };
+
+Precision to_precision(const Napi::Value& value) {
+  const std::string name = value.IsUndefined() ? "float32"
+                           : value.IsString()  ? value.As<Napi::String>().Utf8Value()
+                                               : text_of(value);
+  if (name == "float32") return Precision::kFloat32;
+  if (name == "int8") return Precision::kInt8;
+  if (name == "bfloat16") return Precision::kBfloat16;
+  throw Error("ERR_ARGUMENT",
+              "peak: precision must be float32, int8 or bfloat16, got " + text_of(value));
+}
 
 Napi::Value peak(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
@@ -118,9 +137,10 @@ Napi::Value peak(const Napi::CallbackInfo& info) {
     if (!(seconds > 0 && seconds <= kMaxSeconds)) {
       throw Error("ERR_ARGUMENT", "peak: seconds must be in (0, 60], got " + text_of(info[0]));
     }
+    const Precision precision = to_precision(info[1]);
     std::promise<double> promise;
     std::future<double> best = promise.get_future();
-    Device::cpu().submit(std::make_unique<PeakJob>(seconds, std::move(promise)));
+    Device::cpu().submit(std::make_unique<PeakJob>(seconds, precision, std::move(promise)));
     return Napi::Number::New(info.Env(), best.get());
   });
 }
@@ -132,6 +152,7 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   exports.Set("scratchBytes", Napi::Function::New<scratch>(env, "scratchBytes"));
   exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));
+  exports.Set("prepareImages", Napi::Function::New<prepare_images>(env, "prepareImages"));
   exports.Set("Buffer", BufferObject::define(env));
   exports.Set("Program", ProgramObject::define(env));
   exports.Set("MappedFile", FileObject::define(env));

@@ -32,6 +32,7 @@ std::unique_ptr<Settlement> Channel::next_of(Settlement& settlement) {
 
 void Channel::close() {
   closed_.store(true, std::memory_order_relaxed);
+  const std::lock_guard<std::mutex> memory(memory_);
   const std::lock_guard<std::mutex> lock(mutex_);
   wake_ = nullptr;
 }

@@ -18,7 +18,7 @@ namespace siglip {
 // A promise under way and what its settlement needs of JavaScript.
 struct Pending {
   Napi::Promise::Deferred deferred;
-  Napi::ObjectReference into;  // the typed array of a read, else empty
+  Napi::ObjectReference into;  // what the work reads or fills, else empty
 };
 
 // The outcome of a job, on its way to the JavaScript thread.
@@ -58,8 +58,12 @@ class Channel {
   void close();
   // Set when the environment has ended: its jobs may stop.
   const std::atomic<bool>& closed() const { return closed_; }
+  // A job that touches memory of JavaScript holds this meanwhile and looks at closed() first: the
+  // end of the environment, which frees that memory, waits for it.
+  std::mutex& memory() { return memory_; }
 
  private:
+  std::mutex memory_;
   std::mutex mutex_;
   napi_threadsafe_function wake_;  // null once closed
   std::unique_ptr<Settlement> first_;

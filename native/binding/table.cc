@@ -1,14 +1,19 @@
 #include "binding/table.h"
 
 #include "cpu/peak.h"
+#include "cpu/resample.h"
 #include "ops/adam/adam.h"
 #include "ops/attention/attention.h"
+#include "ops/attention_pool/attention_pool.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/embedding/embedding.h"
 #include "ops/gelu/gelu.h"
+#include "ops/group_matmul/group_matmul.h"
 #include "ops/l2_normalize/l2_normalize.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/linear/linear.h"
+#include "ops/linear_bfloat16/linear_bfloat16.h"
+#include "ops/linear_int8/linear_int8.h"
 #include "ops/matmul/matmul.h"
 #include "ops/normalize_pixels/normalize_pixels.h"
 #include "ops/patchify/patchify.h"
@@ -59,13 +64,27 @@ std::vector<Kernel> rows(Isa isa) {
                             "dy", "weight", "residual", "dx"),
       SIGLIP_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //
                             "dy", "x", "dweight", "dbias"),
+      SIGLIP_KERNEL(linear_int8_pack, "weight", "packed"),
+      SIGLIP_KERNEL_SCRATCH(linear_int8_forward, ("x", "y"),  //
+                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_KERNEL(linear_bfloat16_pack, "weight", "packed"),
+      SIGLIP_KERNEL_SCRATCH(linear_bfloat16_forward, ("x", "y"),  //
+                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
       SIGLIP_KERNEL_SCRATCH(matmul_forward, ("a", "b", "transpose_a", "transpose_b"),  //
                             "a", "b", "transpose_a", "transpose_b", "y"),
-      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k"),  //
-                            "q", "k", "v", "key_mask", "scale", "o", "lse"),
-      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k"),  //
-                            "dout", "q", "k", "v", "key_mask", "o", "lse", "scale", "dq", "dk",
-                            "dv"),
+      SIGLIP_KERNEL_SCRATCH(group_matmul_forward, ("a", "b", "transpose_b"),  //
+                            "a", "b", "transpose_b", "y"),
+      SIGLIP_KERNEL_SCRATCH(group_matmul_outer, ("x", "y"),  //
+                            "x", "y", "products"),
+      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments"),  //
+                            "q", "k", "v", "key_mask", "segments", "scale", "o", "lse"),
+      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k", "segments"),  //
+                            "dout", "q", "k", "v", "key_mask", "segments", "o", "lse", "scale",
+                            "dq", "dk", "dv"),
+      SIGLIP_KERNEL_SCRATCH(attention_pool_forward, ("x", "u", "segments"),  //
+                            "x", "u", "key_mask", "segments", "y", "lse"),
+      SIGLIP_KERNEL_SCRATCH(attention_pool_backward, ("x", "u", "segments"),  //
+                            "dy", "x", "u", "key_mask", "segments", "y", "lse", "dx", "du"),
       SIGLIP_KERNEL(layer_norm_forward, "x", "weight", "bias", "eps", "y", "mean", "rstd"),
       SIGLIP_KERNEL_SCRATCH(layer_norm_backward, ("dy"),  //
                             "dy", "x", "weight", "mean", "rstd", "residual", "dx", "dweight",
@@ -77,9 +96,9 @@ std::vector<Kernel> rows(Isa isa) {
       SIGLIP_KERNEL(patchify_forward, "images", "patch", "patches"),
       SIGLIP_KERNEL(patchify_backward, "dpatches", "patch", "dimages"),
       SIGLIP_KERNEL(normalize_pixels_forward, "pixels", "table", "images"),
-      SIGLIP_KERNEL(position_resize_forward, "grid", "shapes", "positions"),
+      SIGLIP_KERNEL(position_resize_forward, "grid", "shapes", "segments", "positions"),
       SIGLIP_KERNEL_SCRATCH(position_resize_backward, ("dpositions", "shapes"),  //
-                            "dpositions", "shapes", "dgrid"),
+                            "dpositions", "shapes", "segments", "dgrid"),
       SIGLIP_KERNEL(token_select_forward, "x", "index", "y"),
       SIGLIP_KERNEL(token_select_backward, "dy", "index", "dx"),
       SIGLIP_KERNEL(token_mean_forward, "x", "y"),
@@ -125,8 +144,26 @@ const std::vector<Kernel>& kernels() {
   return *table;
 }
 
-double multiply_add(Stream& stream, int64_t rounds) {
-  return SIGLIP_VARIANTS(multiply_add).pick(active_isa())(stream, rounds);
+const ResampleKernels& resample_kernels() {
+  static const Isa isa = active_isa();
+  static const ResampleKernels kernels = {
+      SIGLIP_VARIANTS(pixels_to_rgb).pick(isa),    SIGLIP_VARIANTS(resample_rows).pick(isa),
+      SIGLIP_VARIANTS(resample_columns).pick(isa), SIGLIP_VARIANTS(pixels_to_planes).pick(isa),
+      SIGLIP_VARIANTS(pixels_to_floats).pick(isa),
+  };
+  return kernels;
+}
+
+double multiply_add(Stream& stream, Precision precision, int64_t rounds) {
+  const Isa isa = active_isa();
+  switch (precision) {
+    case Precision::kInt8:
+      return SIGLIP_VARIANTS(multiply_add_int8).pick(isa)(stream, rounds);
+    case Precision::kBfloat16:
+      return SIGLIP_VARIANTS(multiply_add_bfloat16).pick(isa)(stream, rounds);
+    default:
+      return SIGLIP_VARIANTS(multiply_add).pick(isa)(stream, rounds);
+  }
 }
 
 }  // namespace siglip

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cpu/resample.h"
 #include "runtime/dispatch.h"
 #include "runtime/kernel.h"
 #include "runtime/stream.h"
@@ -15,7 +16,12 @@ Isa active_isa();
 // All kernels, in the form compiled for active_isa(). An index into this list is a kernel's number.
 const std::vector<Kernel>& kernels();
 
-// multiply_add of cpu/peak.h, likewise.
-double multiply_add(Stream& stream, int64_t rounds);
+// The loops of cpu/resample.h, likewise.
+const ResampleKernels& resample_kernels();
+
+enum class Precision { kFloat32, kInt8, kBfloat16 };
+
+// multiply_add of cpu/peak.h in that precision, likewise.
+double multiply_add(Stream& stream, Precision precision, int64_t rounds);
 
 }  // namespace siglip

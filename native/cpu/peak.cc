@@ -1,12 +1,47 @@
 #include "cpu/peak.h"
 
-#include "cpu/simd.h"
+#include "cpu/cells.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
 
 // Enough independent chains to fill two pipes of latency 4, and few enough to stay in 16 registers.
 constexpr int kChains = 12;
+
+// Makes the compiler forget what it knows of a register.
+template <typename V>
+inline void forget(V& v) {
+#if defined(SIGLIP_ISA_AVX512) && defined(__AVX512F__)
+  asm volatile("" : "+v"(v));
+#elif defined(__SSE2__) && !defined(SIGLIP_ISA_AVX512)
+  asm volatile("" : "+x"(v));
+#elif defined(__ARM_NEON)
+  asm volatile("" : "+w"(v));
+#else
+  asm volatile("" : "+m"(v));
+#endif
+}
+
+template <typename Cells>
+double add_products(Stream& stream, int64_t rounds) {
+  stream.parallel(stream.threads(), [&](int64_t, int) {
+    typename Cells::Sum chain[kChains];
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) chain[i] = typename Cells::Sum{};
+    IntVec row = splat_cell(0x3f813f82);
+    IntVec columns = splat_cell(0x3f823f81);
+    for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+      for (int i = 0; i < kChains; ++i) {
+        forget(row);  // or the product would be computed once for all
+        chain[i] = Cells::add_product(chain[i], row, columns);
+      }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) forget(chain[i]);
+  });
+  return 2.0 * kChains * kLanes * Cells::kGroup * static_cast<double>(rounds) * stream.threads();
+}
 
 }  // namespace
 
@@ -27,6 +62,20 @@ double multiply_add(Stream& stream, int64_t rounds) {
     (void)sink;
   });
   return 2.0 * kChains * kLanes * static_cast<double>(rounds) * stream.threads();
+}
+
+double multiply_add_int8(Stream& stream, int64_t rounds) {
+#if defined(SIGLIP_ISA_AVX512) || defined(SIGLIP_ISA_AVX2)
+  if (configured_features().vnni) return add_products<ByteCells>(stream, rounds);
+#endif
+  return add_products<PairCells>(stream, rounds);
+}
+
+double multiply_add_bfloat16(Stream& stream, int64_t rounds) {
+#if defined(SIGLIP_ISA_AVX512)
+  if (configured_features().bf16) return add_products<Bfloat16Cells>(stream, rounds);
+#endif
+  return add_products<FloatCells>(stream, rounds);
 }
 
 }  // namespace siglip::SIGLIP_CPU

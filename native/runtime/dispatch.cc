@@ -27,6 +27,70 @@ uint64_t saved_state() {
 }
 #endif
 
+// SIGLIP2_ISA taken apart.
+struct Wanted {
+  bool given = false;
+  Isa isa = Isa::kGeneric;
+  bool vnni = true;
+  bool bf16 = true;
+};
+
+Wanted wanted() {
+  Wanted wanted;
+  const char* text = std::getenv("SIGLIP2_ISA");
+  if (text == nullptr || *text == '\0') return wanted;
+  const std::string all = text;
+  size_t end = all.find(',');
+  const std::string name = all.substr(0, end);
+  for (const Isa isa : kIsas) {
+    if (name != name_of(isa)) continue;
+    wanted.given = true;
+    wanted.isa = isa;
+  }
+  if (!wanted.given) {
+    throw Error("ERR_ARGUMENT", "cpu: SIGLIP2_ISA must be generic, avx2 or avx512, got " + name);
+  }
+  while (end != std::string::npos) {
+    const size_t begin = end + 1;
+    end = all.find(',', begin);
+    const std::string word = all.substr(begin, end == std::string::npos ? end : end - begin);
+    if (word == "novnni") {
+      wanted.vnni = false;
+    } else if (word == "nobf16") {
+      wanted.bf16 = false;
+    } else {
+      throw Error("ERR_ARGUMENT",
+                  "cpu: a feature in SIGLIP2_ISA must be novnni or nobf16, got " + word);
+    }
+  }
+  return wanted;
+}
+
+// Of the processor, for an instruction set that it has.
+Features detected_features(Isa isa) {
+  Features features;
+#if defined(__x86_64__)
+  uint32_t eax = 0;
+  uint32_t ebx = 0;
+  uint32_t ecx = 0;
+  uint32_t edx = 0;
+  if (isa == Isa::kGeneric || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) {
+    return features;
+  }
+  const bool avx512_vnni = (ecx & bit(11)) != 0;
+  const uint32_t subleaves = eax;
+  uint32_t more = 0;
+  if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0) more = eax;
+  const bool avx_vnni = (more & bit(4)) != 0;
+  const bool avx512_bf16 = (more & bit(5)) != 0;
+  features.vnni = isa == Isa::kAvx512 ? avx512_vnni : avx_vnni;
+  features.bf16 = isa == Isa::kAvx512 && avx512_bf16;
+#else
+  static_cast<void>(isa);
+#endif
+  return features;
+}
+
 }  // namespace
 
 const char* name_of(Isa isa) {
@@ -66,16 +130,22 @@ Isa detected_isa() {
 
 Isa configured_isa() {
   const Isa detected = detected_isa();
-  const char* text = std::getenv("SIGLIP2_ISA");
-  if (text == nullptr || *text == '\0') return detected;
-  for (const Isa isa : kIsas) {
-    if (std::string(text) != name_of(isa)) continue;
-    if (isa <= detected) return isa;
-    throw Error("ERR_ARGUMENT", std::string("cpu: SIGLIP2_ISA must be at most ") +
-                                    name_of(detected) + " on this machine, got " + text);
-  }
-  throw Error("ERR_ARGUMENT",
-              std::string("cpu: SIGLIP2_ISA must be generic, avx2 or avx512, got ") + text);
+  const Wanted want = wanted();
+  if (!want.given) return detected;
+  if (want.isa <= detected) return want.isa;
+  throw Error("ERR_ARGUMENT", std::string("cpu: SIGLIP2_ISA must be at most ") + name_of(detected) +
+                                  " on this machine, got " + std::getenv("SIGLIP2_ISA"));
+}
+
+const Features& configured_features() {
+  static const Features features = [] {
+    const Wanted want = wanted();
+    Features found = detected_features(configured_isa());
+    found.vnni = found.vnni && want.vnni;
+    found.bf16 = found.bf16 && want.bf16;
+    return found;
+  }();
+  return features;
 }
 
 }  // namespace siglip

@@ -1,13 +1,9 @@
-// A model, pictures and files of records to embed.
+// Pictures and files of records to embed.
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import sharp from 'sharp';
 import type { Row, Source } from '../../lib/bulk';
-import { SiglipError } from '../../lib';
-import { saveCheckpoint } from '../../lib/weights';
-import { smallTokenizerJson } from '../text/small_tokenizer';
-import { smallConfig, smallParameters } from '../weights/small_model';
 
 export const golden = join(__dirname, '..', 'golden', 'bulk');
 
@@ -21,14 +17,6 @@ export function folderForAll(): () => string {
     rmSync(folder, { recursive: true, force: true });
   });
   return () => folder;
-}
-
-/** A model of a few thousand parameters with a tokenizer of a few words. */
-export async function putModel(folder: string): Promise<string> {
-  const config = smallConfig('fixed');
-  await saveCheckpoint(folder, { config, parameters: smallParameters(config) });
-  put(join(folder, 'tokenizer.json'), JSON.stringify(smallTokenizerJson()));
-  return folder;
 }
 
 /** Writes a file and the folders above it. */
@@ -85,14 +73,4 @@ export async function rowsOf(
   const rows: Row[] = [];
   for await (const row of source.rows(wanted)) rows.push(row);
   return rows;
-}
-
-/** The SiglipError that work ends with. */
-export async function failure(work: Promise<unknown>): Promise<SiglipError> {
-  const error: unknown = await work.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  if (error instanceof SiglipError) return error;
-  throw new Error(`expected a SiglipError, got ${String(error)}`);
 }

@@ -15,7 +15,9 @@ import {
 } from '../../lib/bulk';
 import { npyHeader } from '../../lib/bulk/npy';
 import { openSafetensors } from '../../lib/weights';
-import { failure, folderForAll, picture, put, putModel, putPictures, putTar } from './corpus_files';
+import { failure } from '../failure';
+import { writeModel } from '../embed/random_model';
+import { folderForAll, picture, put, putPictures, putTar } from './corpus_files';
 
 const folder = folderForAll();
 const at = (...names: string[]): string => join(folder(), ...names);
@@ -40,7 +42,8 @@ function counting(inner: BulkModel): BulkModel {
 }
 
 beforeAll(async () => {
-  const path = await putModel(at('model'));
+  const path = at('model');
+  await writeModel(path, 'fixed');
   model = await Siglip2.load(path);
   fingerprint = await modelFingerprint(path);
   await putPictures(at('photos'), 37);
@@ -232,7 +235,7 @@ describe('what is written', () => {
       if (format === 'npy' && dtype === 'float16') {
         const bytes = readFileSync(output);
         expect(bytes.toString('latin1')).toMatch(/'descr': '<f2'/);
-        expect(bytes.length).toBe(128 + 2 * 12 * 2);
+        expect(bytes.length).toBe(128 + 2 * 64 * 2);
         return;
       }
       widths[dtype] = await written(output, format, ['embedding']);
@@ -247,7 +250,7 @@ describe('what is written', () => {
     const empty = put(at('empty.jsonl'), '\n');
     const output = at('nothing.npy');
     expect(await run({ inputs: [empty] }, { output })).toMatchObject({ finished: true, rows: 0 });
-    expect(readFileSync(output).toString('latin1')).toMatch(/'shape': \(0, 12\)/);
+    expect(readFileSync(output).toString('latin1')).toMatch(/'shape': \(0, 64\)/);
   });
 
   test('rows that all fail leave an output without rows', async () => {

@@ -2,14 +2,15 @@
 import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { folderForAll, golden, picture, put, putModel, putPictures, putTar } from './corpus_files';
+import { writeModel } from '../embed/random_model';
+import { folderForAll, golden, picture, put, putPictures, putTar } from './corpus_files';
 
 const root = join(__dirname, '..', '..');
 const folder = folderForAll();
 const at = (...names: string[]): string => join(folder(), ...names);
 
 beforeAll(async () => {
-  await putModel(at('model'));
+  await writeModel(at('model'), 'fixed');
   await putPictures(at('photos'), 20);
   put(at('photos', 'torn.jpg'), 'torn');
   for (const i of [0, 1, 2]) {

@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { expandBraces, expandPattern, matcher } from '../../lib/bulk/pattern';
-import { failure, folderForAll, put } from './corpus_files';
+import { failure } from '../failure';
+import { folderForAll, put } from './corpus_files';
 
 test.each([
   ['a.tar', ['a.tar']],

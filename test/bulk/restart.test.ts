@@ -3,7 +3,8 @@ import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
-import { folderForAll, picture, put, putModel, putPictures, putTar } from './corpus_files';
+import { writeModel } from '../embed/random_model';
+import { folderForAll, picture, put, putPictures, putTar } from './corpus_files';
 
 const root = join(__dirname, '..', '..');
 const folder = folderForAll();
@@ -50,7 +51,7 @@ function expectWhole(stem: string, extension: string): void {
 }
 
 beforeAll(async () => {
-  await putModel(at('model'));
+  await writeModel(at('model'), 'fixed');
   await putPictures(at('photos'), 30);
   put(at('photos', '011x.png'), 'torn');
   const members = await Promise.all(

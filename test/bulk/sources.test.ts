@@ -6,7 +6,8 @@ import type { Row, Source, What } from '../../lib/bulk';
 import { openCorpus } from '../../lib/bulk';
 import { jsonLinesSource } from '../../lib/bulk/json_lines';
 import { memberName, webDatasetSource } from '../../lib/bulk/web_dataset';
-import { failure, folderForAll, golden, picture, put, putTar, rowsOf } from './corpus_files';
+import { failure } from '../failure';
+import { folderForAll, golden, picture, put, putTar, rowsOf } from './corpus_files';
 
 const folder = folderForAll();
 

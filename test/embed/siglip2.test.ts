@@ -3,10 +3,11 @@ import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
-import { Siglip2, SiglipError } from '../../lib';
+import { Siglip2 } from '../../lib';
 import type { EmbedImage, EmbedText } from '../../lib';
 import { loadAddon } from '../../lib/native/load';
 import { saveCheckpoint } from '../../lib/weights';
+import { failure } from '../failure';
 import { smallConfig, smallParameters } from '../weights/small_model';
 
 let folder = '';
@@ -39,15 +40,6 @@ const ids = (...values: number[]): { inputIds: Int32Array } => ({
 
 function norm(x: Float32Array): number {
   return Math.hypot(...x);
-}
-
-async function failure(work: Promise<unknown>): Promise<SiglipError> {
-  const error: unknown = await work.then(
-    () => undefined,
-    (reason: unknown) => reason,
-  );
-  if (error instanceof SiglipError) return error;
-  throw new Error(`expected a SiglipError, got ${String(error)}`);
 }
 
 describe('embedding', () => {

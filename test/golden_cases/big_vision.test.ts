@@ -23,4 +23,8 @@ describeGolden('bv_naflex', (golden) => {
   test('every intermediate of the valid rows and every gradient', async () => {
     expectNaflex(golden, await runVision(naflexCase(golden)), BARS);
   });
+
+  test('the same without padding', async () => {
+    expectNaflex(golden, await runVision(naflexCase(golden), 'packed'), BARS);
+  });
 });

@@ -5,12 +5,15 @@ import type { MapTree, RunInput, Spec, Tensor } from '../../lib/graph';
 import { compile, flatten, gradient } from '../../lib/graph';
 import type {
   ModelConfig,
+  PackedInput,
   TwoTowersInput,
   TwoTowersParameters,
   VisionInput,
   VisionParameters,
 } from '../../lib/model';
 import {
+  packedInputSpecs,
+  packedRows,
   twoTowers,
   twoTowersInputSpecs,
   twoTowersParameters,
@@ -88,6 +91,38 @@ export function hostImages(images: NdArray | NaflexInput): VisionInput<HostArray
     shapes: Int32Array.from(images.shapes.data),
     mask: Uint8Array.from(images.mask.data),
   };
+}
+
+/** The same without padding. */
+function packedImages({ patches, shapes, mask }: NaflexInput): PackedInput<HostArray> {
+  const [batch, length, width] = patches.shape;
+  const segments = new Int32Array(batch + 1);
+  for (let b = 0; b < batch; b++) {
+    segments[b + 1] = segments[b] + shapes.data[2 * b] * shapes.data[2 * b + 1];
+  }
+  const rows = new Float32Array(packedRows(segments[batch]) * width);
+  let next = 0;
+  for (let row = 0; row < batch * length; row++) {
+    if (mask.data[row] === 0) continue;
+    rows.set(patches.data.subarray(row * width, (row + 1) * width), next * width);
+    next++;
+  }
+  return { patches: rows, shapes: Int32Array.from(shapes.data), segments };
+}
+
+/** What is one row per packed patch, as rows of the padded batch; anything else as it is. */
+function spread(name: string, packed: ArrayLike<number>, { mask }: NaflexInput): ArrayLike<number> {
+  if (/\.(pooled|embedding)$/.test(name)) return packed;
+  const valid = mask.data.reduce((sum, one) => sum + one, 0);
+  const width = packed.length / packedRows(valid);
+  const padded = new Float64Array(mask.data.length * width);
+  let next = 0;
+  mask.data.forEach((one, row) => {
+    if (one === 0) return;
+    for (let d = 0; d < width; d++) padded[row * width + d] = packed[next * width + d];
+    next++;
+  });
+  return padded;
 }
 
 async function numbers(tree: object): Promise<Numbers> {
@@ -168,9 +203,18 @@ interface VisionInputs {
   readonly cotangent: Spec;
 }
 
-/** Σ pooled ∘ cotangent of a vision tower alone, its taps and gradients. */
-export async function runVision(golden: NaflexCase): Promise<Run> {
+/**
+ * Σ pooled ∘ cotangent of a vision tower alone, its taps and gradients. A packed run gives them as rows
+ * of the padded batch.
+ */
+export async function runVision(
+  golden: NaflexCase,
+  layout: 'padded' | 'packed' = 'padded',
+): Promise<Run> {
   const { parameters, images, heads, cotangent } = golden;
+  const packed = layout === 'packed';
+  const batch = cotangent.shape[0];
+  const valid = images.mask.data.reduce((sum, one) => sum + one, 0);
   const [, inputs] = parameters.patchEmbedding.weight.shape;
   const config: ModelConfig = {
     vision: {
@@ -200,21 +244,25 @@ export async function runVision(golden: NaflexCase): Promise<Run> {
     },
     {
       parameters: visionParameters(config, specOf),
-      images: visionInputSpecs(config, cotangent.shape[0], images.patches.shape[1]),
+      images: packed
+        ? packedInputSpecs(config, batch, packedRows(valid))
+        : visionInputSpecs(config, batch, images.patches.shape[1]),
       cotangent: { dtype: 'float32', shape: cotangent.shape },
     } satisfies VisionInputs,
     { taps: true },
   );
   const { outputs, taps } = await program.runWithTaps({
     parameters: visionParameters(config, ({ path }) => values.get(path) ?? new Float32Array()),
-    images: hostImages(images),
+    images: packed ? packedImages(images) : hostImages(images),
     cotangent: Float32Array.from(cotangent.data),
   });
   program.dispose();
   const { loss, gradients } = outputs;
+  const rows = (all: Numbers): Numbers =>
+    packed ? new Map([...all].map(([name, x]) => [name, spread(name, x, images)])) : all;
   return {
-    taps: await numbers(Object.fromEntries(taps)),
-    gradientsWrt: await numbers({ input: gradients.input }),
+    taps: rows(await numbers(Object.fromEntries(taps))),
+    gradientsWrt: rows(await numbers({ input: gradients.input })),
     loss: await readAndDispose(loss),
     gradients: await numbers(gradients.parameters),
   };

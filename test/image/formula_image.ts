@@ -12,12 +12,13 @@ export function formulaImage(height: number, width: number): RgbImage {
       data[at + 2] = x * x + 3 * y * y;
     }
   }
-  return { data, width, height };
+  return { data, width, height, channels: 3 };
 }
 
 /** An image whose channels all hold the same values. */
 export function greyImage(height: number, width: number, values: readonly number[]): RgbImage {
-  return { data: Uint8Array.from(values.flatMap((value) => [value, value, value])), width, height };
+  const data = Uint8Array.from(values.flatMap((value) => [value, value, value]));
+  return { data, width, height, channels: 3 };
 }
 
 /** The first channel. */

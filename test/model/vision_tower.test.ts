@@ -1,7 +1,13 @@
 import { compile, gradient } from '../../lib/graph';
 import * as ops from '../../lib/ops';
 import type { ModelConfig } from '../../lib/model';
-import { visionInputSpecs, visionParameters, visionTower } from '../../lib/model';
+import {
+  packedInputSpecs,
+  packedRows,
+  visionInputSpecs,
+  visionParameters,
+  visionTower,
+} from '../../lib/model';
 import type { Value } from '../nn/evaluate';
 import {
   bytes,
@@ -208,10 +214,86 @@ describe('naflex layout', () => {
     expect(dpatches.subarray(22 * inputs).every((value) => value === 0)).toBe(true);
   });
 
+  describe('packed', () => {
+    const rows = 24; // 12 + 10 patches and two rows of no image
+    const packed = (spare: number, shapes = visionSpec.shapes as readonly number[]): object => ({
+      patches: values(
+        [rows, inputs],
+        naflexInput.patches.data.map((value, i) => (i < 22 * inputs ? value : spare)),
+      ),
+      shapes: integers([2, 2], shapes),
+      segments: integers([3], [0, 12, 22]),
+    });
+
+    test('gives what the padded batch gives', async () => {
+      const padded = await run(naflexConfig, parameters, naflexInput);
+      const actual = await run(naflexConfig, parameters, packed(0));
+      expect(Object.keys(actual)).toEqual(Object.keys(padded));
+      for (const [name, expected] of Object.entries(padded)) {
+        // The tokens of both images come first either way: the padding is at the end of the second.
+        const real = name.endsWith('pooled') || name.endsWith('embedding') ? 2 : 22;
+        const [a, b] = [actual[name], expected].map((x) => x.subarray(0, real * width));
+        expect(maxDifference(a, b)).toBeLessThan(1e-5);
+      }
+    });
+
+    test('rows of no image change nothing and stay finite', async () => {
+      const before = await run(naflexConfig, parameters, packed(0));
+      const after = await run(naflexConfig, parameters, packed(1e3));
+      expect(after.embedding).toEqual(before.embedding);
+      expect(after.tokens.subarray(0, 22 * width)).toEqual(before.tokens.subarray(0, 22 * width));
+      for (const stage of Object.values(before)) {
+        expect(stage.every((value) => Number.isFinite(value))).toBe(true);
+      }
+    });
+
+    test('gradients are those of the padded batch, and rows of no image get none', async () => {
+      const [padded, actual] = await Promise.all(
+        [naflexInput, packed(0.5)].map((input) =>
+          evaluate({ parameters, input } as never, (x: never) => {
+            const { parameters: p, input: i } = x as {
+              parameters: Parameters<typeof visionTower>[0];
+              input: Parameters<typeof visionTower>[2];
+            };
+            const { pooled } = visionTower(p, naflexConfig, i);
+            if (pooled === undefined || !('patches' in i)) throw new Error('a NaFlex tower');
+            return gradient(ops.dot(pooled, pooled), { parameters: p, patches: i.patches });
+          }),
+        ),
+      );
+      const { patches, ...gradients } = actual;
+      expect(Object.keys(gradients).length).toBeGreaterThan(40);
+      for (const [name, values_] of Object.entries(gradients)) {
+        if (!name.startsWith('parameters')) continue;
+        const size = Math.max(...padded[name].map(Math.abs));
+        expect(maxDifference(values_, padded[name])).toBeLessThan(1e-5 * (1 + size));
+      }
+      const real = [patches, padded.patches].map((x) => x.subarray(0, 22 * inputs));
+      expect(maxDifference(real[0], real[1])).toBeLessThan(1e-4);
+      expect(patches.subarray(22 * inputs).every((value) => value === 0)).toBe(true);
+    });
+
+    test.each([
+      [[3, 4, 5, 3], 'shapes[1] must be at least 1 x 1 and have 10 positions, got 5 x 3'],
+      [[3, 3, 2, 5], 'shapes[0] must be at least 1 x 1 and have 12 positions, got 3 x 3'],
+    ])('grids %p that are not the segments are refused', async (shapes, message) => {
+      await expect(run(naflexConfig, parameters, packed(0, shapes))).rejects.toThrow(message);
+    });
+
+    test.each([
+      [[1, 12, 22], 'segments[0] must be 0, got 1'],
+      [[0, 12, 25], 'segments[2] must be in [12, 24], got 25'],
+      [[0, 12, 11], 'segments[2] must be in [12, 24], got 11'],
+    ])('segments %p are refused', async (starts, message) => {
+      const input = { ...packed(0), segments: integers([3], starts) };
+      await expect(run(naflexConfig, parameters, input)).rejects.toThrow(message);
+    });
+  });
+
   test.each([
     [
       { images: random('i', [2, 3, 13, 13]) },
-      'input must be { patches, shapes, mask } for a NaFlex tower',
+      'input must be { patches, shapes, mask } or { patches, shapes, segments } for a NaFlex tower',
     ],
     [{ ...naflexInput, patches: random('p', [2, 12, 47]) }, 'patches must have shape [2, 12, 48]'],
     [{ ...naflexInput, patches: random('p', [2, 48]) }, 'patches must have shape (B, L, P·P·3)'],
@@ -237,4 +319,24 @@ test('visionInputSpecs are what the towers take', () => {
     expect(program.memory.peakBytes).toBeGreaterThan(0);
     program.dispose();
   }
+});
+
+test('packedInputSpecs are what a NaFlex tower takes', () => {
+  const specs = {
+    parameters: visionParameters(naflexConfig, (spec) => spec),
+    input: packedInputSpecs(naflexConfig, 3, 40),
+  };
+  const program = compile('specs', (x) => visionTower(x.parameters, naflexConfig, x.input), specs);
+  expect(program.memory.peakBytes).toBeGreaterThan(0);
+  program.dispose();
+});
+
+test('packedRows rounds up by a sixteenth at most, and few numbers come out', () => {
+  const all = Array.from({ length: 16384 }, (_, i) => i + 1);
+  for (const patches of all) {
+    expect(packedRows(patches)).toBeGreaterThanOrEqual(patches);
+    expect(packedRows(patches)).toBeLessThan(patches + Math.min(64, Math.max(8, patches / 8)));
+  }
+  const upTo = (n: number): number => new Set(all.slice(n / 2, n).map(packedRows)).size;
+  expect([256, 1024, 4096].map(upTo)).toEqual([16, 16, 32]);
 });

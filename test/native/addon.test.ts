@@ -24,6 +24,10 @@ describe('description', () => {
 
   test.each([
     [{ SIGLIP2_ISA: 'avx1024' }, 'SIGLIP2_ISA must be generic, avx2 or avx512, got avx1024'],
+    [
+      { SIGLIP2_ISA: 'generic,noamx' },
+      'a feature in SIGLIP2_ISA must be novnni or nobf16, got noamx',
+    ],
     [{ SIGLIP2_THREADS: '0' }, 'SIGLIP2_THREADS must be a whole number from 1 to 1024, got 0'],
     [
       { SIGLIP2_THREADS: 'many' },
@@ -45,11 +49,22 @@ describe('description', () => {
     expect(output).toMatch(/^ERR_ARGUMENT cpu: SIGLIP2_ISA must be at most \w+ on this machine/);
   });
 
+  test('SIGLIP2_ISA switches features off', () => {
+    const { output } = runChild(
+      `const { isa, features } = load().describe(); console.log(isa, features.length)`,
+      { SIGLIP2_ISA: `${isa},novnni,nobf16` },
+    );
+    expect(output).toBe(`${isa} 0\n`);
+  });
+
   test('the peak is that of a machine', () => {
-    // 100 MFLOP/s to 1 TFLOP/s and core.
-    const peak = addon.peak(0.05);
-    expect(peak).toBeGreaterThan(1e8);
-    expect(peak).toBeLessThan(1e12 * availableParallelism());
+    // 100 MFLOP/s to 4 TFLOP/s and core.
+    for (const precision of [undefined, 'float32', 'int8', 'bfloat16'] as const) {
+      const peak = addon.peak(0.05, precision);
+      expect(peak).toBeGreaterThan(1e8);
+      expect(peak).toBeLessThan(4e12 * availableParallelism());
+    }
+    expect(codeOf(() => addon.peak(0.05, 'float16' as 'float32'))).toBe('ERR_ARGUMENT');
     for (const seconds of [0, -1, NaN, 1e9, '1', undefined]) {
       expect(codeOf(() => addon.peak(seconds as number))).toBe('ERR_ARGUMENT');
     }

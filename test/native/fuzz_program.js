@@ -34,7 +34,8 @@ const int = (...choices) => ({ choices });
 const list = (...items) => ({ items });
 
 // Operands that fit, in C++ order without scratch. A letter is one extent throughout a call; `Q`
-// stands for two patches, `G` for N · N.
+// stands for two patches, `G` for N · N, `S` for B + 1, `INT8` and `BFLOAT16` for the bytes of a
+// packed weight.
 const CALLS = {
   linear_forward: [
     f('M', 'K'),
@@ -47,12 +48,35 @@ const CALLS = {
   ],
   linear_backward_input: [f('M', 'N'), f('N', 'K'), f('M', 'K'), f('M', 'K')],
   linear_backward_weight: [f('M', 'N'), f('M', 'K'), f('N', 'K'), f('N')],
+  linear_int8_pack: [f('N', 'K'), u('INT8')],
+  linear_int8_forward: [
+    f('M', 'K'),
+    u('INT8'),
+    f('N'),
+    f('M', 'N'),
+    int(0, 1),
+    f('M', 'N'),
+    f('M', 'N'),
+  ],
+  linear_bfloat16_pack: [f('N', 'K'), u('BFLOAT16')],
+  linear_bfloat16_forward: [
+    f('M', 'K'),
+    u('BFLOAT16'),
+    f('N'),
+    f('M', 'N'),
+    int(0, 1),
+    f('M', 'N'),
+    f('M', 'N'),
+  ],
   matmul_forward: [f('M', 'K'), f('K', 'N'), int(0), int(0), f('M', 'N')],
+  group_matmul_forward: [f('M', 'H', 'K'), f('H', 'K', 'N'), int(0), f('M', 'H', 'N')],
+  group_matmul_outer: [f('M', 'H', 'K'), f('M', 'H', 'N'), f('H', 'K', 'N')],
   attention_forward: [
     f('B', 'M', 'H', 'K'),
     f('B', 'N', 'H', 'K'),
     f('B', 'N', 'H', 'K'),
     u('B', 'N'),
+    i('S'),
     int(0.3),
     f('B', 'M', 'H', 'K'),
     f('B', 'H', 'M'),
@@ -63,12 +87,32 @@ const CALLS = {
     f('B', 'N', 'H', 'K'),
     f('B', 'N', 'H', 'K'),
     u('B', 'N'),
+    i('S'),
     f('B', 'M', 'H', 'K'),
     f('B', 'H', 'M'),
     int(0.3),
     f('B', 'M', 'H', 'K'),
     f('B', 'N', 'H', 'K'),
     f('B', 'N', 'H', 'K'),
+  ],
+  attention_pool_forward: [
+    f('B', 'M', 'K'),
+    f('H', 'K'),
+    u('B', 'M'),
+    i('S'),
+    f('B', 'H', 'K'),
+    f('B', 'H'),
+  ],
+  attention_pool_backward: [
+    f('B', 'H', 'K'),
+    f('B', 'M', 'K'),
+    f('H', 'K'),
+    u('B', 'M'),
+    i('S'),
+    f('B', 'H', 'K'),
+    f('B', 'H'),
+    f('B', 'M', 'K'),
+    f('H', 'K'),
   ],
   layer_norm_forward: [
     f('B', 'M', 'K'),
@@ -97,8 +141,8 @@ const CALLS = {
   patchify_forward: [f('B', 'C', 'Q', 'Q'), int('P'), f('B', 4, 'CPP')],
   patchify_backward: [f('B', 4, 'CPP'), int('P'), f('B', 'C', 'Q', 'Q')],
   normalize_pixels_forward: [u('B', 'M', 'N', 3), f(3, 256), f('B', 3, 'M', 'N')],
-  position_resize_forward: [f('G', 'K'), i('B', 2), f('B', 'M', 'K')],
-  position_resize_backward: [f('B', 'M', 'K'), i('B', 2), f('G', 'K')],
+  position_resize_forward: [f('G', 'K'), i('B', 2), i('S'), f('B', 'M', 'K')],
+  position_resize_backward: [f('B', 'M', 'K'), i('B', 2), i('S'), f('G', 'K')],
   token_select_forward: [f('B', 'M', 'K'), int(0), f('B', 'K')],
   token_select_backward: [f('B', 'K'), int(0), f('B', 'M', 'K')],
   token_mean_forward: [f('B', 'M', 'K'), f('B', 'K')],
@@ -157,7 +201,11 @@ function fittingCall(kernel) {
   letters.P = 1 + below(4);
   letters.Q = 2 * letters.P;
   letters.G = letters.N * letters.N;
+  letters.S = letters.B + 1;
   letters.CPP = letters.C * letters.P * letters.P;
+  const [rows, steps] = [64 * Math.ceil(letters.N / 64), 4 * Math.ceil(letters.K / 4)];
+  letters.INT8 = rows * (steps + 8);
+  letters.BFLOAT16 = 2 * rows * steps;
   const extent = (dim) => (typeof dim === 'number' ? dim : letters[dim]);
   const make = (spec) => {
     if (spec.items) return spec.items.map(make);

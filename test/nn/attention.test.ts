@@ -1,11 +1,21 @@
-import { attention } from '../../lib/nn';
+import { attention, pooledAttention } from '../../lib/nn';
 import { visionParameters } from '../../lib/model';
 import { attention as referenceAttention } from '../reference/attention';
 import { linear } from '../reference/linear';
 import type { Linear } from '../reference/model';
 import type { NdArray } from '../reference/nd_array';
 import type { Value } from './evaluate';
-import { bytes, evaluate, maxDifference, nd, ndTree, random, randomParameter } from './evaluate';
+import {
+  bytes,
+  evaluate,
+  integers,
+  maxDifference,
+  nd,
+  ndTree,
+  random,
+  randomParameter,
+  values,
+} from './evaluate';
 import { fixedConfig } from './towers';
 
 const { width, heads } = fixedConfig.vision;
@@ -39,4 +49,63 @@ test('attention of other queries to masked tokens', async () => {
     y: attention(inputs.x, inputs.memory, inputs.parameters, { heads, keyMask: inputs.mask }),
   }));
   expect(maxDifference(y, reference(x, memory, mask).data)).toBeLessThan(1e-5);
+});
+
+test('self-attention of packed rows is that of every sequence alone', async () => {
+  const x = random('x', [9, width]);
+  const segments = integers([3], [0, 3, 8]);
+  const { y } = await evaluate({ x, segments, parameters }, (inputs) => ({
+    y: attention(inputs.x, inputs.x, inputs.parameters, { heads, segments: inputs.segments }),
+  }));
+  for (const [begin, end] of [
+    [0, 3],
+    [3, 8],
+  ]) {
+    const rows = x.data.subarray(begin * width, end * width);
+    const alone = values([1, end - begin, width], rows);
+    const expected = reference(alone, alone).data;
+    expect(maxDifference(y.subarray(begin * width, end * width), expected)).toBeLessThan(1e-5);
+  }
+});
+
+describe('pooledAttention, without keys and values, is attention of a single query', () => {
+  const memory = random('memory', [2, 5, width]);
+
+  test.each([
+    ['of one query for all', undefined],
+    ['to masked tokens', bytes([2, 5], [1, 0, 1, 0, 1, 0, 0, 1, 1, 1])],
+  ])('%s', async (_, mask) => {
+    const x = random('x', [1, width]);
+    const { y } = await evaluate({ x, memory, mask, parameters }, (inputs) => ({
+      y: pooledAttention(inputs.x, inputs.memory, inputs.parameters, {
+        heads,
+        keyMask: inputs.mask,
+      }),
+    }));
+    const twice = values([2, 1, width], [...x.data, ...x.data]);
+    expect(maxDifference(y, reference(twice, memory, mask).data)).toBeLessThan(1e-5);
+  });
+
+  test('of a query each', async () => {
+    const x = random('x', [2, width]);
+    const { y } = await evaluate({ x, memory, parameters }, (inputs) => ({
+      y: pooledAttention(inputs.x, inputs.memory, inputs.parameters, { heads }),
+    }));
+    const queries = values([2, 1, width], x.data);
+    expect(maxDifference(y, reference(queries, memory).data)).toBeLessThan(1e-5);
+  });
+
+  test('to packed tokens', async () => {
+    const x = random('x', [1, width]);
+    const rows = values([11, width], [...memory.data, ...random('spare', [1, width]).data]);
+    const segments = integers([3], [0, 5, 10]);
+    const { y } = await evaluate({ x, rows, segments, parameters }, (inputs) => ({
+      y: pooledAttention(inputs.x, inputs.rows, inputs.parameters, {
+        heads,
+        segments: inputs.segments,
+      }),
+    }));
+    const twice = values([2, 1, width], [...x.data, ...x.data]);
+    expect(maxDifference(y, reference(twice, memory).data)).toBeLessThan(1e-5);
+  });
 });

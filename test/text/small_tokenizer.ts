@@ -1,4 +1,12 @@
 // A tokenizer.json small enough to be written down.
+import type { TokenizerDefinition } from '../../lib/text';
+import { parseTokenizer } from '../../lib/text';
+
+/** What a file with this content defines. */
+export function parsed(content: unknown): TokenizerDefinition {
+  return parseTokenizer(Buffer.from(JSON.stringify(content)));
+}
+
 export interface SmallTokenizerJson {
   readonly added_tokens: unknown;
   readonly normalizer: unknown;

@@ -1,7 +1,8 @@
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Tokenizer } from '../../lib/text';
-import { gemma, readJsonLines } from './gemma';
+import { Philox4x32 } from '../../lib/array/random';
+import type { BytePairTokenizer } from '../../lib/text';
+import { gemma, readJsonLines, SHARED_DATA } from './gemma';
 
 interface Row {
   readonly text: string;
@@ -9,12 +10,8 @@ interface Row {
   readonly ids_hf?: readonly number[];
 }
 
-const shared = join(
-  process.env.SIGLIP2_SHARED ?? join(__dirname, '..', '..', '..', 'shared'),
-  'data',
-);
-let asWritten: Tokenizer;
-let tokenizer: Tokenizer;
+let asWritten: BytePairTokenizer;
+let tokenizer: BytePairTokenizer;
 
 beforeAll(() => {
   asWritten = gemma({ lowercase: false });
@@ -36,11 +33,21 @@ describe('ids of the reference', () => {
     expect(mismatches(rows, (text) => asWritten.ids(text))).toEqual([]);
   });
 
-  const file = join(shared, 'tokenizer', 'golden.jsonl');
+  const file = join(SHARED_DATA, 'tokenizer', 'golden.jsonl');
   (existsSync(file) ? test : test.skip)('100 languages and captions', () => {
     const rows = readJsonLines<Row>(file);
     expect(rows.length).toBe(643);
     expect(mismatches(rows, (text) => asWritten.ids(text))).toEqual([]);
+  });
+
+  const corpus = join(SHARED_DATA, 'golden', 'naflex-512', 'corpus.json');
+  (existsSync(corpus) ? test : test.skip)('texts of the published naflex checkpoint', () => {
+    const { texts } = JSON.parse(readFileSync(corpus, 'utf8')) as {
+      texts: { text: string; token_ids_padded: number[] }[];
+    };
+    expect(texts).toHaveLength(8);
+    for (const { text, token_ids_padded: ids } of texts)
+      expect([...tokenizer.encode(text)]).toEqual(ids);
   });
 
   // Ids of the published processor of google/siglip2-base-patch16-naflex.
@@ -112,13 +119,36 @@ describe('encode', () => {
     expect([...tokenizer.ids('\ud83e\udd8a')]).toEqual([244323]);
   });
 
-  test('a long text costs little, cut or whole', () => {
-    const long = 'x'.repeat(50_000);
-    const start = performance.now();
-    expect(asWritten.ids(long).length).toBeGreaterThan(1000);
-    const words = 'lorem ipsum dolor '.repeat(200_000);
-    expect(tokenizer.encode(words)).toHaveLength(64);
-    expect(performance.now() - start).toBeLessThan(20_000);
+  test.each(['', ' ', '\n', '<eos>'])('the first ids of texts joined by %j', (glue) => {
+    const rows = readJsonLines<Row>(join(__dirname, '..', 'golden', 'tokenizer', 'golden.jsonl'));
+    const random = new Philox4x32(4, `long texts ${glue}`);
+    for (let round = 0; round < 20; round++) {
+      let text = '';
+      while (text.length < 6000) text += rows[random.integer(rows.length)].text + glue;
+      expect(tokenizer.ids(text, 63)).toEqual(tokenizer.ids(text).subarray(0, 63));
+    }
+  });
+
+  test.each<[string, string]>([
+    ['one letter', 'x'.repeat(100_000)],
+    ['spaces', ' '.repeat(50_000)],
+    ['line ends', '\n'.repeat(50_000)],
+    ['emoji', '🦊🫩'.repeat(20_000)],
+    ['Thai, without spaces', 'แมวนอนบนขอบหน้าต่าง'.repeat(2000)],
+    ['Chinese', '敏捷的棕色狐狸跳过了懒狗'.repeat(2000)],
+    ['halves of pairs', '\ud83e'.repeat(30_000)],
+    [
+      'a word of random letters',
+      Array.from({ length: 30_000 }, (_, i) => 'abc'[(i * i) % 3]).join(''),
+    ],
+  ])('the first ids of %s', (_, text) => {
+    expect(tokenizer.ids(text, 63)).toEqual(tokenizer.ids(text).subarray(0, 63));
+  });
+
+  test('refuses a text that is far too long', () => {
+    const text = 'a cat '.repeat(3_000_000);
+    expect(() => tokenizer.encode(text)).toThrow('at most 16777216 UTF-16 units, got 18000000');
+    expect(tokenizer.encode(text.slice(0, 1 << 24))).toHaveLength(64);
   });
 
   test('refuses what is no text and no length', () => {

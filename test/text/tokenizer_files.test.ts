@@ -1,7 +1,8 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { loadTokenizer, saveTokenizer } from '../../lib/text';
+import { BytePairTokenizer, deferTokenizer, loadTokenizer, saveTokenizer } from '../../lib/text';
+import { BYTE_PAIR_SPECS, piece } from './sentencepiece_bytes';
 import { smallTokenizerJson } from './small_tokenizer';
 
 let folder: string;
@@ -32,7 +33,7 @@ test('tokenizer.json, with options', async () => {
 test('saved and loaded again', async () => {
   put('tokenizer.json', JSON.stringify(smallTokenizerJson()));
   const original = await loadTokenizer(folder);
-  if (original === undefined) throw new Error('the tokenizer must be found');
+  if (!(original instanceof BytePairTokenizer)) throw new Error('it must be found');
   const other = join(folder, 'new', 'place');
   await saveTokenizer(other, original);
   const copy = await loadTokenizer(other);
@@ -40,18 +41,8 @@ test('saved and loaded again', async () => {
 });
 
 test('tokenizer.model takes its added tokens from tokenizer_config.json', async () => {
-  const piece = (text: string, type: number): Buffer => {
-    const bytes = Buffer.from(text);
-    return Buffer.concat([
-      Buffer.of(10, bytes.length + 4, 10, bytes.length),
-      bytes,
-      Buffer.of(24, type),
-    ]);
-  };
-  put(
-    'tokenizer.model',
-    Buffer.concat([piece('<pad>', 3), piece('<eos>', 3), piece('<unk>', 2), piece('a', 1)]),
-  );
+  const pieces = [piece('<pad>', 0, 3), piece('<eos>', 0, 3), piece('<unk>', 0, 2), piece('a', 0)];
+  put('tokenizer.model', Buffer.concat([...pieces, BYTE_PAIR_SPECS]));
   expect([...((await loadTokenizer(folder))?.ids('a<eos>') ?? [])]).toEqual([3, 2]);
   const decoder = { 1: { content: '<eos>', special: true } };
   put('tokenizer_config.json', JSON.stringify({ added_tokens_decoder: decoder }));
@@ -65,4 +56,62 @@ test.each([
   put('tokenizer.json', content);
   await expect(loadTokenizer(folder)).rejects.toMatchObject({ code: 'ERR_TOKENIZER' });
   await expect(loadTokenizer(folder)).rejects.toThrow(join(folder, 'tokenizer.json'));
+});
+
+describe('deferTokenizer', () => {
+  test('reads the file with the first text', async () => {
+    expect(await deferTokenizer(folder)).toBeUndefined();
+    put('tokenizer.json', '{');
+    const tokenizer = await deferTokenizer(folder);
+    const path = join(folder, 'tokenizer.json');
+    expect(() => tokenizer?.encode('CAT', 3)).toThrow(`${path}: content must be JSON`);
+    put('tokenizer.json', JSON.stringify(smallTokenizerJson()));
+    expect([...(tokenizer?.encode('CAT', 3) ?? [])]).toEqual([10, 1, 0]);
+    rmSync(path);
+    expect([...(tokenizer?.ids('CAT') ?? [])]).toEqual([10]);
+    expect(tokenizer?.decode([10])).toBe('cat');
+    const { vocabulary, padId, eosId, lowercase } = tokenizer ?? {};
+    expect([vocabulary, padId, eosId, lowercase]).toEqual([12, 0, 1, true]);
+    await expect(deferTokenizer(folder)).resolves.toBeUndefined();
+  });
+
+  test('says so when the file has gone', async () => {
+    put('tokenizer.json', JSON.stringify(smallTokenizerJson()));
+    const tokenizer = await deferTokenizer(folder);
+    rmSync(join(folder, 'tokenizer.json'));
+    expect(() => tokenizer?.vocabulary).toThrow('tokenizer.json: file must be readable');
+  });
+
+  test('takes the added tokens of tokenizer.model', async () => {
+    const pieces = [piece('<pad>', 0, 3), piece('<eos>', 0, 3), piece('<unk>', 0, 2)];
+    put('tokenizer.model', Buffer.concat([...pieces, BYTE_PAIR_SPECS]));
+    const decoder = { 1: { content: '<eos>', special: true } };
+    put('tokenizer_config.json', JSON.stringify({ added_tokens_decoder: decoder }));
+    expect([...((await deferTokenizer(folder))?.ids('a<eos>') ?? [])]).toEqual([2, 1]);
+  });
+});
+
+describe('which tokenizer it is say the files', () => {
+  const golden = join(__dirname, '..', 'golden', 'tokenizer');
+  const bytePairs = JSON.stringify(smallTokenizerJson());
+
+  test.each([loadTokenizer, deferTokenizer])('spiece.model comes first', async (load) => {
+    put('tokenizer.json', bytePairs);
+    put('tokenizer_config.json', '{"tokenizer_class": "GemmaTokenizer"}');
+    put('spiece.model', readFileSync(join(golden, 'unigram_rules.model')));
+    const tokenizer = await load(folder);
+    expect([tokenizer?.vocabulary, tokenizer?.padId]).toEqual([1600, 1]);
+  });
+
+  test('a byte-pair model under that name is refused', async () => {
+    const pieces = [piece('</s>', 0, 3), piece('<unk>', 0, 2), BYTE_PAIR_SPECS];
+    put('spiece.model', Buffer.concat(pieces));
+    await expect(loadTokenizer(folder)).rejects.toThrow('model_type must be unigram');
+  });
+
+  test('tokenizer.json comes before tokenizer.model', async () => {
+    put('tokenizer.json', bytePairs);
+    put('tokenizer.model', 'not looked at');
+    expect((await loadTokenizer(folder))?.vocabulary).toBe(12);
+  });
 });

@@ -301,6 +301,26 @@ describe('loadCheckpoint refuses', () => {
     await expect(loadCheckpoint(folder())).rejects.toMatchObject({ code: 'ERR_CONFIG' });
   });
 
+  test('a processor saved whole; that of images alone goes before it', async () => {
+    await save(smallConfig('fixed'));
+    const part = (resample: number): object => ({ size: { height: 14, width: 14 }, resample });
+    const whole = JSON.stringify({ image_processor: part(3), processor_class: 'SiglipProcessor' });
+    put(folder(), 'processor_config.json', whole);
+    const resample = async (): Promise<unknown> => {
+      const { preprocessor, parameters } = await loadCheckpoint(folder());
+      await host(parameters);
+      return preprocessor.resample;
+    };
+    put(folder(), 'preprocessor_config.json', JSON.stringify(part(2)));
+    expect(await resample()).toBe('bilinear');
+    rmSync(join(folder(), 'preprocessor_config.json'));
+    expect(await resample()).toBe('bicubic');
+    put(folder(), 'processor_config.json', whole.replaceAll('14', '28'));
+    await expect(loadCheckpoint(folder())).rejects.toThrow(
+      /processor_config\.json: size must be 14 × 14/,
+    );
+  });
+
   test('folders that are no checkpoint', async () => {
     await expect(loadCheckpoint(join(folder(), 'none'))).rejects.toThrow('got no such folder');
     await expect(readModelConfig(folder())).rejects.toThrow('must hold config.json');

@@ -36,10 +36,19 @@ describe('parsePreprocessor', () => {
       height: 96,
       width: 96,
       resample: null,
+      backend: 'pillow',
       rescaleFactor: 1,
       mean: [0, 0, 0],
       std: [1, 1, 1],
     });
+  });
+
+  test('the name of the processor says whose arithmetic', () => {
+    const backendOf = (name?: string): string =>
+      parsePreprocessor({ image_processor_type: name }, 'naflex').backend;
+    expect(backendOf('Siglip2ImageProcessorFast')).toBe('torchvision');
+    expect(backendOf('Siglip2ImageProcessor')).toBe('pillow');
+    expect(backendOf()).toBe('pillow');
   });
 
   test('NaFlex keys', () => {
@@ -49,7 +58,12 @@ describe('parsePreprocessor', () => {
 
   test.each<[string, 'fixed' | 'naflex', unknown]>([
     ['content must be an object, got null', 'fixed', null],
-    ['resample must be 2 (bilinear) or 3 (bicubic), got 1', 'fixed', { resample: 1 }],
+    ['resample must be a filter of Pillow, 0 to 5, got 6', 'fixed', { resample: 6 }],
+    [
+      'resample must be 2 (bilinear) or 3 (bicubic) for a processor named Fast, got 1',
+      'naflex',
+      { resample: 1, image_processor_type: 'Siglip2ImageProcessorFast' },
+    ],
     [
       'size must be { height, width } or one number, got {"shortest_edge":224}',
       'fixed',
@@ -73,7 +87,12 @@ describe('formatPreprocessor', () => {
 
   test.each(['fixed', 'naflex'] as const)('%s comes back', (layout) => {
     const given = parsePreprocessor(
-      { resample: 3, image_mean: [0.1, 0.2, 0.3], rescale_factor: 0.5 },
+      {
+        resample: 3,
+        image_mean: [0.1, 0.2, 0.3],
+        rescale_factor: 0.5,
+        image_processor_type: 'AnyFast',
+      },
       layout,
     );
     expect(parsePreprocessor(formatPreprocessor(given), layout)).toEqual(given);

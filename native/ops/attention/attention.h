@@ -5,6 +5,10 @@
 //   dQ = scale · dS K,  dK = scale · dSᵀ Q
 // Layout is (B, T, H, hd): heads interleaved in a token, as the projections produce them.
 // key_mask (B, Tk) uint8, 1 = attend, 0 = ignore (padding). A row without any key gives zeros.
+// segments (S + 1) int32 instead of a mask: with B = 1 and Tq = Tk, sequences of different lengths lie
+// one after the other without padding, sequence s in rows [segments[s], segments[s + 1]); a query
+// attends to the keys of its own sequence. Rows behind the last belong to none: their results and
+// gradients are zeros, their lse is −∞, and what they hold reaches nothing.
 #pragma once
 
 #include "cpu/isa.h"
@@ -13,11 +17,11 @@ namespace siglip {
 
 SIGLIP_FOR_EACH_TARGET(
     // q (B, Tq, H, hd), k, v (B, Tk, H, hd) -> o (B, Tq, H, hd), lse (B, H, Tq).
-    void attention_forward(Stream&, In q, In k, In v, MaybeIn key_mask, double scale, Out o,
-                           Out lse, Scratch);
-    size_t attention_forward_scratch(int threads, In q, In k);
-    void attention_backward(Stream&, In dout, In q, In k, In v, MaybeIn key_mask, In o, In lse,
-                            double scale, Out dq, Out dk, Out dv, Scratch);
-    size_t attention_backward_scratch(int threads, In q, In k);)
+    void attention_forward(Stream&, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
+                           double scale, Out o, Out lse, Scratch);
+    size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments);
+    void attention_backward(Stream&, In dout, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
+                            In o, In lse, double scale, Out dq, Out dk, Out dv, Scratch);
+    size_t attention_backward_scratch(int threads, In q, In k, MaybeIn segments);)
 
 }  // namespace siglip

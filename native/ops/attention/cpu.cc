@@ -4,10 +4,11 @@
 // across lanes, and only Q, dO (in) and O, dQ (out) are transposed. Keys go by in blocks with a
 // running maximum and sum per query (online softmax). Masked keys are left out when keys are
 // packed, so they cost nothing and whatever they hold never reaches a result.
-// With fewer queries than half the lanes (the MAP head has one) the lanes run over the head width.
+// With fewer queries than half the lanes (pooling at one token) the lanes run over the head width.
 #include "ops/attention/attention.h"
 
 #include "cpu/check.h"
+#include "cpu/segments.h"
 #include "cpu/simd.h"
 #include "cpu/tile.h"
 
@@ -21,50 +22,114 @@ constexpr int64_t kKeyBlock = 64;  // blocks of K and V and the scores stay in c
 
 constexpr int64_t kTaskProducts = int64_t{1} << 16;  // multiply-adds of the least task
 constexpr int64_t kForwardChunk = 144;               // queries of one unit of the forward
-constexpr int64_t kBackwardUnits = 16;               // wanted; fewer heads are cut over the keys
+constexpr int64_t kMostTasks = 256;
+constexpr int64_t kBackwardUnits = 16;  // wanted; fewer heads are cut over the keys
 constexpr int64_t kLeastKeyChunk = 256;
 
 constexpr float kLog2E = 1.44269504088896341F;
 constexpr float kLn2 = 0.693147180559945309F;
 
+// Sizes of a call. `sequences` are the images of a batch, or the segments of a packed one.
 struct Extents {
   int64_t batch;
   int64_t queries;
   int64_t keys;
   int64_t heads;
   int64_t width;
+  int64_t sequences;
+  bool packed;
 
-  int64_t items() const { return batch * heads; }
+  int64_t items() const { return sequences * heads; }
   int64_t stride() const { return heads * width; }  // from one token of a head to the next
   int64_t padded_width() const { return ceil_div(width, kLanes) * kLanes; }
-  bool few_queries() const { return 2 * queries <= kLanes; }
-  // First element of (b, t, h, :) in a tensor of `tokens` tokens; item = b · heads + h.
-  int64_t at(int64_t item, int64_t token, int64_t tokens) const {
-    return ((item / heads * tokens + token) * heads + item % heads) * width;
-  }
 };
 
-Extents extents_of(const In& q, const In& k) {
-  return {q.extent(0), q.extent(1), k.extent(1), q.extent(2), q.extent(3)};
+// One head of one sequence: where its elements begin and how many rows it has.
+struct Item {
+  int64_t query;  // of q, o, dout, dq
+  int64_t key;    // of k, v, dk, dv
+  int64_t lse;
+  int64_t mask;
+  int64_t queries;
+  int64_t keys;
+};
+
+// Lanes over the head width, one query at a time.
+bool few_queries(const Item& item) { return 2 * item.queries <= kLanes; }
+
+// Which items there are: heads of the images of a batch, or of segments.
+struct Items {
+  Extents e;
+  const int32_t* starts;  // null without segments
+  const int32_t* order;   // of the segments, the longest first
+
+  Item at(int64_t index) const {
+    const int64_t head = index % e.heads;
+    int64_t sequence = index / e.heads;
+    if (starts == nullptr) {
+      return {sequence * e.queries * e.stride() + head * e.width,
+              sequence * e.keys * e.stride() + head * e.width,
+              index * e.queries,
+              sequence * e.keys,
+              e.queries,
+              e.keys};
+    }
+    sequence = order[sequence];
+    const int64_t first = starts[sequence];
+    const int64_t size = starts[sequence + 1] - first;
+    const int64_t at = first * e.stride() + head * e.width;
+    return {at, at, head * e.queries + first, 0, size, size};
+  }
+  // First row that belongs to no sequence.
+  int64_t end() const { return starts == nullptr ? e.batch * e.queries : starts[e.sequences]; }
+};
+
+Extents extents_of(const In& q, const In& k, const MaybeIn& segments) {
+  const int64_t sequences = segments.present() ? larger(0, segments.elements() - 1) : q.extent(0);
+  return {q.extent(0), q.extent(1), k.extent(1),       q.extent(2),
+          q.extent(3), sequences,   segments.present()};
 }
 
 Extents check_operands(const char* who, const In& q, const In& k, const In& v,
-                       const MaybeIn& key_mask) {
+                       const MaybeIn& key_mask, const MaybeIn& segments) {
   check_rank(who, "q", q, 4);
   check_rank(who, "k", k, 4);
-  const Extents e = extents_of(q, k);
+  const Extents e = extents_of(q, k, segments);
   check_extent(who, "k", k, 0, e.batch);
   check_extent(who, "k", k, 2, e.heads);
   check_extent(who, "k", k, 3, e.width);
   check_elements(who, "v", v, k.elements());
   if (key_mask.present()) check_elements(who, "key_mask", key_mask, e.batch * e.keys);
+  if (segments.present()) {
+    check_extent(who, "q", q, 0, 1);
+    check_extent(who, "k", k, 1, e.queries);
+    if (key_mask.present()) {
+      fail("ERR_ARGUMENT", "%s: key_mask must be absent with segments, got both", who);
+    }
+    check_segments(who, segments, e.queries);
+  }
   return e;
 }
 
-// Tasks of consecutive units (parts of heads), so that each is worth its start.
-Parts share_out(const Extents& e, int64_t units) {
-  const int64_t products = e.items() * e.queries * larger(e.keys, 1) * e.width;
-  return {units, larger(1, smaller(units, products / kTaskProducts))};
+// The items of a call; order (S) is memory for their order.
+Items items_of(const Extents& e, const MaybeIn& segments, int32_t* order) {
+  if (!segments.present()) return {e, nullptr, nullptr};
+  const int32_t* starts = segments.data<int32_t>();
+  longest_first(starts, e.sequences, order);
+  return {e, starts, order};
+}
+
+// Consecutive units (parts of items) to a task, so that each is worth its start.
+Parts share_out(const Items& items, int64_t units) {
+  const Extents& e = items.e;
+  double products = 0.0;
+  for (int64_t i = 0; i < e.items(); i += e.heads) {
+    const Item item = items.at(i);
+    products += static_cast<double>(item.queries) * static_cast<double>(item.keys);
+  }
+  products *= static_cast<double>(e.heads * e.width);
+  const int64_t worth = static_cast<int64_t>(products / static_cast<double>(kTaskProducts));
+  return {units, larger(1, smaller(smaller(units, kMostTasks), worth))};
 }
 
 // ---- Lanes -------------------------------------------------------------------------------------
@@ -83,9 +148,9 @@ inline Vec log_of_sum(Vec x) {
 
 // y = factor · x
 void scale_row(const float* x, float factor, int64_t width, float* y) {
-  for (int64_t d = 0; d < width; d += kLanes) {
-    store_up_to(y + d, load_up_to(x + d, width - d) * splat(factor), width - d);
-  }
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) store(y + d, load(x + d) * splat(factor));
+  if (d < width) store_partial(y + d, load_partial(x + d, width - d) * splat(factor), width - d);
 }
 
 void zero_row(int64_t width, float* y) {
@@ -94,7 +159,9 @@ void zero_row(int64_t width, float* y) {
 
 // y = x, followed by zeros up to a whole number of vectors.
 void pad_row(const float* x, int64_t width, float* y) {
-  for (int64_t d = 0; d < width; d += kLanes) store(y + d, load_up_to(x + d, width - d));
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) store(y + d, load(x + d));
+  if (d < width) store(y + d, load_partial(x + d, width - d));
 }
 
 // Lane i = Σ_d a[i][d] · b[i][d] for i < rows (at least 1); the other lanes are of no meaning.
@@ -147,21 +214,20 @@ KeyStore take_keys(const Extents& e, int64_t keys, Carver& carver) {
   return keep;
 }
 
-// Keys [begin, end) of an item. mask may be null; packed rows are padded with zeros.
-Keys select_keys(const Extents& e, int64_t item, int64_t begin, int64_t end, const float* k,
+// Keys [begin, end) of an item. mask (of the item's sequence) may be null; packed rows are padded
+// with zeros.
+Keys select_keys(const Extents& e, const Item& item, int64_t begin, int64_t end, const float* k,
                  const float* v, const uint8_t* mask, bool pack, const KeyStore& keep) {
-  const int64_t origin = e.at(item, 0, e.keys);
-  const Rows all_k = {k + origin, e.stride()};
-  const Rows all_v = {v + origin, e.stride()};
+  const Rows all_k = {k + item.key, e.stride()};
+  const Rows all_v = {v + item.key, e.stride()};
   if (mask == nullptr && !pack) {
     return {{all_k.at(begin), e.stride()}, {all_v.at(begin), e.stride()}, end - begin};
   }
-  const uint8_t* row_mask = mask == nullptr ? nullptr : mask + item / e.heads * e.keys;
   const int64_t width = e.padded_width();
   int64_t count = 0;
   for (int64_t key = begin; key < end; ++key) {
-    if (row_mask != nullptr) {
-      if (row_mask[key] == 0) continue;
+    if (mask != nullptr) {
+      if (mask[key] == 0) continue;
       keep.index[count] = static_cast<int32_t>(key);
     }
     pad_row(all_k.at(key), e.width, keep.k + count * width);
@@ -172,12 +238,36 @@ Keys select_keys(const Extents& e, int64_t item, int64_t begin, int64_t end, con
 }
 
 // Packing pays when several panels read the keys, and pads them for loads of whole vectors.
-bool wants_packing(const Extents& e) {
-  if (e.few_queries()) return e.width % kLanes != 0;
-  return e.queries > 2 * kPanel;
+bool wants_packing(const Extents& e, const Item& item) {
+  if (few_queries(item)) return e.width % kLanes != 0;
+  return item.queries > 2 * kPanel;
+}
+
+// Rows come from far away one head at a time, in pieces too short for the processor to foresee.
+void prefetch_rows(Rows rows, int64_t begin, int64_t end, int64_t width) {
+  constexpr int64_t kLine = 16;  // floats
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t d = 0; d < width; d += kLine) __builtin_prefetch(rows.at(row) + d, 0, 2);
+  }
 }
 
 // ---- Forward -----------------------------------------------------------------------------------
+
+// Operands of the forward, as pointers.
+struct Forward {
+  Items items;
+  const float* q;
+  const float* k;
+  const float* v;
+  const uint8_t* mask;
+  float c;
+  float* o;
+  float* lse;
+
+  const uint8_t* mask_of(const Item& item) const {
+    return mask == nullptr ? nullptr : mask + item.mask;
+  }
+};
 
 struct ForwardWorkspace {
   int64_t* item;  // whose keys are packed now
@@ -304,27 +394,49 @@ void forward_row(const Extents& e, const Keys& keys, const float* q, float c,
   *lse = most * kLn2 + log_total[0];
 }
 
-void forward_queries(const Extents& e, int64_t item, int64_t begin, int64_t end, const Keys& keys,
-                     const float* q, float c, const ForwardWorkspace& w, float* o, float* lse) {
-  const int64_t origin = e.at(item, begin, e.queries);
-  const Rows rows = {q + origin, e.stride()};
-  o += origin;
-  lse += item * e.queries + begin;
-  if (keys.count == 0) {
-    for (int64_t i = 0; i < end - begin; ++i) {
+// Queries [begin, end) of an item; `next` is the item whose rows will be needed after it.
+void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begin, int64_t end,
+                  const ForwardWorkspace& w) {
+  const Extents& e = call.items.e;
+  const Item item = call.items.at(index);
+  if (*w.item != index) {
+    *w.keys = select_keys(e, item, 0, item.keys, call.k, call.v, call.mask_of(item),
+                          wants_packing(e, item), w.store);
+    *w.item = index;
+  }
+  const Rows q = {call.q + item.query, e.stride()};
+  float* o = call.o + item.query;
+  float* lse = call.lse + item.lse;
+  if (w.keys->count == 0) {
+    for (int64_t i = begin; i < end; ++i) {
       zero_row(e.width, o + i * e.stride());
       lse[i] = -__builtin_huge_valf();
     }
-  } else if (e.few_queries()) {
-    for (int64_t i = 0; i < end - begin; ++i) {
-      forward_row(e, keys, rows.at(i), c, w, o + i * e.stride(), lse + i);
-    }
-  } else {
-    for_panels(end - begin, [&](int64_t, int64_t first, int64_t size, auto vectors) {
-      forward_panel<decltype(vectors)::value>(keys, {rows.at(first), rows.stride}, size, e.width, c,
-                                              w, o + first * e.stride(), lse + first);
-    });
+    return;
   }
+  if (few_queries(item)) {
+    for (int64_t i = begin; i < end; ++i) {
+      forward_row(e, *w.keys, q.at(i), call.c, w, o + i * e.stride(), lse + i);
+    }
+    return;
+  }
+  const Item after = call.items.at(next);
+  const int64_t panels = cut_panels(end - begin).count();
+  for_panels(end - begin, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
+    if (next != index) {
+      const Parts queries = {after.queries, panels};
+      const Parts keys = {after.keys, panels};
+      const int64_t from = keys.begin(panel);
+      const int64_t to = keys.end(panel);
+      prefetch_rows({call.k + after.key, e.stride()}, from, to, e.width);
+      prefetch_rows({call.v + after.key, e.stride()}, from, to, e.width);
+      prefetch_rows({call.q + after.query, e.stride()}, queries.begin(panel), queries.end(panel),
+                    e.width);
+    }
+    const int64_t at = begin + first;
+    forward_panel<decltype(vectors)::value>(*w.keys, {q.at(at), q.stride}, size, e.width, call.c, w,
+                                            o + at * e.stride(), lse + at);
+  });
 }
 
 // ---- Backward ----------------------------------------------------------------------------------
@@ -345,6 +457,7 @@ struct BackwardWorkspace {
 };
 
 int64_t key_chunks(const Extents& e) {
+  if (e.packed) return 1;
   const int64_t wanted = ceil_div(kBackwardUnits, larger(1, e.items()));
   return larger(1, smaller(wanted, e.keys / kLeastKeyChunk));
 }
@@ -370,7 +483,7 @@ BackwardWorkspace backward_workspace(const Extents& e, Carver& carver) {
 
 // Operands of the backward, as pointers.
 struct Backward {
-  Extents e;
+  Items items;
   const float* dout;
   const float* q;
   const float* k;
@@ -489,15 +602,15 @@ void accumulate_keys(const float* weights, const float* rows, int64_t count, int
 
 // Queries [query, query + count) against the keys of a chunk: adds to dk and dv of the workspace and
 // writes these queries' dq.
-void backward_block(const Backward& call, int64_t item, const Keys& keys, int64_t query,
+void backward_block(const Backward& call, const Item& item, const Keys& keys, int64_t query,
                     int64_t count, const BackwardWorkspace& w, float* dq) {
-  const Extents& e = call.e;
+  const Extents& e = call.items.e;
   const int64_t width = e.padded_width();
-  const int64_t origin = e.at(item, query, e.queries);
+  const int64_t origin = item.query + query * e.stride();
   const Rows q = {call.q + origin, e.stride()};
   const Rows dout = {call.dout + origin, e.stride()};
   const Rows o = {call.o + origin, e.stride()};
-  const float* lse = call.lse + item * e.queries + query;
+  const float* lse = call.lse + item.lse + query;
   const float c = call.scale * kLog2E;
 
   for (int64_t i = 0; i < count; ++i) {
@@ -515,7 +628,7 @@ void backward_block(const Backward& call, int64_t item, const Keys& keys, int64_
     store(w.deltas + i, row_dots({dout.at(i), dout.stride}, {o.at(i), o.stride}, left, e.width));
   }
 
-  const bool few = e.few_queries();
+  const bool few = few_queries(item);
   if (!few) {
     for_panels(count, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
@@ -560,13 +673,14 @@ void backward_block(const Backward& call, int64_t item, const Keys& keys, int64_
 }
 
 // One chunk of keys of one head against all its queries.
-void backward_unit(const Backward& call, int64_t item, int64_t begin, int64_t end,
+void backward_unit(const Backward& call, const Item& item, int64_t begin, int64_t end,
                    const BackwardWorkspace& w, float* dq) {
-  const Extents& e = call.e;
-  const bool pack = wants_packing(e);
-  const Keys keys = select_keys(e, item, begin, end, call.k, call.v, call.mask, pack, w.store);
+  const Extents& e = call.items.e;
+  const uint8_t* mask = call.mask == nullptr ? nullptr : call.mask + item.mask;
+  const Keys keys =
+      select_keys(e, item, begin, end, call.k, call.v, mask, wants_packing(e, item), w.store);
 
-  const LaneParts blocks = cut_lanes(e.queries, kQueryBlock);
+  const LaneParts blocks = cut_lanes(item.queries, kQueryBlock);
   for (int64_t block = 0; block < blocks.count(); ++block) {
     const int64_t query = blocks.begin(block);
     backward_block(call, item, keys, query, blocks.end(block) - query, w, dq);
@@ -575,9 +689,9 @@ void backward_unit(const Backward& call, int64_t item, int64_t begin, int64_t en
   const int64_t width = e.padded_width();
   int64_t next = 0;  // of the keys that count
   for (int64_t key = begin; key < end; ++key) {
-    const int64_t at = e.at(item, key, e.keys);
+    const int64_t at = item.key + key * e.stride();
     const bool counts =
-        next < keys.count && e.queries > 0 && (call.mask == nullptr || w.store.index[next] == key);
+        next < keys.count && item.queries > 0 && (mask == nullptr || w.store.index[next] == key);
     if (counts) {
       scale_row(w.dk + next * width, call.scale, e.width, call.dk + at);
       scale_row(w.dv + next * width, 1.0F, e.width, call.dv + at);
@@ -603,106 +717,152 @@ size_t backward_worker_bytes(const Extents& e) {
 
 // dQ of every chunk of keys but the first.
 int64_t partial_elements(const Extents& e) {
-  return (key_chunks(e) - 1) * e.items() * e.queries * e.width;
+  return (key_chunks(e) - 1) * e.batch * e.queries * e.stride();
 }
 
-size_t partial_bytes(const Extents& e) {
+// What a call needs besides the workspaces: the order of its segments and parts of dQ.
+struct Shared {
+  int32_t* order;
+  float* partial;
+};
+
+Shared take_shared(const Extents& e, int64_t partial, Carver& carver) {
+  Shared shared;
+  shared.order = carver.take<int32_t>(e.sequences);
+  shared.partial = carver.take<float>(partial);
+  return shared;
+}
+
+size_t shared_bytes(const Extents& e, int64_t partial) {
   Carver carver(nullptr);
-  carver.take<float>(partial_elements(e));
+  take_shared(e, partial, carver);
   return carver.bytes();
 }
 
 }  // namespace
 
-size_t attention_forward_scratch(int threads, In q, In k) {
-  return static_cast<size_t>(threads) * forward_worker_bytes(extents_of(q, k));
+size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments) {
+  const Extents e = extents_of(q, k, segments);
+  return shared_bytes(e, 0) + static_cast<size_t>(threads) * forward_worker_bytes(e);
 }
 
-void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, double scale, Out o,
-                       Out lse, Scratch scratch) {
+void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
+                       double scale, Out o, Out lse, Scratch scratch) {
   constexpr char kName[] = "attention_forward";
-  const Extents e = check_operands(kName, q, k, v, key_mask);
+  const Extents e = check_operands(kName, q, k, v, key_mask, segments);
   check_elements(kName, "o", o, q.elements());
-  check_elements(kName, "lse", lse, e.items() * e.queries);
-  check_scratch(kName, scratch, attention_forward_scratch(stream.threads(), q, k));
-  const float* q_data = q.data();
-  const float* k_data = k.data();
-  const float* v_data = v.data();
-  const uint8_t* mask = key_mask.present() ? key_mask.data<uint8_t>() : nullptr;
-  float* o_data = o.data();
-  float* lse_data = lse.data();
-  const float c = static_cast<float>(scale * 1.44269504088896341);
+  check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
+  check_scratch(kName, scratch, attention_forward_scratch(stream.threads(), q, k, segments));
+  Carver carver(scratch.data);
+  const Shared shared = take_shared(e, 0, carver);
+  std::byte* const workers = scratch.data + carver.bytes();
+  const Forward call = {items_of(e, segments, shared.order),
+                        q.data(),
+                        k.data(),
+                        v.data(),
+                        key_mask.present() ? key_mask.data<uint8_t>() : nullptr,
+                        static_cast<float>(scale * 1.44269504088896341),
+                        o.data(),
+                        lse.data()};
 
   const size_t worker_bytes = forward_worker_bytes(e);
   const auto workspace = [&](int worker) {
-    Carver carver(scratch.data + static_cast<size_t>(worker) * worker_bytes);
-    return forward_workspace(e, carver);
+    Carver part(workers + static_cast<size_t>(worker) * worker_bytes);
+    return forward_workspace(e, part);
   };
   for (int worker = 0; worker < stream.threads(); ++worker) *workspace(worker).item = -1;
 
-  const LaneParts chunks = cut_lanes(e.queries, kForwardChunk);
-  const Parts tasks = share_out(e, e.items() * chunks.count());
-  stream.parallel(tasks.count, [&](int64_t task, int worker) {
+  // A unit is a chunk of the queries of an item. Segments have as many as the longest could have;
+  // those that one does not have are empty.
+  const int64_t most = ceil_div(e.queries, kForwardChunk);
+  const int64_t chunks = e.packed ? smaller(most, 8) : most;
+  const Parts tasks = share_out(call.items, e.items() * chunks);
+  parallel_as_free(stream, tasks.count, [&](int64_t task, int worker) {
     const ForwardWorkspace w = workspace(worker);
     for (int64_t unit = tasks.begin(task); unit < tasks.end(task); ++unit) {
-      const int64_t item = unit / chunks.count();
-      const int64_t chunk = unit % chunks.count();
-      if (*w.item != item) {
-        *w.keys = select_keys(e, item, 0, e.keys, k_data, v_data, mask, wants_packing(e), w.store);
-        *w.item = item;
-      }
-      forward_queries(e, item, chunks.begin(chunk), chunks.end(chunk), *w.keys, q_data, c, w,
-                      o_data, lse_data);
+      const int64_t index = unit / chunks;
+      const Item item = call.items.at(index);
+      const Parts vectors = {ceil_div(item.queries, kLanes), chunks};
+      const int64_t begin = vectors.begin(unit % chunks) * kLanes;
+      const int64_t end = smaller(item.queries, vectors.end(unit % chunks) * kLanes);
+      if (begin >= end) continue;
+      forward_unit(call, index, smaller((unit + 1) / chunks, e.items() - 1), begin, end, w);
     }
   });
+  if (!segments.present()) return;
+  const int64_t first = call.items.end();
+  std::memset(o.data() + first * e.stride(), 0,
+              static_cast<size_t>((e.queries - first) * e.stride()) * sizeof(float));
+  for (int64_t head = 0; head < e.heads; ++head) {
+    for (int64_t row = first; row < e.queries; ++row) {
+      call.lse[head * e.queries + row] = -__builtin_huge_valf();
+    }
+  }
 }
 
-size_t attention_backward_scratch(int threads, In q, In k) {
-  const Extents e = extents_of(q, k);
-  return static_cast<size_t>(threads) * backward_worker_bytes(e) + partial_bytes(e);
+size_t attention_backward_scratch(int threads, In q, In k, MaybeIn segments) {
+  const Extents e = extents_of(q, k, segments);
+  return shared_bytes(e, partial_elements(e)) +
+         static_cast<size_t>(threads) * backward_worker_bytes(e);
 }
 
-void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_mask, In o, In lse,
-                        double scale, Out dq, Out dk, Out dv, Scratch scratch) {
+void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_mask,
+                        MaybeIn segments, In o, In lse, double scale, Out dq, Out dk, Out dv,
+                        Scratch scratch) {
   constexpr char kName[] = "attention_backward";
-  const Extents e = check_operands(kName, q, k, v, key_mask);
+  const Extents e = check_operands(kName, q, k, v, key_mask, segments);
   check_elements(kName, "dout", dout, q.elements());
   check_elements(kName, "o", o, q.elements());
-  check_elements(kName, "lse", lse, e.items() * e.queries);
+  check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
   check_elements(kName, "dq", dq, q.elements());
   check_elements(kName, "dk", dk, k.elements());
   check_elements(kName, "dv", dv, k.elements());
-  check_scratch(kName, scratch, attention_backward_scratch(stream.threads(), q, k));
-  const Backward call = {
-      e,         dout.data(), q.data(),
-      k.data(),  v.data(),    key_mask.present() ? key_mask.data<uint8_t>() : nullptr,
-      o.data(),  lse.data(),  static_cast<float>(scale),
-      dk.data(), dv.data()};
+  check_scratch(kName, scratch, attention_backward_scratch(stream.threads(), q, k, segments));
+  Carver carver(scratch.data);
+  const Shared shared = take_shared(e, partial_elements(e), carver);
+  std::byte* const workers = scratch.data + carver.bytes();
+  const Backward call = {items_of(e, segments, shared.order),
+                         dout.data(),
+                         q.data(),
+                         k.data(),
+                         v.data(),
+                         key_mask.present() ? key_mask.data<uint8_t>() : nullptr,
+                         o.data(),
+                         lse.data(),
+                         static_cast<float>(scale),
+                         dk.data(),
+                         dv.data()};
   float* dq_data = dq.data();
 
   const size_t worker_bytes = backward_worker_bytes(e);
-  std::byte* const partial_base =
-      scratch.data + static_cast<size_t>(stream.threads()) * worker_bytes;
-  float* partial = reinterpret_cast<float*>(partial_base);
   const int64_t size = dq.elements();
-  const Parts chunks = {e.keys, key_chunks(e)};
-  const Parts tasks = share_out(e, e.items() * chunks.count);
-  stream.parallel(tasks.count, [&](int64_t task, int worker) {
-    Carver carver(scratch.data + static_cast<size_t>(worker) * worker_bytes);
-    const BackwardWorkspace w = backward_workspace(e, carver);
+  const int64_t chunks = key_chunks(e);
+  const Parts tasks = share_out(call.items, e.items() * chunks);
+  parallel_as_free(stream, tasks.count, [&](int64_t task, int worker) {
+    Carver part(workers + static_cast<size_t>(worker) * worker_bytes);
+    const BackwardWorkspace w = backward_workspace(e, part);
     for (int64_t unit = tasks.begin(task); unit < tasks.end(task); ++unit) {
-      const int64_t chunk = unit % chunks.count;
-      backward_unit(call, unit / chunks.count, chunks.begin(chunk), chunks.end(chunk), w,
-                    chunk == 0 ? dq_data : partial + (chunk - 1) * size);
+      const Item item = call.items.at(unit / chunks);
+      const int64_t chunk = unit % chunks;
+      const Parts keys = {item.keys, chunks};
+      backward_unit(call, item, keys.begin(chunk), keys.end(chunk), w,
+                    chunk == 0 ? dq_data : shared.partial + (chunk - 1) * size);
     }
   });
-  if (chunks.count == 1) return;
+  if (segments.present()) {
+    const int64_t first = call.items.end() * e.stride();
+    const size_t bytes = static_cast<size_t>(size - first) * sizeof(float);
+    for (float* gradient : {dq_data, call.dk, call.dv}) std::memset(gradient + first, 0, bytes);
+  }
+  if (chunks == 1) return;
   const int64_t tokens = e.batch * e.queries;
-  const Parts sums = {tokens, larger(1, smaller(tokens, size * chunks.count / kTaskProducts))};
+  const Parts sums = {tokens, larger(1, smaller(tokens, size * chunks / kTaskProducts))};
   stream.parallel(sums.count, [&](int64_t task, int) {
     for (int64_t i = sums.begin(task) * e.stride(); i < sums.end(task) * e.stride(); ++i) {
       float sum = dq_data[i];
-      for (int64_t chunk = 1; chunk < chunks.count; ++chunk) sum += partial[(chunk - 1) * size + i];
+      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+        sum += shared.partial[(chunk - 1) * size + i];
+      }
       dq_data[i] = sum;
     }
   });

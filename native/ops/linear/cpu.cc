@@ -1,6 +1,7 @@
 #include "ops/linear/linear.h"
 
 #include "cpu/check.h"
+#include "cpu/epilogue.h"
 #include "cpu/gemm.h"
 
 namespace siglip::SIGLIP_CPU {
@@ -35,22 +36,9 @@ void linear_forward(Stream& stream, In x, In weight, MaybeIn bias, MaybeIn resid
   const GemmShape shape = forward_shape(x, weight);
   check_extent(kWho, "x", x, -1, shape.k);
   check_elements(kWho, "y", y, shape.m * shape.n);
-  GemmOutput output;
-  output.data = y.data();
+  GemmOutput output =
+      linear_output<GemmOutput>(kWho, shape.m, shape.n, bias, residual, activation, pre, y);
   output.stride = shape.n;
-  output.gelu = activation == kActivationGeluTanh;
-  if (bias.present()) {
-    check_elements(kWho, "bias", bias, shape.n);
-    output.bias = bias.data();
-  }
-  if (residual.present()) {
-    check_elements(kWho, "residual", residual, shape.m * shape.n);
-    output.residual = residual.data();
-  }
-  if (pre.present()) {
-    check_elements(kWho, "pre", pre, shape.m * shape.n);
-    output.pre = pre.data();
-  }
   check_scratch(kWho, scratch, gemm_scratch(stream.threads(), shape));
   gemm(stream, shape, {x.data(), shape.k}, {weight.data(), shape.k}, output, scratch);
 }

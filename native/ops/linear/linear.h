@@ -6,13 +6,10 @@
 //   dx = dpre · W (+ residual)     dW = dpreᵀ · x     dbias = Σ_m dpre
 #pragma once
 
+#include "cpu/activation.h"
 #include "cpu/isa.h"
 
 namespace siglip {
-
-// Values of the `activation` argument.
-inline constexpr int64_t kActivationNone = 0;
-inline constexpr int64_t kActivationGeluTanh = 1;
 
 SIGLIP_FOR_EACH_TARGET(
     // x (…, K), weight (N, K), bias (N), residual (…, N) -> pre (…, N) if asked for, y (…, N).

@@ -2,6 +2,7 @@
 
 #include "cpu/check.h"
 #include "cpu/partition.h"
+#include "cpu/resample.h"
 
 namespace siglip::SIGLIP_CPU {
 
@@ -25,15 +26,7 @@ void normalize_pixels_forward(Stream& stream, In pixels, In table, Out images) {
       float* red = images_data + (row / height * kColors * height + row % height) * width;
       float* green = red + height * width;
       float* blue = green + height * width;
-      for (int64_t x = 0; x < width; ++x) {
-        const uint8_t* pixel = from + x * kColors;
-        const float r = table_data[pixel[0]];
-        const float g = table_data[kLevels + pixel[1]];
-        const float b = table_data[2 * kLevels + pixel[2]];
-        red[x] = r;
-        green[x] = g;
-        blue[x] = b;
-      }
+      pixels_to_planes(table_data, from, width, red, green, blue);
     }
   });
 }

@@ -3,6 +3,7 @@
 #include "cpu/check.h"
 #include "cpu/float64.h"
 #include "cpu/partition.h"
+#include "cpu/segments.h"
 #include "cpu/simd.h"
 
 namespace siglip::SIGLIP_CPU {
@@ -121,80 +122,103 @@ void resize_at(const float* grid, const Axis& y, const Axis& x, int64_t i, int64
 }
 
 struct Geometry {
-  int64_t side;    // n
-  int64_t images;  // B
-  int64_t length;  // L
-  int64_t width;   // D
+  int64_t side;           // n
+  int64_t images;         // B
+  int64_t length;         // L
+  int64_t width;          // D
+  const int32_t* shapes;  // (B, 2)
+  const int32_t* starts;  // of packed images, else null
+
+  int64_t rows() const { return starts == nullptr ? images * length : length; }
+  int64_t first(int64_t image) const { return starts == nullptr ? image * length : starts[image]; }
+  // The image a row lies in, given that of a row before it; `images` behind the last.
+  int64_t image_of(int64_t row, int64_t image) const {
+    if (starts == nullptr) return row / length;
+    while (image < images && starts[image + 1] <= row) ++image;
+    return image;
+  }
 };
 
-Geometry geometry(const char* who, const View& grid, const In& shapes, const View& positions) {
+Geometry geometry(const char* who, const View& grid, const In& shapes, const MaybeIn& segments,
+                  const View& positions) {
   check_rank(who, "grid", grid, 2);
   check_rank(who, "positions", positions, 3);
+  const bool packed = segments.present();
   const Geometry g = {static_cast<int64_t>(__builtin_sqrt(static_cast<double>(grid.extent(0)))),
-                      positions.extent(0), positions.extent(1), positions.extent(2)};
+                      packed ? segments.elements() - 1 : positions.extent(0),
+                      positions.extent(1),
+                      positions.extent(2),
+                      shapes.data<int32_t>(),
+                      packed ? segments.data<int32_t>() : nullptr};
   if (g.side * g.side != grid.extent(0) || g.side < 1) {
     fail("ERR_SHAPE", "%s: extent 0 of grid must be a square number, got %lld", who,
          static_cast<long long>(grid.extent(0)));
   }
   check_extent(who, "grid", grid, 1, g.width);
   check_elements(who, "shapes", shapes, 2 * g.images);
-  const int32_t* data = shapes.data<int32_t>();
+  if (packed) {
+    check_extent(who, "positions", positions, 0, 1);
+    check_segments(who, segments, g.length);
+  }
   for (int64_t b = 0; b < g.images; ++b) {
-    const int64_t height = data[2 * b];
-    const int64_t width = data[2 * b + 1];
-    if (height >= 1 && width >= 1 && height * width <= g.length) continue;
+    const int64_t height = g.shapes[2 * b];
+    const int64_t width = g.shapes[2 * b + 1];
+    const int64_t most = packed ? g.starts[b + 1] - g.starts[b] : g.length;
+    const bool fits = packed ? height * width == most : height * width <= most;
+    if (height >= 1 && width >= 1 && fits) continue;
     fail("ERR_ARGUMENT",
-         "%s: shapes[%lld] must be at least 1 x 1 and at most %lld positions, got %lld x %lld", who,
-         static_cast<long long>(b), static_cast<long long>(g.length),
+         "%s: shapes[%lld] must be at least 1 x 1 and %s %lld positions, got %lld x %lld", who,
+         static_cast<long long>(b), packed ? "have" : "at most", static_cast<long long>(most),
          static_cast<long long>(height), static_cast<long long>(width));
   }
   return g;
 }
 
-// The scratch of the backward. scales (B, L + 1): per image, 1 / Σ_k of every output of both axes,
+// The scratch of the backward. scales (rows + B): per image, 1 / Σ_k of every output of both axes,
 // which fit since gh + gw <= gh·gw + 1. sums (threads, D): each worker's accumulator.
-int64_t scales_count(const Geometry& g) { return g.images * (g.length + 1); }
+int64_t scales_count(int64_t rows, int64_t images) { return rows + images; }
 
 }  // namespace
 
-void position_resize_forward(Stream& stream, In grid, In shapes, Out positions) {
-  const Geometry g = geometry("position_resize_forward", grid, shapes, positions);
+void position_resize_forward(Stream& stream, In grid, In shapes, MaybeIn segments, Out positions) {
+  const Geometry g = geometry("position_resize_forward", grid, shapes, segments, positions);
   const float* grid_data = grid.data();
-  const int32_t* shapes_data = shapes.data<int32_t>();
   float* positions_data = positions.data();
-  const Partition part = partition(g.images * g.length, g.width);
+  const Partition part = partition(g.rows(), g.width);
   stream.parallel(part.tasks(), [&](int64_t task, int) {
-    for (int64_t item = part.begin(task); item < part.end(task); ++item) {
-      const int64_t b = item / g.length;
-      const int64_t position = item % g.length;
-      const Axis y(g.side, shapes_data[2 * b]);
-      const Axis x(g.side, shapes_data[2 * b + 1]);
-      float* out = positions_data + item * g.width;
-      if (position < y.m * x.m) {
-        resize_at(grid_data, y, x, position / x.m, position % x.m, g.width, out);
-      } else {
-        std::memset(out, 0, static_cast<size_t>(g.width) * sizeof(float));
+    int64_t b = 0;
+    for (int64_t row = part.begin(task); row < part.end(task); ++row) {
+      b = g.image_of(row, b);
+      float* out = positions_data + row * g.width;
+      if (b < g.images) {
+        const int64_t position = row - g.first(b);
+        const Axis y(g.side, g.shapes[2 * b]);
+        const Axis x(g.side, g.shapes[2 * b + 1]);
+        if (position < y.m * x.m) {
+          resize_at(grid_data, y, x, position / x.m, position % x.m, g.width, out);
+          continue;
+        }
       }
+      std::memset(out, 0, static_cast<size_t>(g.width) * sizeof(float));
     }
   });
 }
 
-void position_resize_backward(Stream& stream, In dpositions, In shapes, Out dgrid,
+void position_resize_backward(Stream& stream, In dpositions, In shapes, MaybeIn segments, Out dgrid,
                               Scratch scratch) {
   constexpr char kName[] = "position_resize_backward";
-  const Geometry g = geometry(kName, dgrid, shapes, dpositions);
+  const Geometry g = geometry(kName, dgrid, shapes, segments, dpositions);
   check_scratch(kName, scratch,
                 position_resize_backward_scratch(stream.threads(), dpositions, shapes));
   const float* dpositions_data = dpositions.data();
-  const int32_t* shapes_data = shapes.data<int32_t>();
   float* dgrid_data = dgrid.data();
   double* scales = reinterpret_cast<double*>(scratch.data);
-  double* sums = scales + scales_count(g);
+  double* sums = scales + scales_count(g.rows(), g.images);
 
   for (int64_t b = 0; b < g.images; ++b) {
-    const Axis y(g.side, shapes_data[2 * b]);
-    const Axis x(g.side, shapes_data[2 * b + 1]);
-    double* scale = scales + b * (g.length + 1);
+    const Axis y(g.side, g.shapes[2 * b]);
+    const Axis x(g.side, g.shapes[2 * b + 1]);
+    double* scale = scales + g.first(b) + b;
     for (int64_t i = 0; i < y.m; ++i) *scale++ = 1.0 / y.triangle_sum(i);
     for (int64_t j = 0; j < x.m; ++j) *scale++ = 1.0 / x.triangle_sum(j);
   }
@@ -210,11 +234,11 @@ void position_resize_backward(Stream& stream, In dpositions, In shapes, Out dgri
       for (int64_t d = 0; d < g.width; ++d) sum[d] = 0.0;
       Terms terms;
       for (int64_t b = 0; b < g.images; ++b) {
-        const Axis y(g.side, shapes_data[2 * b]);
-        const Axis x(g.side, shapes_data[2 * b + 1]);
-        const double* scale_y = scales + b * (g.length + 1);
+        const Axis y(g.side, g.shapes[2 * b]);
+        const Axis x(g.side, g.shapes[2 * b + 1]);
+        const double* scale_y = scales + g.first(b) + b;
         const double* scale_x = scale_y + y.m;
-        const float* image = dpositions_data + b * g.length * g.width;
+        const float* image = dpositions_data + g.first(b) * g.width;
         const int64_t end_j = x.last_output(kx);
         for (int64_t i = y.first_output(ky), end_i = y.last_output(ky); i < end_i; ++i) {
           if (ky < y.first(i) || ky >= y.last(i)) continue;
@@ -239,10 +263,11 @@ void position_resize_backward(Stream& stream, In dpositions, In shapes, Out dgri
   });
 }
 
-size_t position_resize_backward_scratch(int threads, In dpositions, In) {
+size_t position_resize_backward_scratch(int threads, In dpositions, In shapes) {
   if (dpositions.rank() != 3) return 0;
-  const Geometry g = {0, dpositions.extent(0), dpositions.extent(1), dpositions.extent(2)};
-  return static_cast<size_t>(scales_count(g) + threads * g.width) * sizeof(double);
+  const int64_t rows = dpositions.extent(0) * dpositions.extent(1);
+  const int64_t scales = scales_count(rows, shapes.elements() / 2);
+  return static_cast<size_t>(scales + threads * dpositions.extent(2)) * sizeof(double);
 }
 
 }  // namespace siglip::SIGLIP_CPU

@@ -1,6 +1,5 @@
 // The NaFlex input: an image resized to whole patches within a budget, aspect ratio roughly kept.
 import { SiglipError } from '../errors';
-import type { RgbImage } from './rgb_image';
 
 /** Rows and columns of patches. */
 export interface PatchGrid {
@@ -54,40 +53,4 @@ export function naflexGrid(
     );
   }
   return grid;
-}
-
-/**
- * Writes the patches of an image as rows of floats into `out` from `offset`: patches row by row;
- * inside a patch y, x, colour, the colour running fastest. The sides must be multiples of `patch`.
- *
- * @param table - (3, 256), the value of each byte; see `normalizationTable`
- */
-export function writePatches(
-  image: RgbImage,
-  patch: number,
-  table: Float32Array,
-  out: Float32Array,
-  offset: number,
-): void {
-  const { data, width, height } = image;
-  if (width % patch !== 0 || height % patch !== 0) {
-    throw new SiglipError(
-      'ERR_SHAPE',
-      `writePatches: image must have sides that are multiples of ${String(patch)}, got ` +
-        `${String(height)} × ${String(width)}`,
-    );
-  }
-  let at = offset;
-  for (let top = 0; top < height; top += patch) {
-    for (let left = 0; left < width; left += patch) {
-      for (let y = top; y < top + patch; y++) {
-        let from = 3 * (y * width + left);
-        for (let x = 0; x < patch; x++, from += 3) {
-          out[at++] = table[data[from]];
-          out[at++] = table[256 + data[from + 1]];
-          out[at++] = table[512 + data[from + 2]];
-        }
-      }
-    }
-  }
 }

@@ -1,0 +1,12 @@
+// The model of a command: a folder, or a hub id that is downloaded while a line tells how far it is.
+import type { LoadOptions } from '../embed';
+import { Siglip2 } from '../embed';
+import { downloadLine } from './download_line';
+
+/** Said of `--model` by every command. */
+export const MODEL_HELP = 'model folder in Hugging Face layout, or a hub id owner/name[@revision]';
+
+/** `Siglip2.load` with a live line on standard error. */
+export async function loadModel(source: string, options: LoadOptions = {}): Promise<Siglip2> {
+  return Siglip2.load(source, { onProgress: downloadLine(), ...options });
+}

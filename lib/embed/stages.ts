@@ -1,0 +1,89 @@
+// The stages an input goes through: prepared on the host, gathered into a batch, run. Siglip2 takes
+// one call through them; Embedder makes batches of what many callers bring.
+import { SiglipError } from '../errors';
+import type { ModelConfig } from '../model';
+import type { PreparedImage } from './collate';
+import { collate } from './collate';
+import type { EmbedImage, ImageInputs, PrepareOptions } from './image_input';
+import type { EmbedText, TextInputs } from './text_input';
+import type { Towers } from './towers';
+
+/** What a model is made of. */
+export interface StageParts {
+  readonly towers: Towers;
+  readonly images: ImageInputs;
+  readonly texts: TextInputs;
+}
+
+/** A loaded model, one stage a method. */
+export class Stages {
+  private gone = false;
+
+  /** Takes over the towers: they are disposed with this. */
+  constructor(private readonly parts: StageParts) {}
+
+  get config(): ModelConfig {
+    return this.parts.towers.config;
+  }
+
+  /** @throws ERR_DISPOSED; ERR_ARGUMENT when the model was loaded without that tower */
+  expectReady(who: string, tower: 'vision' | 'text'): void {
+    if (this.gone) {
+      throw new SiglipError('ERR_DISPOSED', `${who}: the model must be alive, got a disposed one`);
+    }
+    const { towers } = this.parts;
+    if (tower === 'vision') towers.vision(who);
+    else towers.text(who);
+  }
+
+  /** See {@link ImageInputs.prepare}. */
+  async prepareImage(
+    who: string,
+    image: EmbedImage,
+    options: PrepareOptions,
+  ): Promise<PreparedImage> {
+    return this.parts.images.prepare(who, image, options);
+  }
+
+  /** See {@link TextInputs.prepare}. */
+  prepareText(who: string, text: EmbedText): Int32Array {
+    return this.parts.texts.prepare(who, text);
+  }
+
+  /** One vector of `config.embedding` floats per image. */
+  async embedImages(images: readonly PreparedImage[], normalize: boolean): Promise<Float32Array[]> {
+    const { input, length } = collate(this.config, images);
+    const flat = await this.parts.towers.embedImages(input, images.length, length, normalize);
+    return rowsOf(flat, images.length);
+  }
+
+  /** One vector of `config.embedding` floats per text. */
+  async embedTexts(texts: readonly Int32Array[], normalize: boolean): Promise<Float32Array[]> {
+    const { length } = this.config.text;
+    const ids = new Int32Array(texts.length * length);
+    texts.forEach((text, i) => {
+      ids.set(text, i * length);
+    });
+    return rowsOf(await this.parts.towers.embedTexts(ids, texts.length, normalize), texts.length);
+  }
+
+  /** (rows · columns, width) of one image. */
+  async imageTokens(image: PreparedImage): Promise<Float32Array> {
+    const { input, length } = collate(this.config, [image]);
+    const tokens = await this.parts.towers.imageTokens(input, 1, length);
+    const wanted = image.grid[0] * image.grid[1] * this.config.vision.width;
+    return tokens.length === wanted ? tokens : tokens.slice(0, wanted);
+  }
+
+  /** Idempotent. What runs comes to its end; what begins later throws ERR_DISPOSED. */
+  dispose(): void {
+    this.gone = true;
+    this.parts.towers.dispose();
+  }
+}
+
+// Copies, so that one result does not keep the memory of its whole batch alive.
+function rowsOf(flat: Float32Array, rows: number): Float32Array[] {
+  const width = flat.length / rows;
+  return Array.from({ length: rows }, (_, i) => flat.slice(i * width, (i + 1) * width));
+}

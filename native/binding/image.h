@@ -1,0 +1,11 @@
+// Image preparation for JavaScript.
+#pragma once
+
+#include <napi.h>
+
+namespace siglip {
+
+// prepareImages(images, recipe, into) of lib/native/addon.ts.
+Napi::Value prepare_images(const Napi::CallbackInfo& info);
+
+}  // namespace siglip

@@ -1,0 +1,395 @@
+// Product of a matrix with a constant, packed, narrow weight, and its epilogue:
+//
+//   sum = x · Wᵀ    pre = sum · row scale · column scale + bias    y = act(pre) + residual
+//
+// The weight W (n, k) lies in panels of kColumns rows of W, side by side in the lanes; in a panel one
+// row of cells (see cells.h) follows the other. A panel is a divisor of 64, so that one formula gives
+// the bytes of a packed weight for every instruction set: n is rounded up to 64 and k to 4, and what
+// is added is zero.
+//
+// From the inside out: a register tile of kHeight rows by kWidth vectors over up to kDepth rows of
+// cells, so that the panel's part stays in L1 (L2 where it is read in place); a block of rows whose
+// cells stay in L2, prepared once and multiplied with panel after panel; a part, what one thread
+// works off. An element's sum is one chain per kDepth cells, added in order: which multiply-adds it
+// consists of follows from k alone. Nothing outside of the operands is read.
+#pragma once
+
+#include "cpu/cells.h"
+#include "cpu/check.h"
+
+namespace siglip::SIGLIP_CPU {
+
+struct PackedShape {
+  int64_t m;
+  int64_t n;
+  int64_t k;
+};
+
+struct PackedOutput {
+  float* data = nullptr;                 // y (m, n)
+  const float* column_scales = nullptr;  // (n rounded up), with integer sums
+  const int32_t* corrections = nullptr;  // (n rounded up), taken from integer sums first; or none
+  const float* bias = nullptr;           // (n), or none
+  float* pre = nullptr;                  // (m, n), or none
+  bool gelu = false;                     // the tanh approximation
+  const float* residual = nullptr;       // (m, n), or none
+};
+
+// Of a linear layer with a packed weight, checked; x (…, K), y (…, N).
+static inline PackedShape packed_linear_shape(const char* who, const View& x, const View& y) {
+  check_not_scalar(who, "x", x);
+  check_not_scalar(who, "y", y);
+  const PackedShape shape = {x.rows(), y.extent(-1), x.extent(-1)};
+  check_elements(who, "y", y, shape.m * shape.n);
+  return shape;
+}
+
+inline constexpr int64_t kPackedRows = 64;
+inline constexpr int64_t kPackedSteps = 4;
+
+static inline int64_t packed_rows(int64_t n) {
+  return (n + kPackedRows - 1) / kPackedRows * kPackedRows;
+}
+static inline int64_t packed_steps(int64_t k) {
+  return (k + kPackedSteps - 1) / kPackedSteps * kPackedSteps;
+}
+
+// A block of prepared rows: cells of row i at cells + i · stride, and the factor of its sums.
+struct PreparedRows {
+  Cell* cells;
+  float* scales;
+};
+
+template <typename Cells>
+class PackedProduct {
+ public:
+  static constexpr int kHeight = 6;
+#if defined(SIGLIP_ISA_AVX512) || defined(__ARM_NEON)
+  static constexpr int kWidth = 4;  // 24 of 32 registers
+#else
+  static constexpr int kWidth = 2;  // 12 of 16
+#endif
+  static constexpr int64_t kColumns = kWidth * kLanes;
+
+  PackedProduct(int threads, const PackedShape& shape) : shape_(shape) { plan(threads); }
+
+  size_t scratch_bytes() const {
+    return static_cast<size_t>(shared_bytes_ + parts() * part_bytes_);
+  }
+
+  // Where stored cells of weight row n begin at step k, counted in bytes from the first panel.
+  static int64_t stored_offset(int64_t n, int64_t k, int64_t steps) {
+    return (n / kColumns * kColumns * steps +
+            k / Cells::kStoredGroup * Cells::kStoredGroup * kColumns +
+            n % kColumns * Cells::kStoredGroup + k % Cells::kStoredGroup) *
+           Cells::kWeightBytes;
+  }
+
+  // prepare(row, cells) fills a row's cells, all packed_steps(k) steps of them, and gives its scale.
+  template <typename Prepare>
+  void run(Stream& stream, const Prepare& prepare, const uint8_t* weights,
+           const PackedOutput& output, Scratch scratch) const {
+    if (shape_.m == 0 || shape_.n == 0) return;
+    const PreparedRows all = carve_rows(scratch.data, shape_.m);
+    if (shared_) {
+      // A few rows are sooner prepared than a thread is woken.
+      const int64_t tasks = shape_.m * shape_.k < kSerialPrepare ? 1 : parts();
+      stream.parallel(tasks, [&](int64_t task, int) {
+        const Range rows = Range{0, shape_.m}.part(task, tasks);
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+          all.scales[row] = prepare(row, all.cells + row * stride_);
+        }
+      });
+    }
+    stream.parallel(parts(), [&](int64_t task, int) {
+      const Range rows = Range{0, shape_.m}.part(task / column_parts_, row_parts_);
+      const Range panels = Range{0, panels_}.part(task % column_parts_, column_parts_);
+      std::byte* own = scratch.data + shared_bytes_ + task * part_bytes_;
+      const int64_t blocks = ceil_div(rows.size(), block_rows_);
+      for (int64_t index = 0; index < blocks; ++index) {
+        const Range block = rows.part(index, blocks);
+        PreparedRows prepared = {all.cells + block.begin * stride_, all.scales + block.begin};
+        if (!shared_) {
+          prepared = carve_rows(own, block_rows_);
+          for (int64_t row = block.begin; row < block.end; ++row) {
+            prepared.scales[row - block.begin] =
+                prepare(row, prepared.cells + (row - block.begin) * stride_);
+          }
+        }
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+          multiply_panel(block, panel, panel + 1 == panels.end, prepared, weights, output,
+                         own + (shared_ ? 0 : rows_bytes(block_rows_)));
+        }
+      }
+    });
+  }
+
+ private:
+  struct Range {
+    int64_t begin;
+    int64_t end;
+
+    int64_t size() const { return end - begin; }
+    // One of `count` nearly equal ones.
+    Range part(int64_t index, int64_t count) const {
+      return {begin + size() * index / count, begin + size() * (index + 1) / count};
+    }
+  };
+
+  // A panel's part is 20 KB where it is widened into L1, a block of rows 300 KB, with 512 KB of L2.
+#if defined(SIGLIP_ISA_AVX512)
+  static constexpr int64_t kDepth = 768;
+#else
+  static constexpr int64_t kDepth = 320;
+#endif
+  static constexpr int64_t kBlockCells = 75 * 1024;
+  static constexpr int64_t kDepthUnit = 4;  // cuts of k lie at multiples of so many cells
+  // Fewer multiply-adds than this are not worth a task.
+  static constexpr int64_t kTaskProducts = int64_t{1} << 17;
+  static constexpr int64_t kSerialPrepare = int64_t{1} << 14;
+
+  static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+  static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+  static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+  int64_t parts() const { return row_parts_ * column_parts_; }
+  int64_t rows_bytes(int64_t rows) const {
+    return round_up(rows * stride_ * 4, 64) + round_up(rows * 4, 64);
+  }
+  PreparedRows carve_rows(std::byte* base, int64_t rows) const {
+    return {reinterpret_cast<Cell*>(base),
+            reinterpret_cast<float*>(base + round_up(rows * stride_ * 4, 64))};
+  }
+
+  void plan(int threads) {
+    cells_ = packed_steps(shape_.k) / Cells::kGroup;
+    // Rows a multiple of 4 KB apart would share the sets of the L1 cache.
+    stride_ = cells_ % 256 == 0 ? cells_ + 16 : cells_;
+    passes_ = larger(ceil_div(cells_, kDepth), 1);
+    panels_ = ceil_div(shape_.n, kColumns);
+    const int64_t most_rows = larger(kBlockCells / larger(stride_, 1) / kHeight, 4) * kHeight;
+    const int64_t products = shape_.m * shape_.n * larger(shape_.k, 1);
+    const int64_t most = smaller(threads, larger(products / kTaskProducts, 1));
+    int64_t best = INT64_MAX;
+    for (int64_t row_parts = 1; row_parts <= smaller(most, larger(shape_.m, 1)); ++row_parts) {
+      const int64_t column_parts = smaller(most / row_parts, larger(panels_, 1));
+      const int64_t rows = ceil_div(shape_.m, row_parts);
+      const int64_t blocks = larger(ceil_div(rows, most_rows), 1);
+      // Of the largest part, per cell and vector of columns: to multiply, to load the columns of a
+      // tile, to read and widen the panel; and what it costs that cells prepared by one thread are
+      // read by another.
+      const int64_t cost = ceil_div(panels_, column_parts) *
+                           (4 * rows + ceil_div(rows, kHeight) + 8 * blocks) *
+                           (column_parts > 1 ? 33 : 32);
+      if (cost >= best) continue;
+      best = cost;
+      row_parts_ = row_parts;
+      column_parts_ = column_parts;
+      block_rows_ = ceil_div(rows, blocks);
+    }
+    shared_ = column_parts_ > 1;
+    const int64_t depth = smaller(round_up(ceil_div(cells_, passes_), kDepthUnit), cells_);
+    const int64_t panel = Cells::kInPlace ? 0 : depth * kColumns;
+    part_bytes_ = (panel + block_rows_ * kColumns) * 4;
+    part_bytes_ = round_up(part_bytes_, 64);
+    if (shared_) {
+      shared_bytes_ = rows_bytes(shape_.m);
+    } else {
+      part_bytes_ += rows_bytes(block_rows_);
+    }
+  }
+
+  Range pass_cells(int64_t pass) const {
+    const int64_t units = ceil_div(cells_, kDepthUnit);
+    return {smaller(units * pass / passes_ * kDepthUnit, cells_),
+            smaller(units * (pass + 1) / passes_ * kDepthUnit, cells_)};
+  }
+
+  // ---- Register tile ----
+
+  struct Tile {
+    const Cell* rows;
+    int64_t row_stride;
+    const Cell* panel;
+    int64_t depth;
+    Cell* sums;  // kColumns apart
+    bool first;
+  };
+
+  // All loops over the tile have to be unrolled, or its sums do not stay in registers.
+  template <int height>
+  static void multiply_tile(const Tile& tile) {
+    typename Cells::Sum sum[height][kWidth];
+#pragma GCC unroll 8
+    for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kWidth; ++j) sum[i][j] = typename Cells::Sum{};
+    }
+    if (!tile.first) {
+#pragma GCC unroll 8
+      for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kWidth; ++j) {
+          sum[i][j] = reinterpret_cast<typename Cells::Sum>(
+              load_cells(tile.sums + i * kColumns + j * kLanes));
+        }
+      }
+    }
+    const Cell* row[height];
+#pragma GCC unroll 8
+    for (int i = 0; i < height; ++i) row[i] = tile.rows + i * tile.row_stride;
+    const Cell* panel = tile.panel;
+    const int64_t depth = tile.depth;
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < depth; ++k) {
+      IntVec columns[kWidth];
+#pragma GCC unroll 4
+      for (int j = 0; j < kWidth; ++j) columns[j] = load_cells(panel + j * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < height; ++i) {
+        const IntVec cell = splat_cell(row[i][k]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kWidth; ++j) {
+          sum[i][j] = Cells::add_product(sum[i][j], cell, columns[j]);
+        }
+      }
+      panel += kColumns;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kWidth; ++j) {
+        store_cells(tile.sums + i * kColumns + j * kLanes, reinterpret_cast<IntVec>(sum[i][j]));
+      }
+    }
+  }
+
+  using TileKernel = void (*)(const Tile&);
+  static constexpr TileKernel kTileKernels[kHeight] = {multiply_tile<1>, multiply_tile<2>,
+                                                       multiply_tile<3>, multiply_tile<4>,
+                                                       multiply_tile<5>, multiply_tile<6>};
+
+  // ---- Epilogue ----
+
+  static Vec to_float(IntVec sum, float row_scale, const PackedOutput& output, int64_t column) {
+    if constexpr (!Cells::kIntegers) return reinterpret_cast<Vec>(sum);
+    if (output.corrections != nullptr) {
+      sum = reinterpret_cast<IntVec>(
+          reinterpret_cast<UintVec>(sum) -
+          reinterpret_cast<UintVec>(load_cells(output.corrections + column)));
+    }
+    return __builtin_convertvector(sum, Vec) *
+           (splat(row_scale) * load(output.column_scales + column));
+  }
+
+  template <bool whole>
+  static void finish_rows(const Cell* sums, const float* scales, const PackedOutput& output,
+                          int64_t stride, Range rows, int64_t column, int64_t width) {
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      const int64_t offset = (rows.begin + i) * stride + column;
+      for (int64_t j = 0; j < width; j += kLanes) {
+        const int64_t left = width - j;
+        const auto get = [&](const float* p) {
+          return whole || left >= kLanes ? load(p + j) : load_partial(p + j, left);
+        };
+        const auto put = [&](float* p, Vec v) {
+          whole || left >= kLanes ? store(p + j, v) : store_partial(p + j, v, left);
+        };
+        const IntVec sum = load_cells(sums + i * kColumns + j);
+        Vec v = to_float(sum, scales[i], output, column + j);
+        if (output.bias != nullptr) v += get(output.bias + column);
+        if (output.pre != nullptr) put(output.pre + offset, v);
+        if (output.gelu) v = gelu(v);
+        if (output.residual != nullptr) v += get(output.residual + offset);
+        put(output.data + offset, v);
+      }
+    }
+  }
+
+  __attribute__((noinline)) static void finish(const Cell* sums, const float* scales,
+                                               const PackedOutput& output, int64_t stride,
+                                               Range rows, int64_t column, int64_t width) {
+    if (width % kLanes == 0) {
+      finish_rows<true>(sums, scales, output, stride, rows, column, width);
+    } else {
+      finish_rows<false>(sums, scales, output, stride, rows, column, width);
+    }
+  }
+
+  // Wanted at the end of the sum.
+  void fetch_tile(const float* matrix, Range rows, int64_t column, int64_t width) const {
+    if (matrix == nullptr) return;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const float* p = matrix + row * shape_.n + column;
+      for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(p + j, 1);
+    }
+  }
+
+  // ---- A block of rows by a panel ----
+
+  void multiply_panel(Range block, int64_t panel, bool last_panel, const PreparedRows& prepared,
+                      const uint8_t* weights, const PackedOutput& output,
+                      std::byte* scratch) const {
+    const int64_t column = panel * kColumns;
+    const int64_t width = smaller(shape_.n - column, kColumns);
+    const int64_t steps = packed_steps(shape_.k);
+    const uint8_t* stored = weights + panel * kColumns * steps * Cells::kWeightBytes;
+    Cell* sums = reinterpret_cast<Cell*>(scratch);
+    Cell* widened = sums + block_rows_ * kColumns;
+    const int64_t tiles = ceil_div(block.size(), kHeight);
+    for (int64_t pass = 0; pass < passes_; ++pass) {
+      const Range cells = pass_cells(pass);
+      const uint8_t* from = stored + cells.begin * Cells::kGroup * kColumns * Cells::kWeightBytes;
+      const Cell* columns = widened;
+      if (Cells::kInPlace) {
+        columns = reinterpret_cast<const Cell*>(from);
+      } else {
+        constexpr int64_t kWider = Cells::kStoredGroup / Cells::kGroup;  // cells of a stored one
+        constexpr int64_t kStored = kColumns * Cells::kStoredGroup * Cells::kWeightBytes;
+        for (int64_t i = 0; i < cells.size() / kWider; ++i) {
+          Cells::widen(from + i * kStored, kColumns, widened + i * kWider * kColumns);
+        }
+      }
+      const bool last = pass + 1 == passes_;
+      // What comes next of the weight is brought into L2 piece by piece between the tiles.
+      const int64_t bytes = cells.size() * Cells::kGroup * kColumns * Cells::kWeightBytes;
+      const int64_t piece = last && last_panel ? 0 : round_up(ceil_div(bytes, tiles), 64);
+      const uint8_t* ahead = from + bytes;
+      const uint8_t* const ahead_end = ahead + bytes;
+      // Of nearly equal height.
+      for (int64_t index = 0; index < tiles; ++index) {
+        const Range rows = Range{0, block.size()}.part(index, tiles);
+        const Range in_y = {block.begin + rows.begin, block.begin + rows.end};
+        for (int64_t byte = 0; byte < piece && ahead < ahead_end; byte += 64, ahead += 64) {
+          __builtin_prefetch(ahead, 0, 2);
+        }
+        if (last) {
+          fetch_tile(output.data, in_y, column, width);
+          fetch_tile(output.pre, in_y, column, width);
+          fetch_tile(output.residual, in_y, column, width);
+        }
+        Cell* tile_sums = sums + rows.begin * kColumns;
+        kTileKernels[rows.size() - 1]({prepared.cells + rows.begin * stride_ + cells.begin, stride_,
+                                       columns, cells.size(), tile_sums, pass == 0});
+        if (last) {
+          finish(tile_sums, prepared.scales + rows.begin, output, shape_.n, in_y, column, width);
+        }
+      }
+    }
+  }
+
+  PackedShape shape_;
+  int64_t cells_ = 0;   // of a row
+  int64_t stride_ = 0;  // cells from one prepared row to the next
+  int64_t passes_ = 1;  // over k
+  int64_t panels_ = 0;
+  int64_t row_parts_ = 1;
+  int64_t column_parts_ = 1;
+  int64_t block_rows_ = 1;
+  bool shared_ = false;  // rows are prepared for all parts, since several of them read each
+  int64_t shared_bytes_ = 0;
+  int64_t part_bytes_ = 0;
+};
+
+}  // namespace siglip::SIGLIP_CPU

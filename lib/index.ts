@@ -15,6 +15,7 @@ export {
   modelFingerprint,
   openCorpus,
   parseShard,
+  towersOf,
 } from './bulk';
 export * from './embed';
 export type { SiglipErrorCode } from './errors';

@@ -1,7 +1,6 @@
 // A corpus to one file of embeddings, restartable at any moment.
-import { stat } from 'node:fs/promises';
+import { readFile, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { readFile, rm } from 'node:fs/promises';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
 import type { BatchOptions, BulkModel, FailedRow } from './batches';
@@ -48,6 +47,7 @@ export interface EmbedCorpusOptions {
   readonly settings?: Readonly<Record<string, string>>;
   /** Ends the run after the batch it is at; what is done stays. */
   readonly signal?: AbortSignal;
+  /** Called when the model is loaded, and after every batch. */
   readonly onProgress?: (progress: BulkProgress) => void;
   readonly onFailure?: (failure: FailedRow & { readonly source: string }) => void;
 }
@@ -264,6 +264,7 @@ class Run {
   private readonly shard: Shard;
   private readonly total: number | undefined;
   private loaded: BulkModel | undefined;
+  private hasBegun = false;
   private bytesDone = 0;
 
   constructor(
@@ -324,7 +325,10 @@ class Run {
       const { columns, dtype } = journal.manifest;
       return { columns: columns as Columns, width: (await this.model()).width, dtype };
     };
-    for await (const step of embedRows(source, seen, await this.model(), batches)) {
+    const model = await this.model();
+    if (!this.hasBegun) this.progress(source, undefined);
+    this.hasBegun = true;
+    for await (const step of embedRows(source, seen, model, batches)) {
       let builder = builders.get(step.block);
       if (builder === undefined) {
         builder = new PartBuilder(step.block * blockRows);
@@ -400,8 +404,11 @@ class Run {
     for (const failure of failures) {
       this.options.onFailure?.({ source: source.name, ...failure });
     }
+    if (rows.length + failures.length > 0) this.progress(source, through);
+  }
+
+  private progress(source: Source, through: number | undefined): void {
     const done = this.rows + this.failures;
-    if (rows.length + failures.length === 0) return;
     this.options.onProgress?.({
       done,
       before: this.before,

@@ -14,5 +14,6 @@ export { outputFormat, outputFormats } from './output';
 export type { VectorDtype } from './part';
 export type { FieldNames } from './record';
 export type { ImageReference, Row, RowFailure, Source, What } from './row';
+export { towersOf } from './row';
 export type { Shard } from './shard';
 export { owns, parseShard, WHOLE } from './shard';

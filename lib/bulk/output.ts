@@ -119,7 +119,8 @@ export async function assemble(assembly: Assembly): Promise<{ rows: number; fail
     return { rows, failures };
   } catch (error) {
     await staged.discard();
-    if (error instanceof SiglipError) throw error;
+    // Anything but a refusal of the system is a mistake of this program.
+    if (typeof error !== 'object' || error === null || !('syscall' in error)) throw error;
     throw new SiglipError('ERR_FILE', `${output}: file must be writable, got ${reasonOf(error)}`, {
       cause: error,
     });

@@ -1,5 +1,6 @@
 // What a corpus is made of: sources in a fixed order, each a sequence of rows.
 import type { SiglipErrorCode } from '../errors';
+import type { TowerChoice } from '../weights';
 
 /** Where the encoded bytes of an image are. */
 export type ImageReference = { readonly path: string } | { readonly bytes: Uint8Array };
@@ -50,4 +51,11 @@ export interface Source {
 /** Whether rows need an image and a text. */
 export function needsOf(what: What): { readonly image: boolean; readonly text: boolean } {
   return { image: what !== 'text', text: what !== 'image' };
+}
+
+/** The towers that sources need, for `Siglip2.load`: one alone takes half the time and memory. */
+export function towersOf(sources: readonly Pick<Source, 'what'>[]): TowerChoice {
+  const needs = sources.map(({ what }) => needsOf(what));
+  if (!needs.some(({ text }) => text)) return 'vision';
+  return needs.some(({ image }) => image) ? 'both' : 'text';
 }

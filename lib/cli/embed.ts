@@ -11,12 +11,13 @@ import {
   outputFormat,
   outputFormats,
   parseShard,
+  towersOf,
   WHOLE,
 } from '../bulk';
 import type { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
 import { integer } from './integer';
-import { loadModel, MODEL_HELP } from './model';
+import { loadModel, MODEL_HELP, modelFolder } from './model';
 import { withOutput } from './output';
 import { Progress } from './progress';
 
@@ -181,7 +182,7 @@ async function toStandardOutput(
     if (!given) continue;
     throw new SiglipError('ERR_ARGUMENT', `embed: --${name} must come with --output, got none`);
   }
-  const model = await loadModel(options.model);
+  const model = await loadModel(options.model, { towers: towersOf(sources) });
   const failures = new FailureLog();
   let done = 0;
   try {
@@ -230,6 +231,7 @@ interface FileRun {
 async function toFile(run: FileRun, options: Options): Promise<void> {
   const { sources, batch, partRows, limit, shard, output } = run;
   const failures = new FailureLog();
+  const folder = await modelFolder(options.model);
   const stopping = new AbortController();
   let stoppedBy = '';
   const stop = (signal: NodeJS.Signals): void => {
@@ -244,10 +246,10 @@ async function toFile(run: FileRun, options: Options): Promise<void> {
     const summary = await embedCorpus({
       sources,
       model: async () => {
-        model = await loadModel(options.model);
+        model = await loadModel(folder, { towers: towersOf(sources) });
         return bulkModel(model, bulkOptions(options));
       },
-      modelFingerprint: await modelFingerprint(options.model),
+      modelFingerprint: await modelFingerprint(folder),
       output,
       format: outputFormat(output, options.format),
       dtype: options.dtype,

@@ -501,7 +501,11 @@ describe('shards', () => {
   });
 });
 
-const open = join(process.env['SIGLIP2_DATA'] ?? '../shared/data', 'photos', 'open');
+const open = join(
+  process.env['SIGLIP2_DATA'] ?? join(__dirname, '..', '..', '..', 'shared', 'data'),
+  'photos',
+  'open',
+);
 (existsSync(open) ? test : test.skip)('photographs of a camera', async () => {
   const output = at('open.parquet');
   const include = ['*00*[02468].jpg'];

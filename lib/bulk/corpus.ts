@@ -1,20 +1,22 @@
 // The inputs of a run as sources: what each argument is, by what it names.
-import { readFile, readdir, stat } from 'node:fs/promises';
-import { dirname, extname, join, resolve } from 'node:path';
+import { readFile, stat } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
 import { SiglipError } from '../errors';
 import { unreadable } from './failures';
 import { fileFingerprint } from './fingerprint';
+import type { FileChoice } from './image_files';
+import { imageFiles } from './image_files';
 import { jsonLinesSource } from './json_lines';
 import type { ListedImage } from './list_source';
 import { imageListSource, textListSource } from './list_source';
 import { openParquetSource } from './parquet_source';
-import { compare, expandPattern, matcher } from './pattern';
+import { expandPattern } from './pattern';
 import type { FieldNames } from './record';
 import type { Source, What } from './row';
 import { webDatasetSource } from './web_dataset';
 
 /** How inputs are read. */
-export interface CorpusOptions {
+export interface CorpusOptions extends FileChoice {
   /**
    * Paths or patterns: folders of images, image files, `.jsonl`/`.ndjson` (also `.gz`), `.tar`
    * (also `.tar.gz`, `.tgz`), `.parquet`. Anything else is taken for an image.
@@ -31,23 +33,7 @@ export interface CorpusOptions {
   readonly imageRoot?: string;
   /** How a plain string in an image field is read. Default `'path'`. */
   readonly imageStrings?: 'path' | 'base64';
-  /** Patterns that files below a folder must match; default: the usual image extensions. */
-  readonly include?: readonly string[];
-  /** Patterns that files below a folder must not match. */
-  readonly exclude?: readonly string[];
 }
-
-const IMAGE_EXTENSIONS = new Set([
-  '.avif',
-  '.gif',
-  '.jpeg',
-  '.jpg',
-  '.png',
-  '.svg',
-  '.tif',
-  '.tiff',
-  '.webp',
-]);
 
 /**
  * Opens the inputs as sources, in the order given. Neighbouring image files and folders are one
@@ -78,7 +64,7 @@ export async function openCorpus(options: CorpusOptions): Promise<Source[]> {
     const record = await recordSource(path, options);
     if (record === undefined) {
       names.push(path);
-      for (const image of await imagesOf(path, options)) images.push(image);
+      for (const image of await withSizes(await imageFiles(path, options))) images.push(image);
     } else {
       closeImages();
       sources.push(record);
@@ -118,43 +104,6 @@ async function recordSource(path: string, options: CorpusOptions): Promise<Sourc
   if (extension === 'parquet') return openParquetSource({ ...common, images });
   if (/^(jsonl|ndjson)/u.test(extension)) return jsonLinesSource({ ...common, images });
   return webDatasetSource(common);
-}
-
-async function imagesOf(path: string, options: CorpusOptions): Promise<ListedImage[]> {
-  const found = await stat(path).catch((cause: unknown) => {
-    throw new SiglipError(
-      'ERR_FILE',
-      `images: ${path} must be a file or a folder, got nothing there`,
-      { cause },
-    );
-  });
-  if (!found.isDirectory()) return [{ path, bytes: found.size }];
-  const admitted = admission(options);
-  const files: string[] = [];
-  const visit = async (folder: string, prefix: string): Promise<void> => {
-    const entries = await readdir(folder, { withFileTypes: true }).catch((error: unknown) => {
-      throw unreadable(folder, error);
-    });
-    for (const entry of entries) {
-      const name = prefix + entry.name;
-      // Links to folders are not followed: they may lead in a circle.
-      if (entry.isDirectory()) await visit(join(folder, entry.name), `${name}/`);
-      else if ((entry.isFile() || entry.isSymbolicLink()) && admitted(name)) files.push(name);
-    }
-  };
-  await visit(path, '');
-  files.sort(compare);
-  return withSizes(files.map((name) => join(path, name)));
-}
-
-function admission({ include = [], exclude = [] }: CorpusOptions): (name: string) => boolean {
-  const included = include.map(matcher);
-  const excluded = exclude.map(matcher);
-  return (name) => {
-    if (excluded.some((matches) => matches(name))) return false;
-    if (included.length > 0) return included.some((matches) => matches(name));
-    return IMAGE_EXTENSIONS.has(extname(name).toLowerCase());
-  };
 }
 
 async function listedImages(list: string): Promise<ListedImage[]> {

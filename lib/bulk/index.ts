@@ -5,6 +5,7 @@ export { openCorpus } from './corpus';
 export type { BulkProgress, BulkSummary, EmbedCorpusOptions } from './embed_corpus';
 export { embedCorpus, journalFolder } from './embed_corpus';
 export { modelFingerprint } from './fingerprint';
+export { imageFiles } from './image_files';
 export type { MergeOptions, MergeSummary } from './merge';
 export { mergeShards } from './merge';
 export type { BulkModelOptions } from './model';

@@ -53,7 +53,7 @@ export function needsOf(what: What): { readonly image: boolean; readonly text: b
   return { image: what !== 'text', text: what !== 'image' };
 }
 
-/** The towers that sources need, for `Siglip2.load`: one alone takes half the time and memory. */
+/** The towers that sources need, for `Siglip2.load`. */
 export function towersOf(sources: readonly Pick<Source, 'what'>[]): TowerChoice {
   const needs = sources.map(({ what }) => needsOf(what));
   if (!needs.some(({ text }) => text)) return 'vision';

@@ -2,8 +2,8 @@
 // image is compared.
 import { Command } from 'commander';
 import { stat } from 'node:fs/promises';
+import { imageFiles } from '../bulk';
 import { SiglipError } from '../errors';
-import { inputFiles } from './input_files';
 import { integer } from './integer';
 import { loadModel, MODEL_HELP } from './model';
 import { Progress } from './progress';
@@ -29,7 +29,7 @@ export function searchCommand(): Command {
 }
 
 async function search(folder: string, query: string, options: Options): Promise<void> {
-  const files = await inputFiles([folder]);
+  const files = await imageFiles(folder);
   if (files.length === 0) {
     throw new SiglipError('ERR_FILE', `search: ${folder} must hold images, got none`);
   }

@@ -1,9 +1,23 @@
 // Whole runs in this process: what is written, how it is continued, shards.
-import { existsSync, readFileSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  readFileSync,
+  readdirSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { Siglip2 } from '../../lib';
-import type { BulkModel, EmbedCorpusOptions, OutputFormat, VectorDtype } from '../../lib/bulk';
+import type {
+  BulkModel,
+  BulkProgress,
+  CorpusOptions,
+  EmbedCorpusOptions,
+  OutputFormat,
+  VectorDtype,
+} from '../../lib/bulk';
 import {
   bulkModel,
   embedCorpus,
@@ -12,6 +26,7 @@ import {
   modelFingerprint,
   openCorpus,
   outputFormats,
+  towersOf,
 } from '../../lib/bulk';
 import { npyHeader } from '../../lib/bulk/npy';
 import { openSafetensors } from '../../lib/weights';
@@ -362,6 +377,82 @@ describe('a run goes on where it was', () => {
     // A process that is gone, or one of another machine, holds nothing.
     put(lock, JSON.stringify({ pid: 2 ** 30, host: hostname() }));
     expect(await run(photos, { output })).toMatchObject({ finished: true });
+  });
+});
+
+describe('the model', () => {
+  test.each([
+    ['images', { inputs: ['photos'] }, 'vision'],
+    ['texts', { texts: ['cat'] }, 'text'],
+    ['images and texts', { inputs: ['photos'], texts: ['cat'] }, 'both'],
+    ['texts of records', { inputs: ['a.jsonl'], texts: ['cat'], what: 'text' }, 'text'],
+    ['records with both', { inputs: ['a.jsonl'], what: 'both' }, 'both'],
+  ] as const)('%s: its towers', async (_, { inputs = [], ...corpus }: CorpusOptions, towers) => {
+    const sources = await openCorpus({ ...corpus, inputs: inputs.map((name) => at(name)) });
+    expect(towersOf(sources)).toBe(towers);
+  });
+
+  test('one tower is enough for its inputs, the bytes are those of both', async () => {
+    await run(photos, { output: at('towers_both.npy') });
+    using vision = await Siglip2.load(at('model'), { towers: 'vision' });
+    const lone = { model: () => Promise.resolve(bulkModel(vision)) };
+    await run(photos, { output: at('towers_vision.npy'), ...lone });
+    expect(filesOf('towers_vision')).toEqual(filesOf('towers_both'));
+    const error = await failure(run({ texts: ['cat'] }, { output: at('towers.npy'), ...lone }));
+    expect([error.code, error.message]).toEqual([
+      'ERR_ARGUMENT',
+      expect.stringMatching(/must have its text tower/),
+    ]);
+  });
+
+  test('options are held to their domain', () => {
+    expect(() => bulkModel(model, { maxPatches: 0 })).toThrow(/maxPatches must be a positive/);
+  });
+
+  test('its fingerprint is that of its files, whatever else lies beside them', async () => {
+    cpSync(at('model'), at('copy'), { recursive: true });
+    put(at('copy', 'README.md'), 'a model');
+    expect(await modelFingerprint(at('copy'))).toBe(fingerprint);
+    put(at('copy', 'tokenizer.json'), '{}');
+    expect(await modelFingerprint(at('copy'))).not.toBe(fingerprint);
+    expect((await failure(modelFingerprint(at('nowhere')))).code).toBe('ERR_FILE');
+  });
+
+  test('NaFlex: images of many shapes packed, interrupted, the same bytes', async () => {
+    await writeModel(at('naflex'), 'naflex');
+    using naflex = await Siglip2.load(at('naflex'));
+    const options = { model: () => Promise.resolve(bulkModel(naflex, { maxPatches: 12 })) };
+    await run(photos, { output: at('naflex_whole.npy'), ...options });
+    const rows = npyRows(at('naflex_whole.npy'));
+    const ids = jsonLines(at('naflex_whole.ids.jsonl')).map(({ id }) => String(id));
+    const direct = await naflex.embedImages(ids, { batchSize: 1, maxPatches: 12 });
+    rows.forEach((row, i) => {
+      row.forEach((value, k) => {
+        expect(value).toBeCloseTo(direct[i][k], 6);
+      });
+    });
+    for (let finished = false; !finished;) {
+      const stopping = new AbortController();
+      const summary = await run(photos, {
+        output: at('naflex_stopped.npy'),
+        ...options,
+        signal: stopping.signal,
+        onProgress: ({ done, before }) => {
+          if (done - before > 8) stopping.abort();
+        },
+      });
+      ({ finished } = summary);
+    }
+    expect(filesOf('naflex_stopped')).toEqual(filesOf('naflex_whole'));
+  });
+
+  test('progress is told when it is loaded and after every batch', async () => {
+    const output = at('told.npy');
+    const seen: BulkProgress[] = [];
+    const onProgress = (progress: BulkProgress): void => void seen.push(progress);
+    await run({ texts: ['cat', 'a cat', 'at'] }, { output, batch: 2, onProgress });
+    const constant = { before: 0, total: 3, estimated: false, failures: 0 };
+    expect(seen).toEqual([0, 2, 3].map((done) => ({ done, ...constant })));
   });
 });
 

@@ -1,7 +1,7 @@
 // The command line as a user runs it: each command a process of its own, on a model that the demo
 // has just trained for a few steps.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
@@ -74,6 +74,17 @@ test('embed writes one line per image and text, of unit length', () => {
     const norm = Math.hypot(...(embedding as number[]));
     expect(Math.abs(norm - 1)).toBeLessThan(1e-5);
   }
+});
+
+test('embed loads the towers that its inputs need: for texts no image preprocessor', () => {
+  const damaged = join(folder, 'damaged');
+  cpSync(model, damaged, { recursive: true });
+  writeFileSync(join(damaged, 'preprocessor_config.json'), '{');
+  const text = ['embed', '-m', damaged, '-t', 'dog'];
+  expect(siglip2(...text).status).toBe(0);
+  expect(siglip2(...text, '-o', join(folder, 'texts.npy')).status).toBe(0);
+  const image = siglip2('embed', '-m', damaged, join(folder, 'red.png'));
+  expect([image.status, image.stderr]).toEqual([1, expect.stringContaining('preprocessor_config')]);
 });
 
 test('embed takes records, names what failed, and says what is acceptable', () => {

@@ -2,7 +2,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { SiglipError } from '../errors';
-import { unreadable } from './failures';
+import { unreadable } from '../weights/file_errors';
 import { fileFingerprint } from './fingerprint';
 import type { FileChoice } from './image_files';
 import { imageFiles } from './image_files';

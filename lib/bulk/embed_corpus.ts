@@ -299,7 +299,7 @@ class Run {
       using file = PartFile.open(part.path);
       width = file.width;
     }
-    return { columns: columns as Columns, width, dtype };
+    return { columns, width, dtype };
   }
 
   private async source(s: number, source: Source): Promise<'signal' | 'failures' | undefined> {
@@ -323,7 +323,7 @@ class Run {
     };
     const form = async (): Promise<PartForm> => {
       const { columns, dtype } = journal.manifest;
-      return { columns: columns as Columns, width: (await this.model()).width, dtype };
+      return { columns, width: (await this.model()).width, dtype };
     };
     const model = await this.model();
     if (!this.hasBegun) this.progress(source, undefined);

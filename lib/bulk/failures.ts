@@ -1,20 +1,11 @@
 // Failures of rows and of files in the one form of this library's errors.
 import { SiglipError } from '../errors';
+import { reasonOf, unreadable } from '../weights/file_errors';
 import type { Row, RowFailure } from './row';
 
-/** The message of whatever was thrown. */
-export function reasonOf(error: unknown): string {
-  // Not instanceof: an error of the file system may come from another realm.
-  const isError = typeof error === 'object' && error !== null && 'message' in error;
-  return isError ? String(error.message) : String(error);
-}
-
-/** An ERR_FILE for a path that cannot be read. */
-export function unreadable(path: string, cause: unknown): SiglipError {
-  if (cause instanceof SiglipError) return cause;
-  return new SiglipError('ERR_FILE', `${path}: file must be readable, got ${reasonOf(cause)}`, {
-    cause,
-  });
+/** Whether a system call was refused. */
+export function isOfSystem(error: unknown): boolean {
+  return typeof error === 'object' && error !== null && 'syscall' in error;
 }
 
 /**
@@ -23,9 +14,7 @@ export function unreadable(path: string, cause: unknown): SiglipError {
  */
 export function damaged(path: string, expected: string, cause: unknown): SiglipError {
   if (cause instanceof SiglipError) return cause;
-  if (typeof cause === 'object' && cause !== null && 'syscall' in cause) {
-    return unreadable(path, cause);
-  }
+  if (isOfSystem(cause)) return unreadable(path, cause);
   return new SiglipError('ERR_DATA', `${path}: file must be ${expected}, got ${reasonOf(cause)}`, {
     cause,
   });

@@ -4,7 +4,7 @@
 import { createHash } from 'node:crypto';
 import { open, readdir } from 'node:fs/promises';
 import { extname, join } from 'node:path';
-import { unreadable } from './failures';
+import { unreadable } from '../weights/file_errors';
 
 const SAMPLE_BYTES = 1 << 16;
 

@@ -2,7 +2,7 @@
 import { readdir, stat } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import { SiglipError } from '../errors';
-import { unreadable } from './failures';
+import { unreadable } from '../weights/file_errors';
 import { compare, matcher } from './pattern';
 
 /** Which files below a folder are taken. */

@@ -14,8 +14,9 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
 import { publishTogether } from '../weights';
+import { codeOf, isMissing, unreadable } from '../weights/file_errors';
 import type { FailedRow } from './batches';
-import { damaged, unreadable } from './failures';
+import { damaged } from './failures';
 import type { PartBuilder, PartForm } from './part';
 import { PartFile } from './part';
 import type { Shard } from './shard';
@@ -280,7 +281,7 @@ async function readManifest(folder: string): Promise<Manifest | undefined> {
   try {
     text = await readFile(path, 'utf8');
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    if (isMissing(error)) return undefined;
     throw unreadable(path, error);
   }
   try {
@@ -322,6 +323,6 @@ function isAlive(pid: number): boolean {
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
+    return codeOf(error) === 'EPERM';
   }
 }

@@ -1,6 +1,7 @@
 // JSON lines: one object a line. Blank lines are no rows; a line that is no JSON is a failed one.
 import { constants } from 'node:buffer';
-import { damaged, lostRest, reasonOf, unfit } from './failures';
+import { reasonOf } from '../weights/file_errors';
+import { damaged, lostRest, unfit } from './failures';
 import { openFileStream } from './file_stream';
 import type { RecordOptions } from './record';
 import { rowOfRecord } from './record';

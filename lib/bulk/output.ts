@@ -4,9 +4,10 @@ import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { basename, dirname, extname, join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { SiglipError } from '../errors';
+import { unwritable } from '../weights/file_errors';
 import { encode } from '../weights/number_formats';
 import { formatHeader } from '../weights/safetensors';
-import { reasonOf } from './failures';
+import { isOfSystem } from './failures';
 import { npyHeader } from './npy';
 import { ParquetRows } from './parquet_rows';
 import type { PartForm } from './part';
@@ -120,10 +121,7 @@ export async function assemble(assembly: Assembly): Promise<{ rows: number; fail
   } catch (error) {
     await staged.discard();
     // Anything but a refusal of the system is a mistake of this program.
-    if (typeof error !== 'object' || error === null || !('syscall' in error)) throw error;
-    throw new SiglipError('ERR_FILE', `${output}: file must be writable, got ${reasonOf(error)}`, {
-      cause: error,
-    });
+    throw isOfSystem(error) ? unwritable(output, error) : error;
   }
 }
 
@@ -313,7 +311,7 @@ function matrixBytes({ width, dtype }: PartForm, rows: number): number {
 function safetensorsHeader({ columns, width, dtype }: PartForm, rows: number): Buffer {
   const stored = dtype === 'float16' ? 'F16' : 'F32';
   const tensors = columns.map((column) => {
-    return [column, { dtype: stored, shape: [rows, width], data: new Float32Array(0) }] as const;
+    return [column, { dtype: stored, shape: [rows, width] }] as const;
   });
   return formatHeader('embed', tensors, {});
 }

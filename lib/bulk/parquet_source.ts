@@ -5,7 +5,8 @@ import type { AsyncBuffer, FileMetaData as Metadata } from 'hyparquet' with {
 import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
 import { SiglipError } from '../errors';
-import { damaged, unreadable } from './failures';
+import { unreadable } from '../weights/file_errors';
+import { damaged } from './failures';
 import type { RecordOptions } from './record';
 import { rowOfRecord } from './record';
 import type { Row, Source } from './row';

@@ -1,6 +1,7 @@
 // A part: the embeddings of consecutive rows of a source, and what failed among them, in one
 // safetensors file that anyone can read. Tensors: `embedding`, or `image` and `text`, (k, E); `rows`
 // (k) positions in the source less `first`; `ids` and `failures`, JSON in bytes.
+import { types } from 'node:util';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
 import type { SafetensorsFile, StagedFiles, StoredTensor } from '../weights';
@@ -127,9 +128,7 @@ export class PartFile {
   /** (rows, E), as float32 whatever it is stored as. */
   async vectors(column: string): Promise<Float32Array> {
     const values = await this.file.read(column);
-    if (Object.prototype.toString.call(values) === '[object Float32Array]') {
-      return values as Float32Array;
-    }
+    if (types.isFloat32Array(values)) return values;
     throw new SiglipError('ERR_DTYPE', `${this.file.source}: ${column} must hold floats`);
   }
 

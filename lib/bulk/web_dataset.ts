@@ -3,7 +3,8 @@
 import { extname } from 'node:path';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream';
-import { damaged, lostRest, reasonOf, unfit } from './failures';
+import { reasonOf } from '../weights/file_errors';
+import { damaged, lostRest, unfit } from './failures';
 import { openFileStream } from './file_stream';
 import type { FieldNames } from './record';
 import { textOf } from './record';

@@ -8,7 +8,13 @@ module.exports = {
   testEnvironment: 'node',
   roots: ['<rootDir>/test'],
   testMatch: ['**/*.test.ts'],
+  // Packages that are ES modules only, which Jest cannot require as they are.
+  transformIgnorePatterns: ['/node_modules/(?!(?:hyparquet(?:-writer|-compressors)?|hysnappy)/)'],
   transform: {
+    '/node_modules/(?:hyparquet|hysnappy).*\\.js$': [
+      '@swc/jest',
+      { jsc: { parser: { syntax: 'ecmascript' }, target: 'es2022' }, module: { type: 'commonjs' } },
+    ],
     '^.+\\.ts$': [
       '@swc/jest',
       {

@@ -14,7 +14,7 @@
  * | `ERR_WEIGHTS` | a weights file that is damaged or does not fit the model |
  * | `ERR_IMAGE` | bytes that are not a usable image |
  * | `ERR_TOKENIZER` | a tokenizer definition that cannot be used |
- * | `ERR_DATA` | a training or evaluation record that cannot be used |
+ * | `ERR_DATA` | a record that cannot be used, to train, to evaluate or to embed |
  * | `ERR_NOT_FINITE` | a NaN or an infinity where there must not be one |
  * | `ERR_OUT_OF_MEMORY` | the device refuses an allocation, or a plan does not fit into it |
  * | `ERR_CUDA` | the CUDA runtime reports a failure |

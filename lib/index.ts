@@ -1,3 +1,22 @@
+export type {
+  BulkModel,
+  BulkModelOptions,
+  BulkProgress,
+  BulkSummary,
+  CorpusOptions,
+  EmbedCorpusOptions,
+  MergeOptions,
+  MergeSummary,
+} from './bulk';
+export {
+  bulkModel,
+  embedCorpus,
+  mergeShards,
+  modelFingerprint,
+  openCorpus,
+  parseShard,
+  towersOf,
+} from './bulk';
 export * from './embed';
 export type { SiglipErrorCode } from './errors';
 export { SiglipError } from './errors';

@@ -20,6 +20,7 @@ const ROOMS: readonly (readonly string[])[] = [
   ['train'],
   ['eval'],
   ['embed'],
+  ['bulk'],
   ['serve', 'integrations'],
   ['cli'],
   ['index'],

@@ -8,7 +8,8 @@ require.extensions['.ts'] = (module, filename) => {
   const { code } = transformSync(readFileSync(filename, 'utf8'), {
     filename,
     jsc: { parser: { syntax: 'typescript' }, target: 'es2022' },
-    module: { type: 'commonjs' },
+    // An import() stays one, as in dist: packages that are ES modules only need it.
+    module: { type: 'commonjs', ignoreDynamic: true },
     sourceMaps: 'inline',
   });
   module._compile(code, filename);

@@ -1,9 +1,9 @@
 // `siglip2 classify`: how well labels fit an image.
 import { Command } from 'commander';
-import { loadModel, MODEL_HELP } from './model';
+import type { ModelOptions } from './model';
+import { loadModel, withModel } from './model';
 
-interface Options {
-  readonly model: string;
+interface Options extends ModelOptions {
   readonly labels: readonly string[];
   readonly template?: string;
   readonly json?: boolean;
@@ -11,10 +11,10 @@ interface Options {
 
 /** The command. */
 export function classifyCommand(): Command {
-  return new Command('classify')
+  const command = new Command('classify')
     .description('rank labels for images; probabilities are independent of each other')
-    .argument('<images...>', 'image files')
-    .requiredOption('-m, --model <model>', MODEL_HELP)
+    .argument('<images...>', 'image files');
+  return withModel(command)
     .requiredOption('-l, --labels <label...>', 'candidate labels')
     .option('--template <text>', 'sentence around a label, {} for the label')
     .option('--json', 'one JSON line per image')
@@ -22,7 +22,7 @@ export function classifyCommand(): Command {
 }
 
 async function classify(images: readonly string[], options: Options): Promise<void> {
-  const model = await loadModel(options.model);
+  const model = await loadModel(options);
   try {
     for (const image of images) {
       const ranked = await model.classify(image, options.labels, {

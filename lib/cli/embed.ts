@@ -1,71 +1,351 @@
-// `siglip2 embed`: vectors of images and texts as JSON lines.
-import { Command } from 'commander';
+// `siglip2 embed`: vectors of images and texts, a few to standard output or a corpus to a file.
+import { Command, Option } from 'commander';
+import { availableParallelism } from 'node:os';
+import type { BulkProgress, BulkSummary, FailedRow, Shard, Source, What } from '../bulk';
+import {
+  bulkModel,
+  embedCorpus,
+  embedRows,
+  modelFingerprint,
+  openCorpus,
+  outputFormat,
+  outputFormats,
+  parseShard,
+  towersOf,
+  WHOLE,
+} from '../bulk';
+import type { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
-import { inputFiles } from './input_files';
 import { integer } from './integer';
-import { loadModel, MODEL_HELP } from './model';
+import type { ModelOptions } from './model';
+import { loadModel, modelFolder, withModel } from './model';
 import { withOutput } from './output';
 import { Progress } from './progress';
 
-interface Options {
-  readonly model: string;
+interface Options extends ModelOptions {
   readonly text: readonly string[];
+  readonly list: readonly string[];
+  readonly what: What;
+  readonly imageField?: string;
+  readonly textField?: string;
+  readonly idField?: string;
+  readonly imageRoot?: string;
+  readonly imageAs: 'path' | 'base64';
+  readonly include: readonly string[];
+  readonly exclude: readonly string[];
   readonly output?: string;
+  readonly format?: string;
+  readonly dtype: 'float32' | 'float16';
   readonly raw?: boolean;
+  readonly maxPatches?: string;
   readonly batch: string;
+  readonly partRows: string;
+  readonly shard?: string;
+  readonly shards?: string;
+  readonly maxFailures?: string;
+  readonly restart?: boolean;
+  readonly retry?: boolean;
+  readonly json?: boolean;
 }
 
 /** The command. */
 export function embedCommand(): Command {
-  return new Command('embed')
-    .description('write one JSON line { "image" | "text", "embedding" } per input')
-    .argument('[images...]', 'image files, or folders to search for them')
-    .requiredOption('-m, --model <model>', MODEL_HELP)
+  const command = new Command('embed')
+    .description('embed images and texts, from a few files to a whole corpus')
+    .argument(
+      '[inputs...]',
+      'image files, folders of them, .jsonl, .tar (WebDataset), .parquet; patterns like a-{00..99}.tar',
+    );
+  return withModel(command)
     .option('-t, --text <text...>', 'texts to embed', [])
-    .option('-o, --output <file>', 'write there instead of to standard output')
+    .option('--list <file...>', 'files that list image paths, one a line', [])
+    .addOption(
+      new Option('--what <what>', 'what to embed of records')
+        .choices(['image', 'text', 'both'])
+        .default('image'),
+    )
+    .option('--image-field <name>', 'field, column or extension of the image; default image')
+    .option('--text-field <name>', 'field, column or extension of the text; default text, txt')
+    .option('--id-field <name>', 'field or column of the id; default id where there is one')
+    .option('--image-root <folder>', 'where image paths in records start and must stay')
+    .addOption(
+      new Option('--image-as <kind>', 'what a string in the image field is')
+        .choices(['path', 'base64'])
+        .default('path'),
+    )
+    .option('--include <pattern...>', 'files below a folder to take; default all images', [])
+    .option('--exclude <pattern...>', 'files below a folder to leave out', [])
+    .option('-o, --output <file>', 'write there, restartable, instead of to standard output')
+    .option('--format <format>', `${outputFormats.join(', ')}; default by the output’s name`)
+    .addOption(
+      new Option('--dtype <dtype>', 'element type of stored embeddings')
+        .choices(['float32', 'float16'])
+        .default('float32'),
+    )
     .option('-b, --batch <n>', 'images or texts at once', '16')
+    .option('--max-patches <n>', 'most patches of a NaFlex image; default the checkpoint’s')
     .option('--raw', 'do not bring the embeddings to unit length')
+    .option('--part-rows <n>', 'rows between two points of restart', '1024')
+    .option('--shard <i/n>', 'embed one of n shards; auto asks Slurm or Kubernetes')
+    .option('--shards <n>', 'number of shards, where --shard auto cannot know it')
+    .option('--max-failures <n>', 'failed rows that are accepted; one more stops the run')
+    .option('--restart', 'throw away what an interrupted run has done')
+    .option('--retry', 'try failed rows of an interrupted or finished run again')
+    .option('--json', 'a summary as JSON on standard output')
     .action(embed);
 }
 
-async function embed(images: readonly string[], options: Options): Promise<void> {
-  const files = await inputFiles(images);
-  if (files.length + options.text.length === 0) {
-    throw new SiglipError(
-      'ERR_ARGUMENT',
-      'embed: give image files, folders or --text, got nothing',
-    );
-  }
+async function embed(inputs: readonly string[], options: Options): Promise<void> {
   const batch = integer('batch', options.batch, 1);
-  const normalize = options.raw !== true;
-  const model = await loadModel(options.model);
+  const partRows = integer('part-rows', options.partRows, 1);
+  const shard = shardOf(options);
+  const limit =
+    options.maxFailures === undefined ? undefined : integer('max-failures', options.maxFailures, 0);
+  if (options.maxPatches !== undefined) integer('max-patches', options.maxPatches, 1);
+  const sources = await openCorpus({
+    inputs,
+    lists: options.list,
+    texts: options.text,
+    what: options.what,
+    fields: { image: options.imageField, text: options.textField, id: options.idField },
+    ...(options.imageRoot === undefined ? {} : { imageRoot: options.imageRoot }),
+    imageStrings: options.imageAs,
+    include: options.include,
+    exclude: options.exclude,
+  });
+  const run = { sources, batch, limit };
+  if (options.output === undefined) await toStandardOutput(run, options);
+  else await toFile({ ...run, partRows, shard, output: options.output }, options);
+}
+
+function shardOf({ shard, shards, output }: Options): Shard {
+  if (shard === undefined) return WHOLE;
+  const parsed = parseShard(
+    shard,
+    process.env,
+    shards === undefined ? undefined : integer('shards', shards, 1),
+  );
+  if (output !== undefined) return parsed;
+  throw new SiglipError('ERR_ARGUMENT', 'embed: --shard must come with --output, got none');
+}
+
+function bulkOptions({ raw, maxPatches }: Pick<Options, 'raw' | 'maxPatches'>): {
+  normalize: boolean;
+  maxPatches?: number;
+} {
+  return {
+    normalize: raw !== true,
+    ...(maxPatches === undefined ? {} : { maxPatches: integer('max-patches', maxPatches, 1) }),
+  };
+}
+
+// libvips decodes on libuv's pool of four; more would only hold more pixels.
+const decodesAtOnce = Math.min(4, availableParallelism() + 1);
+const shownFailures = 10;
+
+/** Names the first failures on standard error; the file of failures has them all. */
+class FailureLog {
+  count = 0;
+
+  add({ id, code, reason }: Pick<FailedRow, 'id' | 'code' | 'reason'>): void {
+    this.count++;
+    if (this.count > shownFailures + 1) return;
+    const text =
+      this.count <= shownFailures
+        ? `siglip2: ${shortened(id)}: ${reason} (${code})`
+        : 'siglip2: more failures follow and are not shown';
+    // The progress bar may stand on this line.
+    process.stderr.write(`${process.stderr.isTTY ? '\r\u001b[K' : ''}${text}\n`);
+  }
+}
+
+function shortened(id: string): string {
+  return id.length > 200 ? `${id.slice(0, 200)}…` : id;
+}
+
+async function toStandardOutput(
+  {
+    sources,
+    batch,
+    limit = Infinity,
+  }: { sources: Source[]; batch: number; limit?: number | undefined },
+  options: Options,
+): Promise<void> {
+  for (const [name, given] of [
+    ['json', options.json === true],
+    ['dtype', options.dtype !== 'float32'],
+    ['format', options.format !== undefined && options.format !== 'jsonl'],
+  ] as const) {
+    if (!given) continue;
+    throw new SiglipError('ERR_ARGUMENT', `embed: --${name} must come with --output, got none`);
+  }
+  const model = await loadModel(options, { towers: towersOf(sources) });
+  const failures = new FailureLog();
+  let done = 0;
   try {
-    await withOutput(options.output, async (write) => {
-      const progress = new Progress({ total: files.length + options.text.length, unit: 'inputs' });
-      let done = 0;
-      const run = async (
-        kind: 'image' | 'text',
-        inputs: readonly string[],
-        embedAll: (chunk: readonly string[]) => Promise<Float32Array[]>,
-      ): Promise<void> => {
-        for (let first = 0; first < inputs.length; first += batch) {
-          const chunk = inputs.slice(first, first + batch);
-          const embeddings = await embedAll(chunk);
-          for (const [i, input] of chunk.entries()) {
-            await write(`${JSON.stringify({ [kind]: input, embedding: [...embeddings[i]] })}\n`);
+    const bulk = bulkModel(model, bulkOptions(options));
+    const total = sources.reduce<number | undefined>(
+      (sum, { length }) => (sum === undefined || length === undefined ? undefined : sum + length),
+      0,
+    );
+    const progress = new Progress({ total, unit: 'inputs' });
+    await withOutput(undefined, async (write) => {
+      for (const source of sources) {
+        const form = { batch, blockRows: Infinity, concurrency: decodesAtOnce };
+        for await (const step of embedRows(source, () => true, bulk, form)) {
+          for (const { id, vectors } of step.rows) {
+            const [first, second] = vectors.map((vector) => [...vector]);
+            const row =
+              second === undefined
+                ? { [source.idKey]: id, embedding: first }
+                : { id, image_embedding: first, text_embedding: second };
+            await write(`${JSON.stringify(row)}\n`);
           }
-          done += chunk.length;
-          progress.update(done);
+          for (const failure of step.failures) failures.add(failure);
+          done += step.rows.length + step.failures.length;
+          if (failures.count > limit) throw tooMany(failures.count, limit, '');
+          if (step.rows.length + step.failures.length > 0) progress.update(done);
         }
-      };
-      await run('image', files, (chunk) =>
-        model.embedImages(chunk, { normalize, batchSize: batch }),
-      );
-      await run('text', options.text, (chunk) =>
-        model.embedTexts(chunk, { normalize, batchSize: batch }),
-      );
+      }
+      progress.finish(done);
     });
   } finally {
     model.dispose();
   }
+  if (failures.count > 0 && options.maxFailures === undefined)
+    throw someFailed(failures.count, done);
+}
+
+interface FileRun {
+  readonly sources: Source[];
+  readonly batch: number;
+  readonly partRows: number;
+  readonly limit: number | undefined;
+  readonly shard: Shard;
+  readonly output: string;
+}
+
+async function toFile(run: FileRun, options: Options): Promise<void> {
+  const { sources, batch, partRows, limit, shard, output } = run;
+  const failures = new FailureLog();
+  const folder = await modelFolder(options.model);
+  const stopping = new AbortController();
+  let stoppedBy = '';
+  const stop = (signal: NodeJS.Signals): void => {
+    stoppedBy = signal;
+    process.stderr.write(`siglip2: ${signal}: stopping after this batch; once more stops now\n`);
+    stopping.abort();
+  };
+  let model: Siglip2 | undefined;
+  const view = new ProgressView();
+  process.once('SIGINT', stop).once('SIGTERM', stop);
+  try {
+    const summary = await embedCorpus({
+      sources,
+      model: async () => {
+        model = await loadModel({ ...options, model: folder }, { towers: towersOf(sources) });
+        return bulkModel(model, bulkOptions(options));
+      },
+      modelFingerprint: await modelFingerprint(folder),
+      output,
+      format: outputFormat(output, options.format),
+      dtype: options.dtype,
+      batch,
+      partRows,
+      concurrency: decodesAtOnce,
+      shard,
+      ...(limit === undefined ? {} : { maxFailures: limit }),
+      restart: options.restart === true,
+      retry: options.retry === true,
+      settings: settingsOf(options),
+      signal: stopping.signal,
+      onProgress: (progress) => {
+        view.update(progress);
+      },
+      onFailure: (failure) => {
+        failures.add(failure);
+      },
+    });
+    if (summary.finished) view.finish(summary);
+    if (options.json === true) process.stdout.write(`${JSON.stringify(summary)}\n`);
+    report(summary, { stoppedBy, limit, accepted: limit !== undefined });
+  } finally {
+    process.off('SIGINT', stop).off('SIGTERM', stop);
+    model?.dispose();
+  }
+}
+
+function settingsOf(options: Options): Record<string, string> {
+  const settings: Record<string, string> = { normalize: String(options.raw !== true) };
+  const optional = {
+    'max patches': options.maxPatches,
+    'image field': options.imageField,
+    'text field': options.textField,
+    'id field': options.idField,
+    'image root': options.imageRoot,
+  };
+  for (const [name, value] of Object.entries(optional)) {
+    if (value !== undefined) settings[name] = value;
+  }
+  if (options.precision !== 'float32') settings['precision'] = options.precision;
+  if (options.imageAs !== 'path') settings['image strings'] = options.imageAs;
+  return settings;
+}
+
+/** One bar whose end may move while rows are counted. */
+class ProgressView {
+  private progress: Progress | undefined;
+
+  update({ done, before, total, estimated, failures }: BulkProgress): void {
+    this.progress ??= new Progress({ total, unit: 'rows', from: before });
+    this.progress.setTotal(total, estimated);
+    this.progress.update(done, detailOf(failures));
+  }
+
+  finish({ rows, failures }: BulkSummary): void {
+    this.progress?.finish(rows + failures, detailOf(failures));
+  }
+}
+
+function detailOf(failures: number): string {
+  return failures === 0 ? '' : `${String(failures)} failed`;
+}
+
+function report(
+  summary: BulkSummary,
+  {
+    stoppedBy,
+    limit,
+    accepted,
+  }: { stoppedBy: string; limit: number | undefined; accepted: boolean },
+): void {
+  const { finished, stopped, rows, failures, failuresFile, journal, outputs, processed } = summary;
+  const where = failuresFile === undefined ? '' : `, named in ${failuresFile}`;
+  if (!finished) {
+    if (stopped === 'failures') throw tooMany(failures, limit ?? 0, where);
+    throw new SiglipError(
+      'ERR_ABORTED',
+      `embed: stopped by ${stoppedBy} after ${String(rows + failures)} rows, kept in ${journal}\n` +
+        'to do: the same command continues from there.',
+    );
+  }
+  if (processed === 0) process.stderr.write(`siglip2: ${outputs.join(', ')}: complete already\n`);
+  if (failures > 0 && !accepted) throw someFailed(failures, rows + failures, where);
+  if (limit !== undefined && failures > limit) throw tooMany(failures, limit, where);
+}
+
+function someFailed(failures: number, rows: number, where = ''): SiglipError {
+  return new SiglipError(
+    'ERR_DATA',
+    `embed: all rows must be embedded, got ${String(failures)} of ${String(rows)} that failed${where}; the others are written\n` +
+      'to do: --max-failures <n> says how many are acceptable.',
+  );
+}
+
+function tooMany(failures: number, limit: number, where: string): SiglipError {
+  return new SiglipError(
+    'ERR_DATA',
+    `embed: at most ${String(limit)} rows may fail, got ${String(failures)}${where}\n` +
+      'to do: repair them and give --retry, or raise --max-failures; the same command continues.',
+  );
 }

@@ -10,6 +10,7 @@ import { demoCommand } from './demo';
 import { downloadCommand } from './download';
 import { embedCommand } from './embed';
 import { infoCommand } from './info';
+import { mergeCommand } from './merge';
 import { searchCommand } from './search';
 import { trainCommand } from './train';
 
@@ -34,6 +35,7 @@ export function program(): Command {
     .version(packageVersion())
     .showHelpAfterError('(--help shows how to use it)')
     .addCommand(embedCommand())
+    .addCommand(mergeCommand())
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
     .addCommand(trainCommand())

@@ -2,14 +2,14 @@
 // image is compared.
 import { Command } from 'commander';
 import { stat } from 'node:fs/promises';
+import { imageFiles } from '../bulk';
 import { SiglipError } from '../errors';
-import { inputFiles } from './input_files';
 import { integer } from './integer';
-import { loadModel, MODEL_HELP } from './model';
+import type { ModelOptions } from './model';
+import { loadModel, withModel } from './model';
 import { Progress } from './progress';
 
-interface Options {
-  readonly model: string;
+interface Options extends ModelOptions {
   readonly top: string;
   readonly json?: boolean;
 }
@@ -18,23 +18,23 @@ const chunkSize = 64;
 
 /** The command. */
 export function searchCommand(): Command {
-  return new Command('search')
+  const command = new Command('search')
     .description('find the images below a folder that fit a text, or an image file, best')
     .argument('<folder>', 'folder of images')
-    .argument('<query>', 'a text, or the path of an image')
-    .requiredOption('-m, --model <model>', MODEL_HELP)
+    .argument('<query>', 'a text, or the path of an image');
+  return withModel(command)
     .option('-n, --top <n>', 'how many to show', '10')
     .option('--json', 'one JSON line per result')
     .action(search);
 }
 
 async function search(folder: string, query: string, options: Options): Promise<void> {
-  const files = await inputFiles([folder]);
+  const files = await imageFiles(folder);
   if (files.length === 0) {
     throw new SiglipError('ERR_FILE', `search: ${folder} must hold images, got none`);
   }
   const top = integer('top', options.top, 1);
-  const model = await loadModel(options.model);
+  const model = await loadModel(options);
   try {
     const isImage = await isFile(query);
     const [wanted] = isImage ? await model.embedImages([query]) : await model.embedTexts([query]);

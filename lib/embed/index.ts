@@ -1,3 +1,4 @@
+export type { PreparedImage } from './collate';
 export type {
   CloseOptions,
   EmbedderCallOptions,

@@ -5,7 +5,8 @@ import { readFile, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
-import { checked, isMissing, readJsonFile } from '../weights/json_file';
+import { isMissing, unreadable } from '../weights/file_errors';
+import { checked, readJsonFile } from '../weights/json_file';
 import { publishTogether } from '../weights/staged_files';
 import type { AddedToken } from './added_tokens';
 import { BytePairTokenizer } from './byte_pair_tokenizer';
@@ -107,14 +108,6 @@ async function reading<T>(path: string, read: () => Promise<T>): Promise<T> {
   } catch (error) {
     throw unreadable(path, error);
   }
-}
-
-function unreadable(path: string, error: unknown): SiglipError {
-  if (error instanceof SiglipError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
-  return new SiglipError('ERR_FILE', `${path}: file must be readable, got ${reason}`, {
-    cause: error,
-  });
 }
 
 function tokenizerOf(

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import type { z } from 'zod';
 import type { SiglipErrorCode } from '../errors';
 import { SiglipError } from '../errors';
+import { isMissing, reasonOf, unreadable } from './file_errors';
 
 // Configuration files have a few kilobytes; a shard index a few hundred.
 const MAX_BYTES = 64 * 1024 * 1024;
@@ -30,8 +31,9 @@ export function parseJson(file: string, text: string, code: SiglipErrorCode): un
   try {
     return JSON.parse(text);
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new SiglipError(code, `${file}: content must be JSON, got ${reason}`, { cause: error });
+    throw new SiglipError(code, `${file}: content must be JSON, got ${reasonOf(error)}`, {
+      cause: error,
+    });
   }
 }
 
@@ -46,19 +48,9 @@ async function readSmallFile(path: string): Promise<string | undefined> {
     }
     return await readFile(path, 'utf8');
   } catch (error) {
-    if (error instanceof SiglipError) throw error;
     if (isMissing(error)) return undefined;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new SiglipError('ERR_FILE', `${path}: file must be readable, got ${reason}`, {
-      cause: error,
-    });
+    throw unreadable(path, error);
   }
-}
-
-/** Whether an error of the file system says that there is no such file. */
-export function isMissing(error: unknown): boolean {
-  // Not instanceof: an error of the file system may come from another realm.
-  return typeof error === 'object' && error !== null && 'code' in error && error.code === 'ENOENT';
 }
 
 /**

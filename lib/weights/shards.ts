@@ -6,6 +6,7 @@ import { z } from 'zod';
 import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { HostArray } from '../native/spec';
+import { unreadable } from './file_errors';
 import { checked, parseJson } from './json_file';
 import type { StoredTensor, WriteOptions } from './safetensors';
 import { openSafetensors, SafetensorsFile, stageSafetensors, storedBytes } from './safetensors';
@@ -143,11 +144,7 @@ function indexText(path: string): string {
       `${path}: size must be at most ${String(MAX_INDEX_BYTES)} bytes, got ${String(size)}`,
     );
   } catch (error) {
-    if (error instanceof SiglipError) throw error;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new SiglipError('ERR_FILE', `${path}: file must be readable, got ${reason}`, {
-      cause: error,
-    });
+    throw unreadable(path, error);
   }
 }
 

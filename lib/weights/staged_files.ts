@@ -5,7 +5,7 @@ import { randomBytes } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { SiglipError } from '../errors';
+import { unwritable } from './file_errors';
 
 /** A set of files of one folder that is published together. */
 export class StagedFiles {
@@ -78,13 +78,7 @@ export class StagedFiles {
     try {
       await action();
     } catch (error) {
-      if (error instanceof SiglipError) throw error;
-      const reason = error instanceof Error ? error.message : String(error);
-      throw new SiglipError(
-        'ERR_FILE',
-        `${join(this.folder, name)}: file must be writable, got ${reason}`,
-        { cause: error },
-      );
+      throw unwritable(join(this.folder, name), error);
     }
   }
 }

@@ -1,7 +1,7 @@
 // The command line as a user runs it: each command a process of its own, on a model that the demo
 // has just trained for a few steps.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
@@ -76,6 +76,49 @@ test('embed writes one line per image and text, of unit length', () => {
   }
 });
 
+test('embed in int8: near, not the same', () => {
+  const args = ['embed', '-m', model, '-t', 'dog'];
+  const [exact, narrow] = [args, [...args, '--precision', 'int8']].map((words) => {
+    const [{ embedding }] = jsonLines(siglip2(...words).stdout);
+    return embedding as number[];
+  });
+  const cosine = exact.reduce((sum, value, i) => sum + value * narrow[i], 0);
+  expect(cosine).toBeGreaterThan(0.99);
+  expect(narrow).not.toEqual(exact);
+  const refused = siglip2(...args, '--precision', 'float16');
+  expect([refused.status, refused.stderr]).toEqual([2, expect.stringContaining('float16')]);
+});
+
+test('embed loads the towers that its inputs need: for texts no image preprocessor', () => {
+  const damaged = join(folder, 'damaged');
+  cpSync(model, damaged, { recursive: true });
+  writeFileSync(join(damaged, 'preprocessor_config.json'), '{');
+  const text = ['embed', '-m', damaged, '-t', 'dog'];
+  expect(siglip2(...text).status).toBe(0);
+  expect(siglip2(...text, '-o', join(folder, 'texts.npy')).status).toBe(0);
+  const image = siglip2('embed', '-m', damaged, join(folder, 'red.png'));
+  expect([image.status, image.stderr]).toEqual([1, expect.stringContaining('preprocessor_config')]);
+});
+
+test('embed takes records, names what failed, and says what is acceptable', () => {
+  const lines = ['red.png', 'missing.png', 'green.png'].map((file) => JSON.stringify({ file }));
+  const records = join(folder, 'records.jsonl');
+  writeFileSync(records, lines.join('\n'));
+  const args = ['embed', '-m', model, records, '--image-field', 'file', '--id-field', 'file'];
+  const plain = siglip2(...args);
+  expect(plain.status).toBe(1);
+  expect(jsonLines(plain.stdout).map(({ id }) => id)).toEqual(['red.png', 'green.png']);
+  expect(plain.stderr).toMatch(/missing\.png.*ERR_FILE[^]*1 of 3 that failed/);
+  const output = join(folder, 'records.parquet');
+  const accepted = siglip2(...args, '-o', output, '--max-failures', '1', '--json');
+  expect(accepted.status).toBe(0);
+  expect(JSON.parse(accepted.stdout)).toMatchObject({ rows: 2, failures: 1, outputs: [output] });
+  expect(readFileSync(output).subarray(-4).toString()).toBe('PAR1');
+  const refused = siglip2(...args, '-o', join(folder, 'r.npy'), '--max-failures', '0');
+  expect(refused.status).toBe(1);
+  expect(refused.stderr).toMatch(/at most 0 rows may fail, got 1/);
+});
+
 test('classify ranks the labels', () => {
   const args = ['-m', model, '-l', 'dog', 'cat', '--template', '{}', '--json'];
   const { status, stdout } = siglip2('classify', join(folder, 'red.png'), ...args);
@@ -116,6 +159,20 @@ test.each([
     /--batch must be a whole number/,
   ],
   [
+    'a shard without an output',
+    ['embed', '-m', 'x', '-t', 'x', '--shard', '1/2'],
+    1,
+    /--shard must come with --output/,
+  ],
+  ['an unknown dtype', ['embed', '-m', 'x', '-t', 'x', '--dtype', 'int8'], 2, /float32, float16/],
+  ['a merge of nothing', ['merge', '/nonexistent', '-o', 'x.npy'], 1, /without manifest\.json/],
+  [
+    'a summary among results',
+    ['embed', '-m', 'x', '-t', 'x', '--json'],
+    1,
+    /--json must come with --output/,
+  ],
+  [
     'a count of zero',
     ['search', 'test', 'x', '-m', 'x', '-n', '0'],
     1,
@@ -134,5 +191,7 @@ test('a damaged image is named and the others are not lost silently', () => {
   const { status, stderr } = siglip2('embed', '-m', model, bad);
   rmSync(bad);
   expect(status).toBe(1);
-  expect(stderr).toMatch(/image 0: .*ERR_IMAGE/s);
+  expect(stderr).toContain(`siglip2: ${bad}: `);
+  expect(stderr).toMatch(/\(ERR_IMAGE\)/);
+  expect(stderr).toMatch(/1 of 1 that failed/);
 });

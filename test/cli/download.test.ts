@@ -77,6 +77,12 @@ test('download, then every command works offline on the id', async () => {
     cache: join(folder(), 'cache'),
     model: { revision: commit, embedding: 12 },
   });
+  const output = join(folder(), 'red.npy');
+  const stored = await siglip2(['embed', '-m', HUB_ID, image, '-o', output, '--json'], offline);
+  expect(JSON.parse(stored.stdout)).toMatchObject({ rows: 1, processed: 1 });
+  // Whatever names it, it is the same model: there is nothing to do.
+  const pinned = ['embed', '-m', `${HUB_ID}@${commit}`, image, '-o', output, '--json'];
+  expect(JSON.parse((await siglip2(pinned, offline)).stdout)).toMatchObject({ processed: 0 });
   expect(server.seen).toEqual([]);
 });
 

@@ -11,12 +11,11 @@ import type { FileHandle } from 'node:fs/promises';
 import { open, rename, rm, stat, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { expectNotAborted, SiglipError } from '../../errors';
-import { isMissing } from '../json_file';
-
-import { unreadable, unwritable } from './file_errors';
+import { isMissing, unreadable } from '../file_errors';
 import type { FileLock } from './lock';
 import type { HubSession, Reply } from './session';
 import { Dropped } from './session';
+import { unwritableCache } from './unwritable_cache';
 
 /** A file as the hub lists it. */
 export interface RemoteFile {
@@ -193,7 +192,7 @@ async function named(partial: string, path: string): Promise<void> {
     await syncFolder(dirname(path));
   } catch (error) {
     if (isMissing(error) && existsSync(path)) return;
-    throw unwritable(path, error);
+    throw unwritableCache(path, error);
   }
 }
 
@@ -237,7 +236,7 @@ class GrowingFile {
     try {
       handle = await open(path, constants.O_RDWR | constants.O_CREAT, 0o644);
     } catch (error) {
-      throw unwritable(path, error);
+      throw unwritableCache(path, error);
     }
     const growing = new GrowingFile(path, handle, file, signal);
     try {
@@ -287,7 +286,7 @@ class GrowingFile {
         written += bytesWritten;
       }
     } catch (error) {
-      throw unwritable(this.path, error);
+      throw unwritableCache(this.path, error);
     }
     this.digest.update(chunk);
     this.length += chunk.byteLength;
@@ -297,7 +296,7 @@ class GrowingFile {
     try {
       await this.handle.truncate(0);
     } catch (error) {
-      throw unwritable(this.path, error);
+      throw unwritableCache(this.path, error);
     }
     this.digest = newHash(this.file);
     this.length = 0;
@@ -308,7 +307,7 @@ class GrowingFile {
     try {
       await this.handle.sync();
     } catch (error) {
-      throw unwritable(this.path, error);
+      throw unwritableCache(this.path, error);
     }
   }
 

@@ -11,12 +11,12 @@ import { copyFile, mkdir, readFile, rename, rm, symlink } from 'node:fs/promises
 import { existsSync } from 'node:fs';
 import { randomBytes } from 'node:crypto';
 import { basename, dirname, join, relative } from 'node:path';
-import { isMissing } from '../json_file';
+import { codeOf, isMissing, unreadable } from '../file_errors';
 import { publishTogether } from '../staged_files';
-import { codeOf, unreadable, unwritable } from './file_errors';
 import { snapshotState } from './files';
 import type { SnapshotState } from './files';
 import { isCommit } from './id';
+import { unwritableCache } from './unwritable_cache';
 
 // What systems answer where there are no symbolic links, or not for this user.
 const NO_SYMLINKS = ['EPERM', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EINVAL', 'UNKNOWN'];
@@ -86,7 +86,7 @@ export class CachedRepository {
       try {
         await mkdir(folder, { recursive: true });
       } catch (error) {
-        throw unwritable(folder, error);
+        throw unwritableCache(folder, error);
       }
     }
   }
@@ -110,7 +110,7 @@ export class CachedRepository {
       await rename(temporary, path);
     } catch (error) {
       await rm(temporary, { force: true });
-      throw unwritable(path, error);
+      throw unwritableCache(path, error);
     }
   }
 

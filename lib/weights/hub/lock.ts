@@ -9,8 +9,8 @@ import { mkdir, open, readFile, rename, rm, stat, utimes } from 'node:fs/promise
 import { hostname } from 'node:os';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { isMissing } from '../json_file';
-import { codeOf, unwritable } from './file_errors';
+import { codeOf, isMissing } from '../file_errors';
+import { unwritableCache } from './unwritable_cache';
 
 const BEAT_MS = 5_000;
 const STALE_MS = 30_000;
@@ -86,7 +86,7 @@ async function created(path: string, holder: Holder): Promise<boolean> {
     return true;
   } catch (error) {
     if (codeOf(error) === 'EEXIST') return false;
-    throw unwritable(path, error);
+    throw unwritableCache(path, error);
   }
 }
 
@@ -98,7 +98,7 @@ async function isStale(path: string): Promise<boolean> {
     return holder?.host === hostname() && !isAlive(holder.pid);
   } catch (error) {
     if (isMissing(error)) return false;
-    throw unwritable(path, error);
+    throw unwritableCache(path, error);
   }
 }
 
@@ -109,7 +109,7 @@ async function setAside(path: string): Promise<void> {
     await rename(path, aside);
     await rm(aside, { force: true });
   } catch (error) {
-    if (!isMissing(error)) throw unwritable(path, error);
+    if (!isMissing(error)) throw unwritableCache(path, error);
   }
 }
 

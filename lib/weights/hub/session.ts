@@ -5,8 +5,7 @@
 // the headers of the first hop name the content whatever the last one is.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expectNotAborted, SiglipError } from '../../errors';
-
-import { codeOf } from './file_errors';
+import { codeOf } from '../file_errors';
 import type { HubEnvironment } from './environment';
 
 /** An answer whose body is still to come. */

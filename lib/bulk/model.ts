@@ -1,0 +1,48 @@
+// A model as bulk work uses it.
+import type { Siglip2 } from '../embed';
+import { expectBoolean, expectInteger } from '../embed/options';
+import { SiglipError } from '../errors';
+import type { BulkModel } from './batches';
+
+export interface BulkModelOptions {
+  /** Bring embeddings to unit length. Default true. */
+  readonly normalize?: boolean;
+  /** Most patches of a NaFlex image. Default: what the checkpoint says. */
+  readonly maxPatches?: number;
+}
+
+/**
+ * The model behind {@link BulkModel}; it stays the caller's to dispose.
+ *
+ * @throws SiglipError ERR_ARGUMENT for an option outside of its domain
+ */
+export function bulkModel(model: Siglip2, options: BulkModelOptions = {}): BulkModel {
+  const who = 'embed';
+  const normalize = expectBoolean(who, 'normalize', options.normalize, true);
+  const { maxPatches } = options;
+  if (maxPatches !== undefined) expectInteger(who, 'maxPatches', maxPatches, 1);
+  const { stages } = model;
+  return {
+    width: model.config.embedding,
+    async prepareImage(image) {
+      stages.expectReady(who, 'vision');
+      try {
+        const input = 'path' in image ? image.path : image.bytes;
+        return await stages.prepareImage(who, input, { maxPatches });
+      } catch (error) {
+        // The row is named by whoever reports it.
+        if (error instanceof SiglipError && error.cause instanceof SiglipError) throw error.cause;
+        throw error;
+      }
+    },
+    async embedImages(images) {
+      stages.expectReady(who, 'vision');
+      return stages.embedImages(images, normalize);
+    },
+    async embedTexts(texts) {
+      stages.expectReady(who, 'text');
+      const ids = texts.map((text) => stages.prepareText(who, text));
+      return stages.embedTexts(ids, normalize);
+    },
+  };
+}

@@ -2,7 +2,7 @@
 //  - a register tile of kHeight rows by kWidth vectors, over up to kDepth steps of k;
 //  - a part, what one thread works off: A in blocks of kRows x kDepth that stay in the L2 cache, B
 //    in panels of kColumns columns, one of which stays in L1 while all rows of the block pass by;
-//  - the product: parts chosen so that every thread gets the same and little is packed twice.
+//  - the product: parts chosen so that every thread gets the same few and little is packed twice.
 // An element of C is one chain of multiply-adds over k per pass of kDepth, added in order.
 //
 // B is packed into panels, unless it came packed or is read in place because so few rows use it. A
@@ -12,6 +12,7 @@
 // every element of C is a dot product of two rows in memory.
 #include "cpu/gemm.h"
 
+#include "cpu/partition.h"
 #include "cpu/simd.h"
 
 namespace siglip::SIGLIP_CPU {
@@ -26,11 +27,11 @@ constexpr int kWidth = 2;  // 12 of 16
 #endif
 constexpr int64_t kColumns = kWidth * kLanes;
 
-// Blocks of A: at most kRows x kDepth, 300 KB, so that they fit an L2 cache of 512 KB along with
-// what streams through it. A panel of B is 24 KB (96 KB where it has 64 columns, and then it is the
-// tile's rows of A that stay in L1). 768 and 1,152 are multiples.
+// Blocks of A: at most kRows x kDepth, 150 KB, so that they fit an L2 cache of 512 KB, or what a
+// neighbour leaves of it, along with what streams through. A panel of B is 24 KB (96 KB where it has
+// 64 columns, and then it is the tile's rows of A that stay in L1). 768 and 1,152 are multiples.
 constexpr int64_t kDepth = 384;
-constexpr int64_t kRows = 198;
+constexpr int64_t kRows = 102;
 // With several blocks of rows, so many columns of B are kept packed for them.
 constexpr int64_t kColumnBlock = 2048;
 
@@ -38,6 +39,8 @@ constexpr int64_t kColumnBlock = 2048;
 constexpr int64_t kDepthUnit = 4;
 // Fewer multiply-adds than this are not worth a task.
 constexpr int64_t kTaskProducts = int64_t{1} << 17;
+// A worker's share is cut into kTasksPerThread parts, but none smaller than this.
+constexpr int64_t kPartProducts = int64_t{1} << 22;
 // B is read in place by no more row tiles than this.
 constexpr int64_t kInPlaceTiles = 2;
 // Rows of A are packed for no fewer columns than this.
@@ -602,8 +605,8 @@ class Part {
 
     // In the tile's registers, if possible.
     const bool direct = whole && !(now_.last && (output_.gelu || output_.pre != nullptr));
-    const Finish left = {!whole && !now_.first,
-                         !whole && now_.last && output_.bias != nullptr, now_.last};
+    const Finish left = {!whole && !now_.first, !whole && now_.last && output_.bias != nullptr,
+                         now_.last};
     alignas(64) float sums[kHeight * kColumns];
     Tile tile;
     tile.b = panel.data;
@@ -763,7 +766,8 @@ int64_t products(const GemmShape& shape) { return shape.m * shape.n * shape.k; }
 // Then packing B costs more than summing up across lanes does.
 bool few_rows(const GemmShape& shape) {
   if (shape.packed_b) return false;
-  return shape.m <= smaller(kGemmFewRows + shape.k / 32, kDotRows) && shape.transpose_b && !shape.transpose_a;
+  return shape.m <= smaller(kGemmFewRows + shape.k / 32, kDotRows) && shape.transpose_b &&
+         !shape.transpose_a;
 }
 
 // Pieces of k that are summed up apart and added at the end: where two tall matrices are multiplied
@@ -786,40 +790,44 @@ struct Plan {
   int64_t splits = 1;
   int64_t row_parts = 1;
   int64_t column_parts = 1;
-  int64_t tasks = 1;
-  int64_t part_floats = 0;   // scratch of one task
+  int64_t part_floats = 0;   // scratch of one worker
   int64_t split_floats = 0;  // partial results, of all splits
 
   int64_t parts() const { return splits * row_parts * column_parts; }
-  int64_t floats() const { return split_floats + tasks * part_floats; }
+  int64_t floats(int threads) const {
+    return split_floats + (parts() == 1 ? 1 : threads) * part_floats;
+  }
 };
 
 Plan make_plan(int threads, const GemmShape& shape) {
   Plan plan;
-  const int64_t most = smaller(threads, larger(products(shape) / kTaskProducts, 1));
+  const int64_t workers = smaller(threads, larger(products(shape) / kTaskProducts, 1));
+  const int64_t each = products(shape) / workers / kPartProducts;
+  const int64_t most = workers == 1 ? 1 : workers * larger(smaller(each, kTasksPerThread), 1);
   if (few_rows(shape)) {
-    plan.tasks = plan.column_parts = smaller(most, ceil_div(shape.n, kDotWidth));
+    plan.column_parts = smaller(most, ceil_div(shape.n, kDotWidth));
     return plan;
   }
   plan.splits = split_count(shape);
   const int64_t parts = most / greatest_common_divisor(most, plan.splits);
   int64_t best = INT64_MAX;
-  for (int64_t row_parts = 1; row_parts <= parts; ++row_parts) {
+  for (int64_t row_parts = 1; row_parts <= smaller(parts, shape.m); ++row_parts) {
     const int64_t column_parts = parts / row_parts;
     const int64_t rows = ceil_div(shape.m, row_parts);
     const int64_t columns =
         smaller(ceil_div(ceil_div(shape.n, kColumns), column_parts) * kColumns, shape.n);
-    // Of one part per step of k: to multiply, pack its panels and read its rows, in sixteenths of a
-    // cycle on a machine with two pipes of eight lanes.
+    // Of one part per step of k: to multiply, pack its panels and its rows, in sixteenths of a
+    // cycle on a machine with two pipes of eight lanes; so often as a worker has one in turn.
     const int64_t packing = shape.packed_b ? 2 : 8;
-    const int64_t cost = round_up(rows, kHeight) * columns + packing * columns + 4 * rows;
+    const int64_t turns = ceil_div(plan.splits * row_parts * column_parts, workers);
+    const int64_t cost =
+        turns * (round_up(rows, kHeight) * columns + packing * columns + 12 * rows);
     if (cost >= best) continue;
     best = cost;
     plan.row_parts = row_parts;
     plan.column_parts = column_parts;
     plan.part_floats = round_up(Part::scratch_floats(shape, rows, columns), kLine);
   }
-  plan.tasks = smaller(most, plan.parts());
   if (plan.splits > 1) {
     plan.split_floats = round_up(plan.splits * shape.m * (shape.n + 1), kLine);
   }
@@ -876,7 +884,7 @@ void add_splits(const Plan& plan, const Product& product, Range rows, float* spl
 }  // namespace
 
 size_t gemm_scratch(int threads, const GemmShape& shape) {
-  return static_cast<size_t>(make_plan(threads, shape).floats()) * sizeof(float);
+  return static_cast<size_t>(make_plan(threads, shape).floats(threads)) * sizeof(float);
 }
 
 void gemm_pack(Stream& stream, int64_t n, int64_t k, const float* b, float* packed) {
@@ -907,22 +915,20 @@ void gemm(Stream& stream, const GemmShape& shape, const GemmOperand& a, const Ge
   const Plan plan = make_plan(stream.threads(), shape);
   const Product product = {shape, a, b, output};
   if (few_rows(shape)) {
-    stream.parallel(plan.tasks, [&](int64_t task, int) {
-      multiply_few_rows(product, Range{0, shape.n}.part(task, plan.tasks, kDotWidth));
+    stream.parallel(plan.column_parts, [&](int64_t task, int) {
+      multiply_few_rows(product, Range{0, shape.n}.part(task, plan.column_parts, kDotWidth));
     });
     return;
   }
   float* splits = reinterpret_cast<float*>(scratch.data);
   float* part_scratch = splits + plan.split_floats;
-  stream.parallel(plan.tasks, [&](int64_t task, int) {
-    const Range parts = Range{0, plan.parts()}.part(task, plan.tasks, 1);
-    for (int64_t part = parts.begin; part < parts.end; ++part) {
-      multiply_part(plan, product, part, splits, part_scratch + task * plan.part_floats);
-    }
+  stream.parallel(plan.parts(), [&](int64_t part, int worker) {
+    multiply_part(plan, product, part, splits, part_scratch + worker * plan.part_floats);
   });
   if (plan.splits == 1) return;
-  stream.parallel(plan.tasks, [&](int64_t task, int) {
-    add_splits(plan, product, Range{0, shape.m}.part(task, plan.tasks, 1), splits);
+  const int64_t tasks = smaller(plan.parts(), shape.m);
+  stream.parallel(tasks, [&](int64_t task, int) {
+    add_splits(plan, product, Range{0, shape.m}.part(task, tasks, 1), splits);
   });
 }
 

@@ -16,6 +16,7 @@
 
 #include "cpu/cells.h"
 #include "cpu/check.h"
+#include "cpu/partition.h"
 
 namespace siglip::SIGLIP_CPU {
 
@@ -74,7 +75,7 @@ class PackedProduct {
   PackedProduct(int threads, const PackedShape& shape) : shape_(shape) { plan(threads); }
 
   size_t scratch_bytes() const {
-    return static_cast<size_t>(shared_bytes_ + parts() * part_bytes_);
+    return static_cast<size_t>(shared_bytes_ + scratches_ * part_bytes_);
   }
 
   // Where stored cells of weight row n begin at step k, counted in bytes from the first panel.
@@ -101,10 +102,10 @@ class PackedProduct {
         }
       });
     }
-    stream.parallel(parts(), [&](int64_t task, int) {
+    stream.parallel(parts(), [&](int64_t task, int worker) {
       const Range rows = Range{0, shape_.m}.part(task / column_parts_, row_parts_);
       const Range panels = Range{0, panels_}.part(task % column_parts_, column_parts_);
-      std::byte* own = scratch.data + shared_bytes_ + task * part_bytes_;
+      std::byte* own = scratch.data + shared_bytes_ + worker * part_bytes_;
       const int64_t blocks = ceil_div(rows.size(), block_rows_);
       for (int64_t index = 0; index < blocks; ++index) {
         const Range block = rows.part(index, blocks);
@@ -146,6 +147,8 @@ class PackedProduct {
   static constexpr int64_t kDepthUnit = 4;  // cuts of k lie at multiples of so many cells
   // Fewer multiply-adds than this are not worth a task.
   static constexpr int64_t kTaskProducts = int64_t{1} << 17;
+  // A worker's share is cut into kTasksPerThread parts, but none smaller than this.
+  static constexpr int64_t kPartProducts = int64_t{1} << 22;
   static constexpr int64_t kSerialPrepare = int64_t{1} << 14;
 
   static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -170,7 +173,9 @@ class PackedProduct {
     panels_ = ceil_div(shape_.n, kColumns);
     const int64_t most_rows = larger(kBlockCells / larger(stride_, 1) / kHeight, 4) * kHeight;
     const int64_t products = shape_.m * shape_.n * larger(shape_.k, 1);
-    const int64_t most = smaller(threads, larger(products / kTaskProducts, 1));
+    const int64_t workers = smaller(threads, larger(products / kTaskProducts, 1));
+    const int64_t each = products / workers / kPartProducts;
+    const int64_t most = workers == 1 ? 1 : workers * larger(smaller(each, kTasksPerThread), 1);
     int64_t best = INT64_MAX;
     for (int64_t row_parts = 1; row_parts <= smaller(most, larger(shape_.m, 1)); ++row_parts) {
       const int64_t column_parts = smaller(most / row_parts, larger(panels_, 1));
@@ -179,15 +184,16 @@ class PackedProduct {
       // Of the largest part, per cell and vector of columns: to multiply, to load the columns of a
       // tile, to read and widen the panel; and what it costs that cells prepared by one thread are
       // read by another.
-      const int64_t cost = ceil_div(panels_, column_parts) *
-                           (4 * rows + ceil_div(rows, kHeight) + 8 * blocks) *
-                           (column_parts > 1 ? 33 : 32);
+      const int64_t cost =
+          ceil_div(panels_, column_parts) * (4 * rows + ceil_div(rows, kHeight) + 8 * blocks) *
+          (column_parts > 1 ? 33 : 32) * ceil_div(row_parts * column_parts, workers);
       if (cost >= best) continue;
       best = cost;
       row_parts_ = row_parts;
       column_parts_ = column_parts;
       block_rows_ = ceil_div(rows, blocks);
     }
+    scratches_ = parts() == 1 ? 1 : threads;
     shared_ = column_parts_ > 1;
     const int64_t depth = smaller(round_up(ceil_div(cells_, passes_), kDepthUnit), cells_);
     const int64_t panel = Cells::kInPlace ? 0 : depth * kColumns;
@@ -389,7 +395,8 @@ class PackedProduct {
   int64_t block_rows_ = 1;
   bool shared_ = false;  // rows are prepared for all parts, since several of them read each
   int64_t shared_bytes_ = 0;
-  int64_t part_bytes_ = 0;
+  int64_t part_bytes_ = 0;  // of a worker
+  int64_t scratches_ = 1;
 };
 
 }  // namespace siglip::SIGLIP_CPU

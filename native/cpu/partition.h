@@ -11,6 +11,8 @@ inline constexpr int64_t kSerialElements = int64_t{1} << 14;
 // The least a task should do: about a microsecond.
 inline constexpr int64_t kTaskElements = int64_t{1} << 12;
 inline constexpr int64_t kMaxTasks = 1024;
+// So many, that a thread that is held up can leave its work to others.
+inline constexpr int64_t kTasksPerThread = 4;
 
 struct Partition {
   int64_t items;
@@ -38,11 +40,12 @@ static inline Partition partition(int64_t items, int64_t item_elements, int64_t 
   return {items, (grain + multiple - 1) / multiple * multiple};
 }
 
-// One range per thread, for kernels that compute every element alone and in its own fixed order:
+// A few ranges per thread, for kernels that compute every element alone and in its own fixed order:
 // the cut cannot show in the result, and long runs of memory are what the prefetchers like.
 static inline Partition partition_by_thread(const Stream& stream, int64_t items,
                                             int64_t item_elements, int64_t multiple = 1) {
-  return partition(items, item_elements, multiple, 1, stream.threads());
+  return partition(items, item_elements, multiple, kTaskElements,
+                   kTasksPerThread * stream.threads());
 }
 
 }  // namespace siglip::SIGLIP_CPU

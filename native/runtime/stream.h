@@ -18,10 +18,11 @@ class Stream {
   bool cancelled() const { return pool_.cancelled(); }
 
   // Runs body(task, worker) for every task in [0, tasks), in parallel, and returns when all are
-  // done. Task t always runs on worker t * threads / tasks (a static partition into consecutive
-  // ranges). A kernel's result must depend on `task` alone, never on `worker` or threads(), so that
-  // a run repeats bit for bit whatever the number of threads; per-worker scratch is for packing
-  // buffers only. An exception thrown by a body is rethrown here after all workers have stopped.
+  // done. Workers begin with consecutive ranges and take tasks over from each other in the end, so a
+  // few tasks for each are better than one. A kernel's result must depend on `task` alone, never on
+  // `worker` or threads(), so that a run repeats bit for bit whatever the number of threads;
+  // per-worker scratch is for packing buffers only. An exception thrown by a body is rethrown here
+  // after all workers have stopped.
   template <typename Body>
   void parallel(int64_t tasks, const Body& body) {
     pool_.run(

@@ -13,6 +13,10 @@ namespace {
 // than what putting a thread to sleep and waking it costs.
 constexpr int kSpins = 2000;
 
+// Of a share's range.
+constexpr int kHalf = 32;
+constexpr uint64_t kLowerHalf = 0xffffffff;
+
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -23,7 +27,10 @@ inline void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), errors_(static_cast<size_t>(threads)) {
+ThreadPool::ThreadPool(int threads)
+    : threads_(threads),
+      shares_(static_cast<size_t>(threads)),
+      errors_(static_cast<size_t>(threads)) {
   try {
     for (int worker = 1; worker < threads; ++worker) {
       workers_.emplace_back([this, worker] { work(worker); });
@@ -51,6 +58,10 @@ void ThreadPool::stop() {
 
 void ThreadPool::run(int64_t tasks, Body body, const void* context) {
   if (tasks <= 0) return;
+  if (tasks > static_cast<int64_t>(kLowerHalf)) {
+    throw Error("ERR_ARGUMENT",
+                "parallel: tasks must be fewer than 2^32, got " + std::to_string(tasks));
+  }
   if (busy_.exchange(true, std::memory_order_acquire)) {
     throw Error("ERR_ARGUMENT", "parallel: a loop must not run inside another, got two at once");
   }
@@ -63,7 +74,14 @@ void ThreadPool::run(int64_t tasks, Body body, const void* context) {
     for (int64_t task = 0; task < tasks && !cancelled(); ++task) body(context, task, 0);
     return;
   }
-  tasks_ = tasks;
+  // Task t belongs to worker ⌊t · threads / tasks⌋, so the range begins at ⌈worker · tasks / threads⌉.
+  const auto first_of = [&](int worker) {
+    return static_cast<uint64_t>((worker * tasks + threads_ - 1) / threads_);
+  };
+  for (int worker = 0; worker < threads_; ++worker) {
+    shares_[static_cast<size_t>(worker)].range.store(
+        first_of(worker) << kHalf | first_of(worker + 1), std::memory_order_relaxed);
+  }
   body_ = body;
   context_ = context;
   remaining_.store(threads_ - 1, std::memory_order_relaxed);
@@ -84,14 +102,40 @@ void ThreadPool::run(int64_t tasks, Body body, const void* context) {
 }
 
 void ThreadPool::run_share(int worker) {
-  // Task t belongs to worker ⌊t · threads / tasks⌋, so the range begins at ⌈worker · tasks / threads⌉.
-  const int64_t begin = (worker * tasks_ + threads_ - 1) / threads_;
-  const int64_t end = ((worker + 1) * tasks_ + threads_ - 1) / threads_;
   try {
-    for (int64_t task = begin; task < end && !cancelled(); ++task) body_(context_, task, worker);
+    int64_t task = 0;
+    while (!cancelled() && take_first(worker, task)) body_(context_, task, worker);
+    for (int i = 1; i < threads_; ++i) {
+      const int other = (worker + i) % threads_;
+      while (!cancelled() && take_last(other, task)) body_(context_, task, worker);
+    }
   } catch (...) {
     errors_[static_cast<size_t>(worker)] = std::current_exception();
   }
+}
+
+bool ThreadPool::take_first(int worker, int64_t& task) {
+  std::atomic<uint64_t>& range = shares_[static_cast<size_t>(worker)].range;
+  uint64_t now = range.load(std::memory_order_relaxed);
+  while (now >> kHalf < (now & kLowerHalf)) {
+    if (range.compare_exchange_weak(now, now + (uint64_t{1} << kHalf), std::memory_order_relaxed)) {
+      task = static_cast<int64_t>(now >> kHalf);
+      return true;
+    }
+  }
+  return false;
+}
+
+bool ThreadPool::take_last(int worker, int64_t& task) {
+  std::atomic<uint64_t>& range = shares_[static_cast<size_t>(worker)].range;
+  uint64_t now = range.load(std::memory_order_relaxed);
+  while (now >> kHalf < (now & kLowerHalf)) {
+    if (range.compare_exchange_weak(now, now - 1, std::memory_order_relaxed)) {
+      task = static_cast<int64_t>((now & kLowerHalf) - 1);
+      return true;
+    }
+  }
+  return false;
 }
 
 void ThreadPool::work(int worker) {

@@ -23,6 +23,12 @@ static inline void check_rank(const char* who, const char* what, const View& vie
   fail("ERR_SHAPE", "%s: rank of %s must be %d, got %d", who, what, rank, view.rank());
 }
 
+static inline void check_dtype(const char* who, const char* what, const View& view, DType dtype) {
+  if (view.dtype() == dtype) return;
+  fail("ERR_DTYPE", "%s: dtype of %s must be number %d, got %d", who, what, static_cast<int>(dtype),
+       static_cast<int>(view.dtype()));
+}
+
 // Before extent(-1) is asked of a view of any rank.
 static inline void check_not_scalar(const char* who, const char* what, const View& view) {
   if (view.rank() >= 1) return;

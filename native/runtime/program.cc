@@ -12,7 +12,6 @@ namespace {
 // Sizes beyond this are mistakes; below it, sums of two never overflow.
 constexpr int64_t kMaxBytes = int64_t{1} << 48;
 constexpr double kMaxSafeInteger = 9007199254740991.0;
-constexpr int64_t kDTypes = 3;
 
 // Where it went wrong, the callers put in front.
 [[noreturn]] void fail(const char* code, const std::string& what, const std::string& actual) {
@@ -35,7 +34,8 @@ const char* kind_of(const ArgumentDescription& argument) {
 // Bytes of a view whose dtype and extents are in range.
 int64_t checked_bytes(const ViewDescription& view) {
   if (view.dtype < 0 || view.dtype >= kDTypes) {
-    fail("ERR_DTYPE", "dtype must be 0, 1 or 2", std::to_string(view.dtype));
+    fail("ERR_DTYPE", "dtype must be in [0, " + std::to_string(kDTypes) + ")",
+         std::to_string(view.dtype));
   }
   if (view.shape.empty() || view.shape.size() > static_cast<size_t>(kMaxRank)) {
     fail("ERR_SHAPE", "shape must have 1 to " + std::to_string(kMaxRank) + " axes",

@@ -1,4 +1,4 @@
-// What a kernel gets besides its operands: the device's threads.
+// What a kernel gets besides its operands: the threads of the CPU, or a stream of a GPU.
 #pragma once
 
 #include <cstdint>
@@ -7,15 +7,21 @@
 
 namespace siglip {
 
+struct CudaContext;  // runtime/cuda_context.h
+
 class Stream {
  public:
-  explicit Stream(ThreadPool& pool) : pool_(pool) {}
+  explicit Stream(ThreadPool& pool) : pool_(&pool) {}
+  explicit Stream(CudaContext& cuda) : cuda_(&cuda) {}
+
+  // What kernels in namespace cuda work with; theirs alone, as all that follows is the CPU's.
+  CudaContext& cuda() const { return *cuda_; }
 
   // Number of workers; `worker` below is in [0, threads()).
-  int threads() const { return pool_.threads(); }
+  int threads() const { return pool_->threads(); }
 
   // Set when the device is being shut down: what is computed from then on will be thrown away.
-  bool cancelled() const { return pool_.cancelled(); }
+  bool cancelled() const { return pool_ != nullptr && pool_->cancelled(); }
 
   // Runs body(task, worker) for every task in [0, tasks), in parallel, and returns when all are
   // done. Workers begin with consecutive ranges and take tasks over from each other in the end, so a
@@ -25,7 +31,7 @@ class Stream {
   // after all workers have stopped.
   template <typename Body>
   void parallel(int64_t tasks, const Body& body) {
-    pool_.run(
+    pool_->run(
         tasks,
         [](const void* context, int64_t task, int worker) {
           (*static_cast<const Body*>(context))(task, worker);
@@ -34,7 +40,8 @@ class Stream {
   }
 
  private:
-  ThreadPool& pool_;
+  ThreadPool* pool_ = nullptr;
+  CudaContext* cuda_ = nullptr;
 };
 
 }  // namespace siglip

@@ -10,9 +10,17 @@
 
 namespace siglip {
 
-enum class DType : uint8_t { kFloat32 = 0, kInt32 = 1, kUint8 = 2 };
+enum class DType : uint8_t { kFloat32 = 0, kInt32 = 1, kUint8 = 2, kBfloat16 = 3 };
+inline constexpr int64_t kDTypes = 4;
 
-constexpr size_t size_of(DType dtype) { return dtype == DType::kUint8 ? 1 : 4; }
+constexpr size_t size_of(DType dtype) {
+  return dtype == DType::kUint8 ? 1 : dtype == DType::kBfloat16 ? 2 : 4;
+}
+
+// The upper half of a float32, as it lies in memory.
+struct bfloat16 {
+  uint16_t bits;
+};
 
 template <typename T>
 struct DTypeOf;
@@ -27,6 +35,10 @@ struct DTypeOf<int32_t> {
 template <>
 struct DTypeOf<uint8_t> {
   static constexpr DType value = DType::kUint8;
+};
+template <>
+struct DTypeOf<bfloat16> {
+  static constexpr DType value = DType::kBfloat16;
 };
 
 inline constexpr int kMaxRank = 6;
@@ -77,6 +89,8 @@ class In : public View {
   const T* data() const {
     return typed<T>();
   }
+  // Whatever the dtype.
+  const std::byte* bytes() const { return static_cast<const std::byte*>(data_); }
 };
 
 // Fully overwritten by the kernel; its former contents are undefined.
@@ -87,6 +101,7 @@ class Out : public View {
   T* data() const {
     return typed<T>();
   }
+  std::byte* bytes() const { return static_cast<std::byte*>(data_); }
 };
 
 // Read and updated in place.

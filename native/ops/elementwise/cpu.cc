@@ -10,32 +10,6 @@ namespace {
 // Ranges start at multiples of a cache line, so that no line is written by two threads.
 constexpr int64_t kLineElements = 64;
 
-// The storage of a view of any dtype, for the kernels that only move it.
-const char* bytes_of(const In& view) {
-  switch (view.dtype()) {
-    case DType::kInt32:
-      return reinterpret_cast<const char*>(view.data<int32_t>());
-    case DType::kUint8:
-      return reinterpret_cast<const char*>(view.data<uint8_t>());
-    case DType::kFloat32:
-      break;
-  }
-  return reinterpret_cast<const char*>(view.data());
-}
-
-// Fails, as a typed access would, when the dtype is not `dtype`.
-char* bytes_of(const Out& view, DType dtype) {
-  switch (dtype) {
-    case DType::kInt32:
-      return reinterpret_cast<char*>(view.data<int32_t>());
-    case DType::kUint8:
-      return reinterpret_cast<char*>(view.data<uint8_t>());
-    case DType::kFloat32:
-      break;
-  }
-  return reinterpret_cast<char*>(view.data());
-}
-
 // y = unary(x), any of them being the same memory.
 template <typename Function>
 void map(Stream& stream, const float* x, int64_t size, float* y, const Function& function) {
@@ -124,8 +98,9 @@ void repeat_row_forward(Stream& stream, In row, Out y) {
   copies("repeat_row_forward", "y", y, row);
   const int64_t row_bytes = row.elements() * static_cast<int64_t>(size_of(row.dtype()));
   const int64_t bytes = y.elements() * static_cast<int64_t>(size_of(row.dtype()));
-  const char* row_data = bytes_of(row);
-  char* y_data = bytes_of(y, row.dtype());
+  check_dtype("repeat_row_forward", "y", y, row.dtype());
+  const std::byte* row_data = row.bytes();
+  std::byte* y_data = y.bytes();
   const Partition part = partition(bytes, 1, kLineElements, kTaskElements * 4);
   stream.parallel(part.tasks(), [&](int64_t task, int) {
     const int64_t end = part.end(task);
@@ -170,6 +145,8 @@ void fill(Stream& stream, double value, Out y) {
       return fill_with(stream, static_cast<int32_t>(value), size, y.data<int32_t>());
     case DType::kUint8:
       return fill_with(stream, static_cast<uint8_t>(value), size, y.data<uint8_t>());
+    case DType::kBfloat16:
+      fail("ERR_DTYPE", "fill: y must be float32, int32 or uint8 on the CPU, got bfloat16");
   }
 }
 
@@ -177,8 +154,9 @@ void copy_forward(Stream& stream, In x, Out y) {
   const int64_t size = x.elements();
   check_elements("copy_forward", "y", y, size);
   const int64_t bytes = size * static_cast<int64_t>(size_of(x.dtype()));
-  const char* x_data = bytes_of(x);
-  char* y_data = bytes_of(y, x.dtype());
+  check_dtype("copy_forward", "y", y, x.dtype());
+  const std::byte* x_data = x.bytes();
+  std::byte* y_data = y.bytes();
   const Partition part = partition(bytes, 1, kLineElements, kTaskElements * 4);
   stream.parallel(part.tasks(), [&](int64_t task, int) {
     const int64_t begin = part.begin(task);

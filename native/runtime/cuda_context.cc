@@ -1,0 +1,15 @@
+#include "runtime/cuda_context.h"
+
+#include <string>
+
+#include "runtime/error.h"
+
+namespace siglip {
+
+void check_cuda(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw Error("ERR_CUDA", std::string(what) + ": must succeed on the device, got " +
+                              cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ")");
+}
+
+}  // namespace siglip

@@ -1507,7 +1507,12 @@ export function gradientProgram(
   );
 }
 
-const HOST = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
+const HOST = {
+  float32: Float32Array,
+  int32: Int32Array,
+  uint8: Uint8Array,
+  bfloat16: Uint16Array,
+};
 
 /** The operands' values in host memory of their dtypes. */
 export function hostOperands(c: OpCase, values: Arrays): Record<string, HostArray> {

@@ -11,4 +11,4 @@ export { scope, tap, Tensor } from './tensor';
 export type { MapTree, PathLeaf } from './tree';
 export { flatten, mapTree } from './tree';
 export type { DType, Spec } from '../native/spec';
-export { float32, int32, uint8 } from '../native/spec';
+export { bfloat16, float32, int32, uint8 } from '../native/spec';

@@ -1,5 +1,5 @@
-export type { CompileOptions, ProgramMemory, RunInput, StepTime } from './compile';
-export { Program, compile, disposeArrays } from './compile';
+export type { CompileOptions, Lowered, ProgramMemory, RunInput, StepTime } from './compile';
+export { Program, compile, disposeArrays, lower } from './compile';
 export type { ConstantSource } from './constants';
 export { Constants } from './constants';
 export { checkpoint, gradient } from './gradient';

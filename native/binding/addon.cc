@@ -110,6 +110,12 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value open_device(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return Napi::String::New(info.Env(), to_device(info[0], "openDevice: device").name());
+  });
+}
+
 Napi::Value scratch(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Device& device = to_device(info[2], "scratchBytes: device");
@@ -199,6 +205,7 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   Environment::create(env);
   exports.Set("initialize", Napi::Function::New<initialize>(env, "initialize"));
   exports.Set("describe", Napi::Function::New<describe>(env, "describe"));
+  exports.Set("openDevice", Napi::Function::New<open_device>(env, "openDevice"));
   exports.Set("scratchBytes", Napi::Function::New<scratch>(env, "scratchBytes"));
   exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));

@@ -134,6 +134,7 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_CPU_KERNEL(accumulate, "x", "accumulator"),
       SIGLIP_CPU_KERNEL(fill, "value", "y"),
       SIGLIP_CPU_KERNEL(copy_forward, "x", "y"),
+      SIGLIP_CPU_KERNEL(cast_forward, "x", "y"),
       SIGLIP_CPU_KERNEL(sum_rows_forward, "x", "y"),
       SIGLIP_CPU_KERNEL_SCRATCH(dot_forward, ("a"),  //
                                 "a", "b", "y"),

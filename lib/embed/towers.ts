@@ -5,11 +5,12 @@ import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { CompileOptions, ConstantSource, Program, Spec, Tensor } from '../graph';
 import { compile, Constants } from '../graph';
-import type { ModelConfig, TextParameters, VisionInput, VisionParameters } from '../model';
-import { textInputSpec, textTower, visionTower } from '../model';
+import type { ModelConfig, TextParameters, VisionParameters } from '../model';
+import { normalizedInput, textInputSpec, textTower, visionTower } from '../model';
 import type { Precision } from '../ops';
 import { packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
+import type { BatchInput } from './collate';
 import { batchSpecs } from './collate';
 
 /** Embeddings of a batch, before and after normalisation: (B, E) each. */
@@ -19,7 +20,7 @@ export interface Embeddings<Leaf> {
 }
 
 interface VisionSpecs {
-  images: VisionInput<Spec>;
+  images: BatchInput<Spec>;
 }
 interface TextSpecs {
   ids: Spec;
@@ -122,24 +123,25 @@ export class Towers {
    * @throws ERR_CONFIG when the vision tower has no head.
    */
   async embedImages(
-    images: VisionInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
     batch: number,
     length: number,
     normalize: boolean,
   ): Promise<Float32Array> {
     this.checkAlive('embedImages');
-    const program = this.imagesProgram('embedImages', batch, length);
+    const program = this.imagesProgram('embedImages', batch, length, formOf(images));
     return readOne(await program.run({ images }), normalize);
   }
 
   /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
   async imageTokens(
-    images: VisionInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
     batch: number,
     length: number,
   ): Promise<Float32Array> {
     this.checkAlive('imageTokens');
-    const { tokens } = await this.tokensProgram('imageTokens', batch, length).run({ images });
+    const program = this.tokensProgram('imageTokens', batch, length, formOf(images));
+    const { tokens } = await program.run({ images });
     return readAndDispose(tokens);
   }
 
@@ -176,13 +178,14 @@ export class Towers {
     who: string,
     batch: number,
     length: number,
+    form: 'bytes' | 'values' = 'values',
   ): Program<VisionSpecs, Embeddings<Tensor>> {
     const constants = this.vision(who);
-    return this.images.get(`${String(batch)}x${String(length)}`, () =>
+    return this.images.get(`${form} ${String(batch)}x${String(length)}`, () =>
       compile(
         'embed images',
         ({ images }, weights) => {
-          const { pooled, embedding } = visionTower(weights, this.config, images);
+          const { pooled, embedding } = visionTower(weights, this.config, normalizedInput(images));
           if (pooled === undefined || embedding === undefined) {
             throw new SiglipError(
               'ERR_CONFIG',
@@ -191,7 +194,7 @@ export class Towers {
           }
           return { raw: pooled, normalized: embedding };
         },
-        { images: batchSpecs(this.config, batch, length) },
+        { images: batchSpecs(this.config, batch, length, form) },
         { constants, ...this.target },
       ),
     );
@@ -201,15 +204,16 @@ export class Towers {
     who: string,
     batch: number,
     length: number,
+    form: 'bytes' | 'values' = 'values',
   ): Program<VisionSpecs, { tokens: Tensor }> {
     const constants = this.vision(who);
-    return this.tokens.get(`${String(batch)}x${String(length)}`, () =>
+    return this.tokens.get(`${form} ${String(batch)}x${String(length)}`, () =>
       compile(
         'image tokens',
         ({ images }, weights) => ({
-          tokens: visionTower(weights, this.config, images).tokens,
+          tokens: visionTower(weights, this.config, normalizedInput(images)).tokens,
         }),
-        { images: batchSpecs(this.config, batch, length) },
+        { images: batchSpecs(this.config, batch, length, form) },
         { constants, ...this.target },
       ),
     );
@@ -236,6 +240,10 @@ export class Towers {
     if (!this.disposed) return;
     throw new SiglipError('ERR_DISPOSED', `${who}: the model must be alive, got a disposed one`);
   }
+}
+
+function formOf(images: BatchInput<unknown>): 'bytes' | 'values' {
+  return 'pixels' in images ? 'bytes' : 'values';
 }
 
 function missing(who: string, tower: string, loaded: string): never {

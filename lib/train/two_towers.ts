@@ -1,28 +1,20 @@
 // The two towers as a training step: what a batch is, and its loss.
 import type { Device } from '../array';
 import type { ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
-import { float32, uint8 } from '../graph';
 import { sigmoidLoss } from '../loss';
-import type { ModelConfig, TwoTowersParameters, VisionInput } from '../model';
+import type { ModelConfig, PixelInput, TwoTowersParameters, VisionInput } from '../model';
 import {
+  normalizedInput,
   parameterTable,
+  pixelInputSpecs,
   textInputSpec,
   twoTowers,
   twoTowersParameters,
   visionInputSpecs,
 } from '../model';
-import { normalizePixels } from '../ops';
 import type { OptimizerConfig } from './optimizer';
 import type { StepConfig, StepInputs, StepOutputs } from './step';
 import { compileStep } from './step';
-
-/** Images as bytes, normalised on the device; for fixed-resolution towers. */
-export interface PixelInput<Leaf> {
-  /** (B, S, S, 3) uint8. */
-  readonly pixels: Leaf;
-  /** (3, 256) float32: the value of each byte of each colour. */
-  readonly table: Leaf;
-}
 
 /** One batch of pairs: the i-th text belongs to the i-th image and to no other. */
 export interface PairBatch<Leaf> {
@@ -89,12 +81,10 @@ export function twoTowersStep(
     loss: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {
       const { images, texts } = pairs as PairBatch<Tensor>;
       const tree = parameters as TwoTowersParameters<Tensor>;
-      const vision =
-        'pixels' in images ? { images: normalizePixels(images.pixels, images.table) } : images;
       const output = twoTowers(
         tree,
         model,
-        { vision, ids: texts },
+        { vision: normalizedInput(images), ids: texts },
         { checkpoint: config.checkpoint, pooledOnly: true },
       );
       return sigmoidLoss(output, tree);
@@ -108,10 +98,6 @@ function imageSpecs({
   images,
   length,
 }: TwoTowersStepConfig): PairBatch<Spec>['images'] {
-  const { vision } = model;
-  if (vision.layout === 'fixed' && images !== 'values') {
-    const { imageSize } = vision;
-    return { pixels: uint8(batch, imageSize, imageSize, 3), table: float32(3, 256) };
-  }
+  if (model.vision.layout === 'fixed' && images !== 'values') return pixelInputSpecs(model, batch);
   return visionInputSpecs(model, batch, length);
 }

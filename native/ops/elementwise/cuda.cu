@@ -55,11 +55,13 @@ void map(Stream& stream, const char* kernel, const Value& value, int64_t size, Y
          bool whole_vectors) {
   if (size == 0) return;
   if (whole_vectors) {
-    device::map_kernel<N><<<device::map_blocks<N>(size), device::kMapThreads, 0,
-                            stream.cuda().stream>>>(value, size, y);
+    device::map_kernel<N>
+        <<<device::map_blocks<N>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
+                                                                                        y);
   } else {
-    device::map_kernel<1><<<device::map_blocks<1>(size), device::kMapThreads, 0,
-                            stream.cuda().stream>>>(value, size, y);
+    device::map_kernel<1>
+        <<<device::map_blocks<1>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
+                                                                                        y);
   }
   check_launch(kernel);
 }
@@ -88,9 +90,9 @@ void scale(Stream& stream, const char* kernel, const In& x, float factor, const 
 void copy(Stream& stream, const In& x, const Out& y) {
   const size_t bytes = static_cast<size_t>(x.elements()) * size_of(x.dtype());
   if (bytes == 0 || x.bytes() == y.bytes()) return;
-  check_cuda(cudaMemcpyAsync(y.bytes(), x.bytes(), bytes, cudaMemcpyDeviceToDevice,
-                             stream.cuda().stream),
-             "copy_forward");
+  check_cuda(
+      cudaMemcpyAsync(y.bytes(), x.bytes(), bytes, cudaMemcpyDeviceToDevice, stream.cuda().stream),
+      "copy_forward");
 }
 
 // Every element takes the bits of `value`, whose bytes are all the same or else 2 or 4 in number.

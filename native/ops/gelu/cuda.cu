@@ -36,16 +36,17 @@ struct GeluGradient {
 };
 
 template <typename T, typename Value>
-void map(Stream& stream, const char* kernel, const Value& value, int64_t size, T* y,
-         bool aligned) {
+void map(Stream& stream, const char* kernel, const Value& value, int64_t size, T* y, bool aligned) {
   constexpr int N = device::kElements16<T>;
   if (size == 0) return;
   if (aligned) {
-    device::map_kernel<N><<<device::map_blocks<N>(size), device::kMapThreads, 0,
-                            stream.cuda().stream>>>(value, size, y);
+    device::map_kernel<N>
+        <<<device::map_blocks<N>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
+                                                                                        y);
   } else {
-    device::map_kernel<1><<<device::map_blocks<1>(size), device::kMapThreads, 0,
-                            stream.cuda().stream>>>(value, size, y);
+    device::map_kernel<1>
+        <<<device::map_blocks<1>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
+                                                                                        y);
   }
   check_launch(kernel);
 }

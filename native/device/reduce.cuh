@@ -11,6 +11,12 @@ inline constexpr int kWarpThreads = 32;
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarpThreads; }
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / kWarpThreads; }
 
+// Waits for `threads` threads of the block, whole warps that name the same barrier: 1 to 15.
+// __syncthreads() is number 0.
+__device__ inline void sync_group(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // Over groups of kWidth consecutive lanes (a power of two), all of which must call. Partners add the
 // same two terms, and addition commutes: so the bits are the same in every lane.
 template <int kWidth = kWarpThreads, typename T>

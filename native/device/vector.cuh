@@ -61,33 +61,54 @@ struct alignas(4 * kWords) Words {
   uint32_t w[kWords];
 };
 
+// N elements as they lie in memory, in half the registers where T is bfloat16. They fill whole words,
+// and lie as load below asks.
+template <typename T, int N>
+struct Packed {
+  static constexpr int kWords = static_cast<int>(N * sizeof(T) / 4);
+  uint32_t w[kWords];
+};
+
+template <int N, typename T>
+__device__ inline Packed<T, N> load_packed(const T* p) {
+  constexpr int kWords = Packed<T, N>::kWords;
+  constexpr int kAccess = kWords < 4 ? kWords : 4;
+  static_assert(N * sizeof(T) % 4 == 0 && kWords % kAccess == 0);
+  Packed<T, N> out;
+#pragma unroll
+  for (int i = 0; i < kWords; i += kAccess) {
+    const auto words = reinterpret_cast<const Words<kAccess>*>(p)[i / kAccess];
+#pragma unroll
+    for (int j = 0; j < kAccess; ++j) out.w[i + j] = words.w[j];
+  }
+  return out;
+}
+
+template <typename T, int N>
+__device__ inline Floats<N> unpack(const Packed<T, N>& packed) {
+  Floats<N> out;
+#pragma unroll
+  for (int i = 0; i < Packed<T, N>::kWords; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      out[2 * i] = low_half(packed.w[i]);
+      out[2 * i + 1] = high_half(packed.w[i]);
+    } else {
+      out[i] = __uint_as_float(packed.w[i]);
+    }
+  }
+  return out;
+}
+
 // N elements from p on. N is 1 or even (of bfloat16); p is aligned to the smaller of 16 bytes and
 // N elements.
 template <int N, typename T>
 __device__ inline Floats<N> load(const T* p) {
-  Floats<N> out;
   if constexpr (N * sizeof(T) < 4) {
     static_assert(N == 1);
-    out[0] = to_float(*p);
+    return {to_float(*p)};
   } else {
-    constexpr int kWords = static_cast<int>(N * sizeof(T) / 4);
-    constexpr int kAccess = kWords < 4 ? kWords : 4;
-    static_assert(N * sizeof(T) % 4 == 0 && kWords % kAccess == 0);
-#pragma unroll
-    for (int i = 0; i < kWords; i += kAccess) {
-      const auto words = reinterpret_cast<const Words<kAccess>*>(p)[i / kAccess];
-#pragma unroll
-      for (int j = 0; j < kAccess; ++j) {
-        if constexpr (sizeof(T) == 2) {
-          out[2 * (i + j)] = low_half(words.w[j]);
-          out[2 * (i + j) + 1] = high_half(words.w[j]);
-        } else {
-          out[i + j] = __uint_as_float(words.w[j]);
-        }
-      }
-    }
+    return unpack(load_packed<N>(p));
   }
-  return out;
 }
 
 // Rounds the N elements to T; p as in load.
@@ -114,6 +135,13 @@ __device__ inline void store(T* p, const Floats<N>& value) {
       reinterpret_cast<Words<kAccess>*>(p)[i / kAccess] = words;
     }
   }
+}
+
+// Keeps the compiler from holding what it unpacked before this point for use after it.
+template <typename T, int N>
+__device__ inline void keep_packed(Packed<T, N>* packed) {
+#pragma unroll
+  for (int i = 0; i < Packed<T, N>::kWords; ++i) asm volatile("" : "+r"(packed->w[i]));
 }
 
 // The first `count` elements, one by one and at any alignment; `rest` in the places beyond them.

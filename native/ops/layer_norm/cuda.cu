@@ -11,6 +11,7 @@ namespace {
 
 using device::Floats;
 using device::kWarpThreads;
+using device::Packed;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -182,7 +183,7 @@ struct Backward {
 // columns, whose gradients of weight and bias stay in its registers to the end.
 constexpr int kMostWarps = 12;
 constexpr int kMostThreads = kMostWarps * kWarpThreads;
-constexpr int kMostFloats = 32;
+constexpr int kMostFloats = 16;
 
 struct Shape {
   int floats;  // columns of a thread; 0: the kernels for any width
@@ -191,7 +192,10 @@ struct Shape {
   int64_t blocks;
 };
 
-constexpr int rows_at_once(int floats) { return floats == 8 ? 2 : 1; }
+// Rows a group has in flight, within the registers of 384 threads.
+constexpr int rows_at_once(int floats, size_t element_bytes) {
+  return floats == 8 && element_bytes == 2 ? 2 : 1;
+}
 
 // As many blocks as run at the same time: two of 384 threads a multiprocessor where a thread has
 // eight columns, one where it has more. Depends on the extents alone, so as scratch does.
@@ -209,7 +213,7 @@ Shape backward_shape(int multiprocessors, int64_t rows, int64_t width) {
     const int together = shape.floats == 8 ? 2 * kMostWarps / (shape.groups * shape.warps) : 1;
     shape.blocks = int64_t{together} * multiprocessors;
   }
-  const int64_t most = ceil_div(rows, int64_t{shape.groups} * rows_at_once(shape.floats));
+  const int64_t most = ceil_div(rows, shape.groups);
   if (shape.blocks > most) shape.blocks = most;
   return shape;
 }
@@ -265,14 +269,14 @@ __global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
     backward_kernel(Backward<T> on, int warps, int groups) {
   constexpr int N = device::kElements16<T>;
   constexpr int kVectors = kFloats / N;
-  constexpr int kRows = rows_at_once(kFloats);
+  constexpr int kRows = rows_at_once(kFloats, sizeof(T));
   __shared__ alignas(16) float sums[2][kMostWarps][2 * kRows];
   __shared__ alignas(16) float columns[kFloats == 8 ? kFloats * kMostThreads : 1];
   const int group_threads = warps * kWarpThreads;
   const int group = device::warp_index() / warps;
   const int thread = static_cast<int>(threadIdx.x) - group * group_threads;
   const int vectors = on.width / N;
-  const float count = static_cast<float>(on.width);
+  const float per_column = 1.0F / static_cast<float>(on.width);
 
   Floats<N> weight[kVectors], dweight[kVectors], dbias[kVectors];
 #pragma unroll
@@ -287,7 +291,7 @@ __global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
   const int64_t step = int64_t{gridDim.x} * groups * kRows;
   for (int64_t first = (int64_t{blockIdx.x} * groups + group) * kRows; first < on.rows;
        first += step, turn ^= 1) {
-    Floats<N> g[kRows][kVectors], normal[kRows][kVectors], residual[kRows][kVectors];
+    Packed<T, N> dy[kRows][kVectors], x[kRows][kVectors], residual[kRows][kVectors];
     float mean[kRows], rstd[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -298,11 +302,12 @@ __global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
 #pragma unroll
       for (int k = 0; k < kVectors; ++k) {
         const int i = k * group_threads + thread;
-        const bool own = inside && i < vectors;
-        const Floats<N> zero = device::splat<N>(0.0F);
-        g[r][k] = own ? device::load<N>(on.dy + start + i * N) : zero;
-        normal[r][k] = own ? device::load<N>(on.x + start + i * N) : zero;
-        if (kResidual) residual[r][k] = own ? device::load<N>(on.residual + start + i * N) : zero;
+        dy[r][k] = x[r][k] = residual[r][k] = {};
+        if (inside && i < vectors) {
+          dy[r][k] = device::load_packed<N>(on.dy + start + i * N);
+          x[r][k] = device::load_packed<N>(on.x + start + i * N);
+          if (kResidual) residual[r][k] = device::load_packed<N>(on.residual + start + i * N);
+        }
       }
     }
     float means[2 * kRows] = {};  // of g and of g x̂, row by row
@@ -310,32 +315,38 @@ __global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int k = 0; k < kVectors; ++k) {
+        const Floats<N> d = device::unpack(dy[r][k]);
+        const Floats<N> value = device::unpack(x[r][k]);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-          const float d = g[r][k][j];
-          const float n = (normal[r][k][j] - mean[r]) * rstd[r];
-          dweight[k][j] = fmaf(d, n, dweight[k][j]);
-          dbias[k][j] += d;
-          g[r][k][j] = d * weight[k][j];
-          normal[r][k][j] = n;
-          means[2 * r] += g[r][k][j];
-          means[2 * r + 1] = fmaf(g[r][k][j], n, means[2 * r + 1]);
+          const float normal = (value[j] - mean[r]) * rstd[r];
+          const float g = d[j] * weight[k][j];
+          dweight[k][j] = fmaf(d[j], normal, dweight[k][j]);
+          dbias[k][j] += d[j];
+          means[2 * r] += g;
+          means[2 * r + 1] = fmaf(g, normal, means[2 * r + 1]);
         }
+        device::keep_packed(&dy[r][k]);
+        device::keep_packed(&x[r][k]);
       }
     }
     group_sum(means, group, warps, sums[turn]);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const float mean_g = means[2 * r] / count;
-      const float mean_gx = means[2 * r + 1] / count;
+      const float mean_g = means[2 * r] * per_column;
+      const float mean_gx = means[2 * r + 1] * per_column;
 #pragma unroll
       for (int k = 0; k < kVectors; ++k) {
         const int i = k * group_threads + thread;
+        const Floats<N> d = device::unpack(dy[r][k]);
+        const Floats<N> value = device::unpack(x[r][k]);
+        const Floats<N> bypass = device::unpack(residual[r][k]);
         Floats<N> out;
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-          out[j] = rstd[r] * (g[r][k][j] - mean_g - normal[r][k][j] * mean_gx);
-          if (kResidual) out[j] += residual[r][k][j];
+          const float normal = (value[j] - mean[r]) * rstd[r];
+          out[j] = rstd[r] * (d[j] * weight[k][j] - mean_g - normal * mean_gx);
+          if (kResidual) out[j] += bypass[j];
         }
         if (first + r < on.rows && i < vectors) {
           device::store(on.dx + (first + r) * on.width + i * N, out);
@@ -465,8 +476,6 @@ void launch_backward(Stream& stream, const Backward<T>& on, float* dweight, floa
     };
     if (shape.floats == 8) {
       launch(std::integral_constant<int, 8>());
-    } else if (shape.floats == 16) {
-      launch(std::integral_constant<int, 16>());
     } else {
       launch(std::integral_constant<int, kMostFloats>());
     }

@@ -49,7 +49,7 @@ int64_t map_blocks(int64_t size) {
 }
 
 template <int N, typename Y, typename Value>
-__global__ void __launch_bounds__(kMapThreads) map_kernel(Value value, int64_t size, Y* y) {
+__global__ void __launch_bounds__(kMapThreads, 4) map_kernel(Value value, int64_t size, Y* y) {
   constexpr int64_t kStep = int64_t{kMapThreads} * N;
   const int64_t first = int64_t{blockIdx.x} * kMapUnroll * kStep + int64_t{threadIdx.x} * N;
   if (first + (kMapUnroll - 1) * kStep + N <= size) {

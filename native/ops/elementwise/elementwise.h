@@ -22,7 +22,7 @@ SIGLIP_FOR_EACH_TARGET(
     void fill(Stream&, double value, Out y);
     // y = x.
     void copy_forward(Stream&, In x, Out y);
-    // y = x, each of them float32 or bfloat16, rounded to nearest even; NaN stays NaN.
+    // y = x in y's dtype, both float32 or bfloat16: to the nearest, ties to even; NaN stays NaN.
     void cast_forward(Stream&, In x, Out y);)
 
 }  // namespace siglip

@@ -96,7 +96,8 @@ std::vector<Kernel> rows(Isa isa) {
       SIGLIP_KERNEL(gelu_forward, "x", "y"),
       SIGLIP_KERNEL(gelu_backward, "dy", "x", "dx"),
       SIGLIP_KERNEL(embedding_forward, "table", "ids", "y"),
-      SIGLIP_KERNEL(embedding_backward, "dy", "ids", "dtable"),
+      SIGLIP_KERNEL_SCRATCH(embedding_backward, ("dy", "ids", "dtable"),  //
+                            "dy", "ids", "dtable"),
       SIGLIP_KERNEL(patchify_forward, "images", "patch", "patches"),
       SIGLIP_KERNEL(patchify_backward, "dpatches", "patch", "dimages"),
       SIGLIP_KERNEL(normalize_pixels_forward, "pixels", "table", "images"),

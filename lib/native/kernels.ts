@@ -193,6 +193,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'dy', kind: 'in' },
     { name: 'ids', kind: 'in' },
     { name: 'dtable', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
   ],
   patchify_forward: [
     { name: 'images', kind: 'in' },

@@ -1,4 +1,4 @@
-// The forward on sm_90a. A block is there for the whole call (one to a multiprocessor): a warp of it has
+// The forward on sm_90a of up to 256 keys: all scores of a query are in registers at once. A block is there for the whole call (one to a multiprocessor): a warp of it has
 // the copy engine load what comes next while two warpgroups, each with 64 queries at a time, compute.
 // Their products overlap: while one takes exponentials, the other multiplies.
 #include <type_traits>
@@ -13,23 +13,13 @@ constexpr int kThreads = 128 * (kConsumers + 1);
 constexpr int kConsumerRegisters = 240;
 constexpr int kProducerRegisters = 24;
 constexpr int kChunk = kBoxRows;  // queries of a warpgroup at a time
-constexpr int kSharedLimit = 227 * 1024;
-
-struct ForwardMaps {
-  TensorMaps q;
-  TensorMaps k;
-  TensorMaps v;
-  TensorMaps o;
-};
 
 struct ForwardExtents {
-  int items;  // (image, head), or with tiles of queries too
+  int items;  // (image, head)
   int heads;
   int queries;
   int keys;
 };
-
-// ---- Up to 256 keys: all of a head at once -----------------------------------------------------
 
 // Places in shared memory for kKeys keys of kWidth elements.
 template <int kWidth, int kKeys>
@@ -236,23 +226,14 @@ void run_short(const CudaContext& cuda, const ForwardCall& call, const ForwardMa
 }
 
 template <int kWidth>
-bool run_width(const CudaContext& cuda, const ForwardCall& call) {
-  const Shape& shape = call.shape;
-  if (shape.keys > 256) return false;
-  constexpr int kRest = Columns<kWidth>::kRest;
-  const ForwardMaps maps = {
-      head_maps(call.q, shape, shape.queries, kRest), head_maps(call.k, shape, shape.keys, kRest),
-      head_maps(call.v, shape, shape.keys, kRest), head_maps(call.o, shape, shape.queries, kRest)};
-  if (shape.keys <= 64) {
-    run_short<kWidth, 64>(cuda, call, maps);
-  } else if (shape.keys <= 128) {
-    run_short<kWidth, 128>(cuda, call, maps);
-  } else if (shape.keys <= 208) {
-    run_short<kWidth, 208>(cuda, call, maps);
-  } else {
-    run_short<kWidth, 256>(cuda, call, maps);
-  }
-  return true;
+void run_width(const CudaContext& cuda, const ForwardCall& call) {
+  const int keys = call.shape.keys;
+  if (keys > 256) return forward_long<kWidth>(cuda, call);
+  const ForwardMaps maps = forward_maps(call, Columns<kWidth>::kRest);
+  if (keys <= 64) return run_short<kWidth, 64>(cuda, call, maps);
+  if (keys <= 128) return run_short<kWidth, 128>(cuda, call, maps);
+  if (keys <= 208) return run_short<kWidth, 208>(cuda, call, maps);
+  run_short<kWidth, 256>(cuda, call, maps);
 }
 
 }  // namespace
@@ -260,11 +241,14 @@ bool run_width(const CudaContext& cuda, const ForwardCall& call) {
 bool forward_wgmma(const CudaContext& cuda, const ForwardCall& call) {
   const int width = call.shape.width;
   if (width <= 32 || width > 96) return false;
-  if (width <= 64) return run_width<64>(cuda, call);
-  if (width <= 80) return run_width<80>(cuda, call);
-  return run_width<96>(cuda, call);
+  if (width <= 64) {
+    run_width<64>(cuda, call);
+  } else if (width <= 80) {
+    run_width<80>(cuda, call);
+  } else {
+    run_width<96>(cuda, call);
+  }
+  return true;
 }
-
-bool backward_wgmma(const CudaContext&, const BackwardCall&) { return false; }
 
 }  // namespace siglip::cuda::attention

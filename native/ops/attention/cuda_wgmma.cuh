@@ -14,6 +14,7 @@
 namespace siglip::cuda::attention {
 
 inline constexpr int kBoxRows = 64;  // of every copy
+inline constexpr int kSharedLimit = 227 * 1024;
 
 // Of a head width, which is a multiple of 16 here.
 template <int kWidth>
@@ -33,6 +34,13 @@ struct TensorMaps {
   CUtensorMap rest;
 };
 
+struct ForwardMaps {
+  TensorMaps q;
+  TensorMaps k;
+  TensorMaps v;
+  TensorMaps o;
+};
+
 inline TensorMaps head_maps(const void* data, const Shape& shape, int rows, int rest) {
   const int64_t extents[4] = {shape.width, shape.heads, rows, shape.batch};
   const int64_t strides[3] = {shape.width, shape.stride(), shape.stride() * rows};
@@ -47,6 +55,20 @@ inline TensorMaps head_maps(const void* data, const Shape& shape, int rows, int 
   }
   return maps;
 }
+
+inline ForwardMaps forward_maps(const ForwardCall& call, int rest) {
+  const Shape& shape = call.shape;
+  return {head_maps(call.q, shape, shape.queries, rest), head_maps(call.k, shape, shape.keys, rest),
+          head_maps(call.v, shape, shape.keys, rest),
+          head_maps(call.o, shape, shape.queries, rest)};
+}
+
+// More than 256 keys, which go by in blocks. kWidth is padded.
+template <int kWidth>
+void forward_long(const CudaContext& cuda, const ForwardCall& call);
+extern template void forward_long<64>(const CudaContext&, const ForwardCall&);
+extern template void forward_long<80>(const CudaContext&, const ForwardCall&);
+extern template void forward_long<96>(const CudaContext&, const ForwardCall&);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 

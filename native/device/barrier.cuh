@@ -28,10 +28,10 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
 
 // Arrives, and has the phase wait for that many bytes of asynchronous copies too.
 __device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 __device__ __forceinline__ bool barrier_try_wait(uint64_t* barrier, uint32_t parity) {

@@ -47,10 +47,10 @@ __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, u
 // wrote it, and a barrier after it.
 __device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* shared, int x0,
                                           int x1) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-                   map),
-               "r"(shared_address(shared)), "r"(x0), "r"(x1)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+      "r"(shared_address(shared)), "r"(x0), "r"(x1)
+      : "memory");
 }
 __device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* shared, int x0,
                                           int x1, int x2, int x3) {

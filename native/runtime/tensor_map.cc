@@ -58,9 +58,9 @@ CUtensorMap tensor_map(const void* data, int rank, const int64_t* extents, const
   CUtensorMap map;
   const CUresult status =
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(rank),
-             const_cast<void*>(data), sizes, bytes, box_sizes, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, driver_swizzle(swizzle),
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             const_cast<void*>(data), sizes, bytes, box_sizes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             driver_swizzle(swizzle), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error("ERR_CUDA", "cuTensorMapEncodeTiled: must succeed, got status " +
                                 std::to_string(static_cast<int>(status)));

@@ -1,0 +1,262 @@
+// Which kernels a call is computed by. Packed batches are cut into tiles that do not cross segments,
+// by a first kernel, as the segments are on the device.
+#include "ops/attention/attention.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "ops/attention/cuda_call.cuh"
+
+namespace siglip::cuda {
+namespace {
+
+using attention::BackwardCall;
+using attention::ForwardCall;
+using attention::Shape;
+
+constexpr int kPlanThreads = 1024;
+
+// tiles[i] = (first row, end, first row of its segment, end) for the tiles of all segments in order;
+// rows behind the last segment get tiles of an empty segment; what is left is empty. One block.
+__global__ void __launch_bounds__(kPlanThreads)
+    plan_tiles(const int32_t* starts, int segments, int rows, int tile_rows, int capacity,
+               int4* tiles) {
+  __shared__ int warp_sums[32];
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  int before = 0;  // tiles of the segments so far
+  for (int base = 0; base <= segments; base += kPlanThreads) {
+    const int s = base + static_cast<int>(threadIdx.x);
+    int begin = 0;
+    int end = 0;
+    if (s <= segments) {
+      begin = min(max(starts[s], 0), rows);
+      end = s < segments ? max(begin, min(starts[s + 1], rows)) : rows;
+    }
+    const int count = attention::ceil_div(end - begin, tile_rows);
+    int running = count;  // of this thread and those before it in the warp
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int other = __shfl_up_sync(0xffffffffU, running, lanes);
+      if (lane >= lanes) running += other;
+    }
+    if (lane == 31) warp_sums[warp] = running;
+    __syncthreads();
+    int total = 0;
+    int at = before + running - count;
+    for (int w = 0; w < 32; ++w) {
+      if (w < warp) at += warp_sums[w];
+      total += warp_sums[w];
+    }
+    __syncthreads();
+    for (int i = 0; i < count && at + i < capacity; ++i) {
+      const int first = begin + i * tile_rows;
+      tiles[at + i] = make_int4(first, min(first + tile_rows, end), s < segments ? begin : 0,
+                                s < segments ? end : 0);
+    }
+    before += total;
+  }
+  for (int i = before + static_cast<int>(threadIdx.x); i < capacity; i += kPlanThreads) {
+    tiles[i] = make_int4(0, 0, 0, 0);
+  }
+}
+
+[[noreturn]] void fail(const char* code, const char* who, const std::string& what) {
+  throw Error(code, std::string(who) + ": " + what);
+}
+
+void check_elements(const char* who, const char* what, const View& view, int64_t expected) {
+  if (view.elements() == expected) return;
+  fail("ERR_SHAPE", who,
+       std::string("size of ") + what + " must be " + std::to_string(expected) + ", got " +
+           std::to_string(view.elements()));
+}
+
+void check_extent(const char* who, const char* what, const View& view, int axis, int64_t expected) {
+  if (view.extent(axis) == expected) return;
+  fail("ERR_SHAPE", who,
+       "extent " + std::to_string(axis) + " of " + what + " must be " + std::to_string(expected) +
+           ", got " + std::to_string(view.extent(axis)));
+}
+
+void check_rank(const char* who, const char* what, const View& view, int rank) {
+  if (view.rank() == rank) return;
+  fail("ERR_SHAPE", who,
+       std::string("rank of ") + what + " must be " + std::to_string(rank) + ", got " +
+           std::to_string(view.rank()));
+}
+
+void check_dtype(const char* who, const char* what, const View& view, DType dtype) {
+  if (view.dtype() == dtype) return;
+  fail("ERR_DTYPE", who,
+       std::string("dtype of ") + what + " must be number " +
+           std::to_string(static_cast<int>(dtype)) + ", got " +
+           std::to_string(static_cast<int>(view.dtype())));
+}
+
+// Bytes of the tiles of a packed batch, whatever the kernel.
+size_t tiles_bytes(const In& q, const MaybeIn& segments) {
+  if (!segments.present()) return 0;
+  return sizeof(int4) * static_cast<size_t>(attention::most_tiles(q.extent(1), segments.elements(),
+                                                                  attention::kLeastTileRows));
+}
+
+size_t delta_bytes(const In& q) {
+  return static_cast<size_t>(q.extent(0) * q.extent(1) * q.extent(2)) * sizeof(float);
+}
+
+Shape check_operands(const char* who, const In& q, const In& k, const In& v,
+                     const MaybeIn& key_mask, const MaybeIn& segments) {
+  check_rank(who, "q", q, 4);
+  check_rank(who, "k", k, 4);
+  check_extent(who, "k", k, 0, q.extent(0));
+  check_extent(who, "k", k, 2, q.extent(2));
+  check_extent(who, "k", k, 3, q.extent(3));
+  check_elements(who, "v", v, k.elements());
+  if (q.dtype() != DType::kBfloat16) check_dtype(who, "q", q, DType::kFloat32);
+  check_dtype(who, "k", k, q.dtype());
+  check_dtype(who, "v", v, q.dtype());
+  Shape shape = {};
+  shape.batch = q.extent(0);
+  shape.queries = static_cast<int>(q.extent(1));
+  shape.keys = static_cast<int>(k.extent(1));
+  shape.heads = static_cast<int>(q.extent(2));
+  shape.width = static_cast<int>(q.extent(3));
+  if (key_mask.present()) {
+    check_elements(who, "key_mask", key_mask, shape.batch * shape.keys);
+    shape.mask = key_mask.data<uint8_t>();
+  }
+  if (segments.present()) {
+    check_extent(who, "q", q, 0, 1);
+    check_extent(who, "k", k, 1, shape.queries);
+    check_rank(who, "segments", segments, 1);
+    check_dtype(who, "segments", segments, DType::kInt32);
+    if (key_mask.present()) {
+      fail("ERR_ARGUMENT", who, "key_mask must be absent with segments, got both");
+    }
+    if (segments.elements() < 1) {
+      fail("ERR_SHAPE", who, "segments must have at least 1 element, got 0");
+    }
+  }
+  return shape;
+}
+
+void check_scratch(const char* who, const Scratch& scratch, size_t bytes) {
+  if (scratch.bytes >= bytes) return;
+  fail("ERR_SHAPE", who,
+       "scratch must have at least " + std::to_string(bytes) + " bytes, got " +
+           std::to_string(scratch.bytes));
+}
+
+// Cuts a packed batch, on the device.
+void plan(const CudaContext& cuda, const MaybeIn& segments, int tile_rows, std::byte* memory,
+          Shape* shape) {
+  if (!segments.present()) return;
+  const int count = static_cast<int>(segments.elements()) - 1;
+  shape->most_tiles = attention::most_tiles(shape->queries, count, tile_rows);
+  int4* tiles = reinterpret_cast<int4*>(memory);
+  shape->tiles = tiles;
+  plan_tiles<<<1, kPlanThreads, 0, cuda.stream>>>(segments.data<int32_t>(), count, shape->queries,
+                                                  tile_rows, shape->most_tiles, tiles);
+  check_launch("plan_tiles");
+}
+
+enum class Family { kSimple, kMma, kWgmma };
+
+// The fastest that can do a call. SIGLIP2_CUDA_ATTENTION = simple, mma or wgmma asks for one, which
+// is taken where it can.
+Family family_of(const CudaContext& cuda, const Shape& shape, bool packed, DType dtype,
+                 double scale) {
+  // The fast kernels take the highest product for the highest score, so scale is positive.
+  if (!(scale > 0.0)) return Family::kSimple;
+  if (dtype != DType::kBfloat16 || shape.width % 8 != 0 || shape.width > 128) {
+    return Family::kSimple;
+  }
+  const char* variable = std::getenv("SIGLIP2_CUDA_ATTENTION");
+  const std::string asked = variable == nullptr ? "" : variable;
+  if (asked == "simple") return Family::kSimple;
+  const bool wgmma = cuda.architecture == 90 && shape.mask == nullptr && !packed;
+  return wgmma && asked != "mma" ? Family::kWgmma : Family::kMma;
+}
+
+}  // namespace
+
+size_t attention_forward_scratch(int, In q, In, MaybeIn segments) {
+  return tiles_bytes(q, segments);
+}
+
+void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
+                       double scale, Out o, Out lse, Scratch scratch) {
+  constexpr char kName[] = "attention_forward";
+  ForwardCall call = {};
+  call.shape = check_operands(kName, q, k, v, key_mask, segments);
+  check_elements(kName, "o", o, q.elements());
+  check_dtype(kName, "o", o, q.dtype());
+  check_elements(kName, "lse", lse, q.extent(0) * q.extent(1) * q.extent(2));
+  check_scratch(kName, scratch, tiles_bytes(q, segments));
+  call.q = q.bytes();
+  call.k = k.bytes();
+  call.v = v.bytes();
+  call.scale = scale;
+  call.o = o.bytes();
+  call.lse = lse.data();
+  const CudaContext& cuda = stream.cuda();
+  const bool bfloat16 = q.dtype() == DType::kBfloat16;
+  const Family family = family_of(cuda, call.shape, segments.present(), q.dtype(), scale);
+  if (family == Family::kWgmma && attention::forward_wgmma(cuda, call)) return;
+  const bool simple = family == Family::kSimple;
+  plan(cuda, segments,
+       simple ? attention::simple_tile_rows(call.shape.width)
+              : attention::forward_mma_tile_rows(call.shape),
+       scratch.data, &call.shape);
+  if (simple) return attention::forward_simple(cuda, call, bfloat16);
+  attention::forward_mma(cuda, call);
+}
+
+size_t attention_backward_scratch(int, In q, In, MaybeIn segments) {
+  return tiles_bytes(q, segments) + delta_bytes(q);
+}
+
+void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_mask,
+                        MaybeIn segments, In o, In lse, double scale, Out dq, Out dk, Out dv,
+                        Scratch scratch) {
+  constexpr char kName[] = "attention_backward";
+  BackwardCall call = {};
+  call.shape = check_operands(kName, q, k, v, key_mask, segments);
+  check_elements(kName, "lse", lse, q.extent(0) * q.extent(1) * q.extent(2));
+  const auto check = [&](const char* what, const View& view, const View& like) {
+    check_elements(kName, what, view, like.elements());
+    check_dtype(kName, what, view, q.dtype());
+  };
+  check("dout", dout, q);
+  check("o", o, q);
+  check("dq", dq, q);
+  check("dk", dk, k);
+  check("dv", dv, k);
+  const size_t delta_at = tiles_bytes(q, segments);
+  check_scratch(kName, scratch, delta_at + delta_bytes(q));
+  call.dout = dout.bytes();
+  call.q = q.bytes();
+  call.k = k.bytes();
+  call.v = v.bytes();
+  call.o = o.bytes();
+  call.lse = lse.data();
+  call.scale = scale;
+  call.dq = dq.bytes();
+  call.dk = dk.bytes();
+  call.dv = dv.bytes();
+  call.delta = reinterpret_cast<float*>(scratch.data + delta_at);
+  const CudaContext& cuda = stream.cuda();
+  const bool bfloat16 = q.dtype() == DType::kBfloat16;
+  const Family family = family_of(cuda, call.shape, segments.present(), q.dtype(), scale);
+  if (family == Family::kWgmma && attention::backward_wgmma(cuda, call)) return;
+  const bool simple = family == Family::kSimple;
+  plan(cuda, segments,
+       simple ? attention::simple_tile_rows(call.shape.width) : attention::kBackwardMmaTileRows,
+       scratch.data, &call.shape);
+  attention::compute_delta(cuda, call, bfloat16);
+  if (simple) return attention::backward_simple(cuda, call, bfloat16);
+  attention::backward_mma(cuda, call);
+}
+
+}  // namespace siglip::cuda

@@ -4,16 +4,9 @@
 #include <cuda_bf16.h>
 
 #include "cuda/gemm_task.h"
+#include "device/gelu.cuh"
 
 namespace siglip::cuda {
-
-// x / (1 + e), e = exp(−2u), u = √(2/π) (x + 0.044715 x³); the exponential by base 2.
-__device__ __forceinline__ float gelu_tanh(float x) {
-  constexpr float kTwoLog2E = 2.88539008F;
-  constexpr float kLinear = -0.797884561F * kTwoLog2E;
-  constexpr float kCubic = kLinear * 0.044715F;
-  return x / (1.0F + exp2f(x * (kLinear + kCubic * x * x)));
-}
 
 struct GemmFour {
   float v[4];
@@ -70,7 +63,7 @@ __device__ __forceinline__ void store_result(const GemmEpilogue& out, int group,
     if (out.pre != nullptr) store_four(out.pre, out.bfloat16, at, sum);
     if (out.gelu) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum.v[i] = gelu_tanh(sum.v[i]);
+      for (int i = 0; i < 4; ++i) sum.v[i] = device::gelu(sum.v[i]);
     }
     if (out.residual != nullptr) {
       const GemmFour residual = load_four(out.residual, out.bfloat16, at);
@@ -86,7 +79,7 @@ __device__ __forceinline__ void store_result(const GemmEpilogue& out, int group,
     float value = sum.v[i];
     if (out.bias != nullptr) value += load_one(out.bias, out.bfloat16_bias, column + i);
     if (out.pre != nullptr) store_one(out.pre, out.bfloat16, at + i, value);
-    if (out.gelu) value = gelu_tanh(value);
+    if (out.gelu) value = device::gelu(value);
     if (out.residual != nullptr) value += load_one(out.residual, out.bfloat16, at + i);
     store_one(out.c, out.bfloat16, at + i, value);
   }

@@ -65,8 +65,8 @@ namespace {
 // For every device, or with CPU in the name for the CPU alone.
 #define SIGLIP_KERNEL(...) SIGLIP_ROW(SIGLIP_ALL_FORMS, __VA_ARGS__)
 #define SIGLIP_KERNEL_SCRATCH(...) SIGLIP_ROW_SCRATCH(SIGLIP_ALL_FORMS, __VA_ARGS__)
-#define SIGLIP_KERNEL(...) SIGLIP_ROW(SIGLIP_CPU_FORMS, __VA_ARGS__)
-#define SIGLIP_KERNEL_SCRATCH(...) SIGLIP_ROW_SCRATCH(SIGLIP_CPU_FORMS, __VA_ARGS__)
+#define SIGLIP_CPU_KERNEL(...) SIGLIP_ROW(SIGLIP_CPU_FORMS, __VA_ARGS__)
+#define SIGLIP_CPU_KERNEL_SCRATCH(...) SIGLIP_ROW_SCRATCH(SIGLIP_CPU_FORMS, __VA_ARGS__)
 
 std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
   return {

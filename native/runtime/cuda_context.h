@@ -20,7 +20,6 @@ struct CudaContext {
   int architecture = 0;      // 10 · major + minor of the compute capability: 80, 90
   int shared_bytes = 0;      // the most dynamic shared memory a block may opt in to
   CublasLt* blas = nullptr;  // null where the library is not there
-<<<<<<< HEAD
 
   // kWorkspaceBytes of memory for whatever a kernel queues, contents undefined. Made by the first
   // call, which must not be while a graph is captured. Throws ERR_CUDA, ERR_OUT_OF_MEMORY.
@@ -29,8 +28,6 @@ struct CudaContext {
 
  private:
   void* workspace_ = nullptr;  // as long as the device
-=======
->>>>>>> c/gemm
 };
 
 // Unless the status is success, throws ERR_CUDA, or ERR_OUT_OF_MEMORY, saying what failed and why.

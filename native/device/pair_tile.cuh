@@ -95,77 +95,99 @@ __device__ __forceinline__ Positives<kRows> take_positives(float (&acc)[kRows][k
 
 // Sums over pairs.
 struct PairSums {
-  double loss = 0.0;     // softplus(−z S)
-  double g = 0.0;        // G, for batch 1
-  double dot = 0.0;      // G times the dot product
+  double loss = 0.0;  // softplus(−z S)
+  double g = 0.0;     // G, for batch 1
+  double dot = 0.0;   // G times the dot product
 };
 
-// Adds a thread's tile to the sums. With kGradient the dot products become factor · G, zero for pairs
-// outside the window.
-template <bool kLoss, bool kGradient, int kRows, int kColumns>
-__device__ __forceinline__ void pair_tile(float (&acc)[kRows][kColumns][4], int row, int column,
-                                          const PairWindow& window, const PairScalars& scalars,
-                                          PairSums* sums) {
-  static_assert(4 * kRows * kColumns <= 128, "a product has at most 64 factors");
-  const Positives<kRows> positives = take_positives(acc, row, column, window);
+// The same over a thread's part of one tile.
+struct TileSums {
   float product[2] = {0.0F, 0.0F};
-  float above = 0.0F;
-  float g_sum = 0.0F;
-  float dot_sum = 0.0F;
+  float above = 0.0F;  // max(u, 0)
+  float log = 0.0F;
+  float g = 0.0F;
+  float dot = 0.0F;
+};
+
+// Adds the positives that were taken out; g[i] is factor · G of the i-th.
+template <int kRows>
+__device__ __forceinline__ void add_positives(const Positives<kRows>& positives,
+                                              const PairScalars& scalars, TileSums* sums,
+                                              float (&g)[2 * kRows]) {
+#pragma unroll
+  for (int i = 0; i < 2 * kRows; ++i) {
+    if (positives.column[i] < 0) continue;
+    const float dot = positives.dot[i];
+    const float u = -fmaf(dot, scalars.scale2, scalars.bias2);
+    const float e = exp2_fast(-fabsf(u));
+    const float high = reciprocal_fast(1.0F + e);
+    const float sigmoid = u > 0.0F ? high : e * high;
+    sums->above += fmaxf(u, 0.0F);
+    sums->log += log1pf(e);
+    sums->g -= sigmoid;
+    sums->dot = fmaf(-sigmoid, dot, sums->dot);
+    g[i] = -sigmoid * scalars.factor;
+  }
+}
+
+// Adds the negatives of the columns 8 · first .. 8 · last. With kGradient the dot products become
+// factor · G, zero for pairs that were taken out.
+template <bool kLoss, bool kGradient, int kRows, int kColumns>
+__device__ __forceinline__ void add_negatives(float (&acc)[kRows][kColumns][4], int first, int last,
+                                              const PairScalars& scalars, TileSums* sums) {
+  static_assert(4 * kRows * kColumns <= 128, "a product has at most 64 factors");
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
+    for (int n = first; n < last; ++n) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         const float dot = acc[m][n][q];
         const float u = fmaf(dot, scalars.scale2, scalars.bias2);
         const float e = exp2_fast(-fabsf(u));
         if (kLoss) {
-          product[q >> 1] = extend_product(product[q >> 1], e);
-          above += fmaxf(u, 0.0F);
+          sums->product[q >> 1] = extend_product(sums->product[q >> 1], e);
+          sums->above += fmaxf(u, 0.0F);
         }
         if (kGradient) {
           const float high = reciprocal_fast(1.0F + e);
           const float g = u > 0.0F ? high : e * high;
-          g_sum += g;
-          dot_sum = fmaf(g, dot, dot_sum);
+          sums->g += g;
+          sums->dot = fmaf(g, dot, sums->dot);
           acc[m][n][q] = g * scalars.factor;
         }
       }
     }
   }
-  float logs = kLoss ? log1pf(product[0]) + log1pf(product[1]) : 0.0F;
-  if (positives.any) {
+}
+
+// Writes the positives' factor · G to where they were, among the columns 8 · first .. 8 · last.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void put_positives(const Positives<kRows>& positives,
+                                              const float (&g)[2 * kRows], int first, int last,
+                                              float (&acc)[kRows][kColumns][4]) {
+  if (!positives.any) return;
 #pragma unroll
-    for (int i = 0; i < 2 * kRows; ++i) {
-      if (positives.column[i] < 0) continue;
-      const float dot = positives.dot[i];
-      const float u = -fmaf(dot, scalars.scale2, scalars.bias2);
-      const float e = exp2_fast(-fabsf(u));
-      const float high = reciprocal_fast(1.0F + e);
-      const float g = u > 0.0F ? -high : -e * high;
-      above += fmaxf(u, 0.0F);
-      logs += log1pf(e);
-      g_sum += g;
-      dot_sum = fmaf(g, dot, dot_sum);
-      if (kGradient) {
+  for (int i = 0; i < 2 * kRows; ++i) {
 #pragma unroll
-        for (int n = 0; n < kColumns; ++n) {
+    for (int n = first; n < last; ++n) {
 #pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            if (8 * n + c == positives.column[i]) {
-              acc[i / 2][n][2 * (i % 2) + c] = g * scalars.factor;
-            }
-          }
-        }
+      for (int c = 0; c < 2; ++c) {
+        if (8 * n + c == positives.column[i]) acc[i / 2][n][2 * (i % 2) + c] = g[i];
       }
     }
   }
-  if (kLoss) sums->loss += static_cast<double>(fmaf(kLn2, above, logs));
+}
+
+template <bool kLoss, bool kGradient>
+__device__ __forceinline__ void close_tile(const TileSums& tile, PairSums* sums) {
+  if (kLoss) {
+    const float log = tile.log + log1pf(tile.product[0]) + log1pf(tile.product[1]);
+    sums->loss += static_cast<double>(fmaf(kLn2, tile.above, log));
+  }
   if (kGradient) {
-    sums->g += static_cast<double>(g_sum);
-    sums->dot += static_cast<double>(dot_sum);
+    sums->g += static_cast<double>(tile.g);
+    sums->dot += static_cast<double>(tile.dot);
   }
 }
 

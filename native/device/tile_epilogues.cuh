@@ -76,9 +76,18 @@ struct PairBlock {
 
   __device__ __forceinline__ void operator()(float (&acc)[4][4][4], int row, int column,
                                              int tile) const {
+    const PairScalars s = *scalars;
+    const Positives<4> positives = take_positives(acc, row, column, window);
+    TileSums tile_sums;
+    float g[8];
+    add_positives(positives, s, &tile_sums, g);
+    add_negatives<kLoss, kGradient>(acc, 0, 4, s, &tile_sums);
+    if (kGradient) {
+      put_positives(positives, g, 0, 4, acc);
+      put_gradient(acc, row, column);
+    }
     PairSums sums;
-    pair_tile<kLoss, kGradient>(acc, row, column, window, *scalars, &sums);
-    if (kGradient) put_gradient(acc, row, column);
+    close_tile<kLoss, kGradient>(tile_sums, &sums);
     __shared__ double warp_sums[kTileThreads / 32][kPairSums];
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const double values[kPairSums] = {lane_sum(sums.loss), lane_sum(sums.g), lane_sum(sums.dot)};

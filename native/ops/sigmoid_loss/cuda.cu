@@ -4,10 +4,13 @@
 // are added up in a fixed order.
 #include <cuda_bf16.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <type_traits>
 
 #include "device/tile_epilogues.cuh"
 #include "ops/sigmoid_loss/sigmoid_loss.h"
+#include "ops/sigmoid_loss/wgmma.h"
 #include "runtime/cuda_context.h"
 #include "runtime/device_carver.h"
 
@@ -64,11 +67,19 @@ Blocks blocks_of(const Extents& e, DType dtype, int multiprocessors) {
   return {smaller(e.rows, rows_of_block(e.width, multiprocessors)), smaller(e.columns, kColumns)};
 }
 
+// Rows of partial sums: one for each tile, or what the products of sm_90a take.
+int64_t partials_of(const Extents& e, const Blocks& blocks, int multiprocessors) {
+  const int64_t tiles = divide_up(e.rows, kTile) * divide_up(e.columns, kTile);
+  const int64_t calls = divide_up(e.rows, blocks.rows) * divide_up(e.columns, blocks.columns);
+  const int64_t of_calls = calls * wgmma_partials(multiprocessors);
+  return tiles > of_calls ? tiles : of_calls;
+}
+
 int64_t tiles_of(const Extents& e) { return divide_up(e.rows, kTile) * divide_up(e.columns, kTile); }
 
 struct Workspace {
   PairScalars* scalars;
-  double* partials;  // (tiles, kPairSums)
+  double* partials;  // (partials_of(), kPairSums)
   std::byte* gradient;
 };
 
@@ -76,10 +87,10 @@ Workspace workspace(const Extents& e, DType dtype, int multiprocessors, bool wit
                     DeviceCarver& carver) {
   Workspace w;
   w.scalars = carver.take<PairScalars>(1);
-  w.partials = carver.take<double>(tiles_of(e) * kPairSums);
+  const Blocks blocks = blocks_of(e, dtype, multiprocessors);
+  w.partials = carver.take<double>(partials_of(e, blocks, multiprocessors) * kPairSums);
   w.gradient = nullptr;
   if (with_gradient) {
-    const Blocks blocks = blocks_of(e, dtype, multiprocessors);
     w.gradient = carver.take<std::byte>(blocks.rows * blocks.gradient_stride() *
                                         static_cast<int64_t>(size_of(dtype)));
   }
@@ -192,67 +203,130 @@ int64_t clamp_offset(int64_t offset) {
   return offset < -kFar ? -kFar : offset > kFar ? kFar : offset;
 }
 
+// SIGLIP2_CUDA_LOSS is mma or wgmma, where one wants to say which products bfloat16 takes.
+bool wgmma_wanted(const CudaContext& cuda) {
+  const char* word = std::getenv("SIGLIP2_CUDA_LOSS");
+  if (word == nullptr || *word == '\0') return cuda.architecture >= 90;
+  const bool wgmma = std::strcmp(word, "wgmma") == 0;
+  if ((!wgmma && std::strcmp(word, "mma") != 0) || (wgmma && cuda.architecture < 90)) {
+    fail("ERR_ARGUMENT", "cuda: SIGLIP2_CUDA_LOSS must be mma%s on this device, got %s",
+         cuda.architecture < 90 ? "" : " or wgmma", word);
+  }
+  return wgmma;
+}
+
+// A part of the logits.
+struct Block {
+  int64_t row;
+  int64_t rows;
+  int64_t column;
+  int64_t columns;
+};
+
+// Makes the losses of a block, and its G where `gradient` is given, and returns how many rows of partial
+// sums it wrote.
+template <bool kLoss, bool kGradient, typename T>
+int64_t make_pairs(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Block& block,
+                   const PairScalars* scalars, double* partials, T* gradient, int64_t stride) {
+  const int64_t width = call.extents.width;
+  const T* images = call.images + block.row * width;
+  const T* texts = call.texts + block.column * width;
+  const int64_t offset = clamp_offset(call.offset) + block.row - block.column;
+  if constexpr (sizeof(T) == 2) {
+    if (wgmma) {
+      wgmma_pairs(cuda, call.name,
+                  {images, texts, block.rows, block.columns, width, offset, scalars, partials,
+                   gradient, stride, kLoss});
+      return wgmma_partials(cuda.multiprocessors);
+    }
+  }
+  const TileShape shape = tile_shape(block.rows, block.columns, width);
+  launch_tiles<false, false>(cuda, call.name, embeddings(images, width), embeddings(texts, width),
+                             shape,
+                             PairBlock<kLoss, kGradient, T>{
+                                 scalars, {shape.m, shape.n, offset}, partials, gradient, stride});
+  return shape.tiles();
+}
+
+// Adds a block's G · Y to dX and Gᵀ · X to dY.
+template <typename T>
+void add_gradients(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Block& block,
+                   const T* gradient, int64_t stride) {
+  const int64_t width = call.extents.width;
+  const T* images = call.images + block.row * width;
+  const T* texts = call.texts + block.column * width;
+  float* dimages = call.dimages + block.row * width;
+  float* dtexts = call.dtexts + block.column * width;
+  if constexpr (sizeof(T) == 2) {
+    if (wgmma) {
+      wgmma_add(cuda, call.name,
+                {gradient, stride, false, texts, block.rows, width, block.columns, dimages,
+                 block.column > 0});
+      wgmma_add(cuda, call.name,
+                {gradient, stride, true, images, block.columns, width, block.rows, dtexts,
+                 block.row > 0});
+      return;
+    }
+  }
+  const TileOperand<T> g = {gradient, stride, true};
+  launch_tiles<false, true>(cuda, call.name, g, embeddings(texts, width),
+                            tile_shape(block.rows, width, block.columns),
+                            add_to(dimages, block.rows, width, block.column > 0));
+  launch_tiles<true, true>(cuda, call.name, g, embeddings(images, width),
+                           tile_shape(block.columns, width, block.rows),
+                           add_to(dtexts, block.columns, width, block.row > 0));
+}
+
+// Both return the rows of partial sums that were written.
 template <bool kLoss, typename T>
-void run_gradient(const CudaContext& cuda, const Call<T>& call, const Workspace& w) {
+int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Workspace& w) {
   const Extents& e = call.extents;
   const Blocks blocks = blocks_of(e, kDTypeOf<T>, cuda.multiprocessors);
   T* gradient = reinterpret_cast<T*>(w.gradient);
   const int64_t stride = blocks.gradient_stride();
-  int64_t tiles = 0;
+  int64_t partials = 0;
   for (int64_t column = 0; column < e.columns; column += blocks.columns) {
     for (int64_t row = 0; row < e.rows; row += blocks.rows) {
-      const int64_t rows = smaller(blocks.rows, e.rows - row);
-      const int64_t columns = smaller(blocks.columns, e.columns - column);
-      const TileOperand<T> x = embeddings(call.images + row * e.width, e.width);
-      const TileOperand<T> y = embeddings(call.texts + column * e.width, e.width);
-      const TileOperand<T> g = {gradient, stride, true};
-      const TileShape logits = tile_shape(rows, columns, e.width);
-      launch_tiles<false, false>(
-          cuda, call.name, x, y, logits,
-          PairBlock<kLoss, true, T>{
-              w.scalars,
-              {logits.m, logits.n, clamp_offset(call.offset) + row - column},
-              w.partials + tiles * kPairSums,
-              gradient,
-              stride});
-      launch_tiles<false, true>(
-          cuda, call.name, g, y, tile_shape(rows, e.width, columns),
-          add_to(call.dimages + row * e.width, rows, e.width, column > 0));
-      launch_tiles<true, true>(
-          cuda, call.name, g, x, tile_shape(columns, e.width, rows),
-          add_to(call.dtexts + column * e.width, columns, e.width, row > 0));
-      tiles += logits.tiles();
+      const Block block = {row, smaller(blocks.rows, e.rows - row), column,
+                           smaller(blocks.columns, e.columns - column)};
+      partials += make_pairs<kLoss, true>(cuda, call, wgmma, block, w.scalars,
+                                          w.partials + partials * kPairSums, gradient, stride);
+      add_gradients(cuda, call, wgmma, block, gradient, stride);
     }
   }
+  return partials;
+}
+
+template <typename T>
+int64_t run_loss(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Workspace& w) {
+  const Block all = {0, call.extents.rows, 0, call.extents.columns};
+  return make_pairs<true, false, T>(cuda, call, wgmma, all, w.scalars, w.partials, nullptr, 0);
 }
 
 template <typename T>
 void run(Stream& stream, const Call<T>& call, Scratch scratch) {
   const CudaContext& cuda = stream.cuda();
   const Extents& e = call.extents;
+  const bool with_gradient = call.dimages != nullptr;
   DeviceCarver carver(scratch.data);
-  const Workspace w = workspace(e, kDTypeOf<T>, cuda.multiprocessors,
-                                call.dimages != nullptr, carver);
+  const Workspace w =
+      workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
+  const bool wgmma = sizeof(T) == 2 && wgmma_wanted(cuda) &&
+                     embeddings(call.images, e.width).aligned &&
+                     embeddings(call.texts, e.width).aligned;
   prepare_kernel<<<1, 1, 0, cuda.stream>>>(call.logit_scale, call.logit_bias, call.dloss,
                                            call.batch, w.scalars);
   check_launch(call.name);
-  if (call.dimages == nullptr) {
-    const TileShape logits = tile_shape(e.rows, e.columns, e.width);
-    launch_tiles<false, false>(cuda, call.name, embeddings(call.images, e.width),
-                               embeddings(call.texts, e.width), logits,
-                               PairBlock<true, false, T>{w.scalars,
-                                                         {logits.m, logits.n,
-                                                          clamp_offset(call.offset)},
-                                                         w.partials,
-                                                         nullptr,
-                                                         0});
-  } else if (call.loss != nullptr) {
-    run_gradient<true>(cuda, call, w);
+  int64_t partials;
+  if (!with_gradient) {
+    partials = run_loss(cuda, call, wgmma, w);
+  } else if (call.loss == nullptr) {
+    partials = run_gradient<false>(cuda, call, wgmma, w);
   } else {
-    run_gradient<false>(cuda, call, w);
+    partials = run_gradient<true>(cuda, call, wgmma, w);
   }
-  finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(w.partials, tiles_of(e), w.scalars,
-                                                       call.batch, call.loss, call.dlogit_scale,
+  finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(w.partials, partials, w.scalars, call.batch,
+                                                       call.loss, call.dlogit_scale,
                                                        call.dlogit_bias);
   check_launch(call.name);
 }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "device/fast_math.cuh"
 #include "device/mma.cuh"
 
 namespace siglip::cuda {
@@ -33,13 +34,6 @@ struct PairWindow {
   int columns;
   int64_t offset;
 };
-
-// 1 / x, with a relative error of 2^-23.
-__device__ __forceinline__ float reciprocal_fast(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // Π (1 + e) − 1 with one more factor.
 __device__ __forceinline__ float extend_product(float q, float e) { return q + fmaf(q, e, e); }

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   const int lane = thread % 32;
   const int lead = depths < kStages - 1 ? depths : kStages - 1;
   bool leading = group == 0;
-  if (group == 1) named_barrier_sync(kBarrierStart, 256);
+  if (group == 1 && static_cast<int>(blockIdx.x) < tiles) named_barrier_sync(kBarrierStart, 256);
   typename Epilogue::State state;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
     float acc[1][kColumns / 8][4];

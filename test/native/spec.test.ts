@@ -1,4 +1,12 @@
-import { bfloat16, bytesOf, dtypeCode, elementsOf, float32, int32, uint8 } from '../../lib/native/spec';
+import {
+  bfloat16,
+  bytesOf,
+  dtypeCode,
+  elementsOf,
+  float32,
+  int32,
+  uint8,
+} from '../../lib/native/spec';
 
 test('sizes', () => {
   expect(elementsOf([2, 3, 4])).toBe(24);

@@ -1,5 +1,6 @@
 import { SiglipError } from '../errors';
 import type { NativeBuffer } from '../native/addon';
+import type { Device } from '../native/device';
 import { loadAddon } from '../native/load';
 import type { DType, HostArray, Spec } from '../native/spec';
 import { bytesOf, elementsOf, MAX_RANK } from '../native/spec';
@@ -12,10 +13,12 @@ export interface HostArrayOf {
   float32: Float32Array;
   int32: Int32Array;
   uint8: Uint8Array;
+  /** The upper halves of float32 numbers. */
+  bfloat16: Uint16Array;
 }
 
 /**
- * Memory of the device that outlives a program: weights, optimizer state, batches, results.
+ * Memory of a device that outlives a program: weights, optimizer state, batches, results.
  *
  * Writes, reads and runs take effect in the order in which they were called, so no call needs to
  * wait for another but to see a result. Dispose an array when it is no longer needed; disposing one
@@ -36,12 +39,12 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /** The native memory; for programs, not for users. */
   readonly buffer: NativeBuffer;
 
-  private constructor(dtype: D, shape: readonly number[]) {
+  private constructor(dtype: D, shape: readonly number[], device: Device) {
     checkShape(shape);
     this.dtype = dtype;
     this.shape = [...shape];
     this.bytes = bytesOf(this);
-    this.buffer = new (loadAddon().Buffer)(this.bytes);
+    this.buffer = new (loadAddon().Buffer)(this.bytes, device);
   }
 
   /**
@@ -49,17 +52,31 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    *
    * @param data - its class gives the dtype.
    * @param shape - extents whose product is `data.length`; default `[data.length]`.
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   * @param device - where; default `'cpu'`.
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
-  static from(data: Float32Array, shape?: readonly number[]): DeviceArray<'float32'>;
-  static from(data: Int32Array, shape?: readonly number[]): DeviceArray<'int32'>;
-  static from(data: Uint8Array, shape?: readonly number[]): DeviceArray<'uint8'>;
-  static from(data: HostArray, shape?: readonly number[]): DeviceArray;
-  static from(data: HostArray, shape: readonly number[] = [data.length]): DeviceArray {
+  static from(
+    data: Float32Array,
+    shape?: readonly number[],
+    device?: Device,
+  ): DeviceArray<'float32'>;
+  static from(data: Int32Array, shape?: readonly number[], device?: Device): DeviceArray<'int32'>;
+  static from(data: Uint8Array, shape?: readonly number[], device?: Device): DeviceArray<'uint8'>;
+  static from(
+    data: Uint16Array,
+    shape?: readonly number[],
+    device?: Device,
+  ): DeviceArray<'bfloat16'>;
+  static from(data: HostArray, shape?: readonly number[], device?: Device): DeviceArray;
+  static from(
+    data: HostArray,
+    shape: readonly number[] = [data.length],
+    device: Device = 'cpu',
+  ): DeviceArray {
     const dtype = dtypeOf('DeviceArray.from', data);
     checkShape(shape);
     checkLength('DeviceArray.from', data, shape);
-    const array = new DeviceArray(dtype, shape);
+    const array = new DeviceArray(dtype, shape, device);
     array.buffer.write(0, bytesIn(data));
     return array;
   }
@@ -67,25 +84,30 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /**
    * An array of zeros.
    *
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
-  static zeros(spec: Spec): DeviceArray {
+  static zeros(spec: Spec, device: Device = 'cpu'): DeviceArray {
     if (!Object.hasOwn(HOST_ARRAYS, spec.dtype)) {
       throw new SiglipError(
         'ERR_DTYPE',
-        `DeviceArray.zeros: dtype must be float32, int32 or uint8, got ${spec.dtype}`,
+        `DeviceArray.zeros: dtype must be float32, int32, uint8 or bfloat16, got ${spec.dtype}`,
       );
     }
-    return new DeviceArray(spec.dtype, spec.shape);
+    return new DeviceArray(spec.dtype, spec.shape, device);
   }
 
   /**
    * An array whose contents nobody may rely on, for a program to fill.
    *
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
-  static empty(spec: Spec): DeviceArray {
-    return DeviceArray.zeros(spec);
+  static empty(spec: Spec, device: Device = 'cpu'): DeviceArray {
+    return DeviceArray.zeros(spec, device);
+  }
+
+  /** Where it is, by full name. */
+  get device(): Exclude<Device, 'cuda'> {
+    return this.buffer.device;
   }
 
   /** Whether {@link dispose} was called. */
@@ -125,6 +147,17 @@ export class DeviceArray<D extends DType = DType> implements Spec {
     this.buffer.write(0, bytesIn(data));
   }
 
+  /**
+   * A copy on a device, also on this array's own, by way of the host.
+   *
+   * @throws ERR_DISPOSED, ERR_DEVICE, ERR_OUT_OF_MEMORY
+   */
+  async to(device: Device): Promise<DeviceArray<D>> {
+    const { shape } = this;
+    // The class of what is read gives the dtype again, which the type system cannot follow.
+    return DeviceArray.from(await this.read(), shape, device) as DeviceArray<D>;
+  }
+
   /** Gives the memory back once queued work is done with it. May be repeated. */
   dispose(): void {
     this.buffer.dispose();
@@ -145,7 +178,12 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   }
 }
 
-const HOST_ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array } as const;
+const HOST_ARRAYS = {
+  float32: Float32Array,
+  int32: Int32Array,
+  uint8: Uint8Array,
+  bfloat16: Uint16Array,
+} as const;
 
 // By the internal name and not by instanceof: an array of another realm (a vm context, as test
 // runners use) is as good.
@@ -157,10 +195,12 @@ function dtypeOf(who: string, data: HostArray): DType {
       return 'int32';
     case '[object Uint8Array]':
       return 'uint8';
+    case '[object Uint16Array]':
+      return 'bfloat16';
     default:
       throw new SiglipError(
         'ERR_DTYPE',
-        `${who}: data must be a Float32Array, Int32Array or Uint8Array, got ${Object.prototype.toString.call(data).slice(8, -1)}`,
+        `${who}: data must be a Float32Array, Int32Array, Uint8Array or Uint16Array, got ${Object.prototype.toString.call(data).slice(8, -1)}`,
       );
   }
 }

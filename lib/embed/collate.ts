@@ -1,22 +1,22 @@
 // Prepared images of one call to one batch as the vision tower takes it.
 import type { Spec } from '../graph';
-import type { ModelConfig, VisionInput } from '../model';
-import { packedInputSpecs, packedRows, visionInputSpecs } from '../model';
+import type { ModelConfig, PixelInput, VisionInput } from '../model';
+import { packedInputSpecs, packedRows, pixelInputSpecs, visionInputSpecs } from '../model';
 
 /** One image, ready for the tower. */
 export interface PreparedImage {
   /**
-   * Fixed resolution: (3, S, S), normalised. NaFlex: rows of P·P·3 values, rows · columns of them or
-   * more; what is behind those is not read.
+   * Fixed resolution: (3, S, S), normalised, or (S, S, 3) bytes, which the device normalises. NaFlex:
+   * rows of P·P·3 values, rows · columns of them or more; what is behind those is not read.
    */
-  readonly values: Float32Array;
+  readonly values: Float32Array | Uint8Array;
   /** Patches: [rows, columns]. */
   readonly grid: readonly [number, number];
 }
 
 /** A batch of images and the rows of tokens it has. */
-export interface ImageBatch {
-  readonly input: VisionInput<Float32Array | Int32Array>;
+export interface ImageBatch<Input> {
+  readonly input: Input;
   /** Number of images. */
   readonly batch: number;
   /** Tokens of an image; NaFlex: rows of the packed batch, those that round it up included. */
@@ -27,15 +27,15 @@ export interface ImageBatch {
  * Puts images side by side; NaFlex images without padding, their patches one after the other, with
  * rows of zeros up to a number that few batches miss (see packedRows).
  */
-export function collate({ vision }: ModelConfig, images: readonly PreparedImage[]): ImageBatch {
+export function collate(
+  { vision }: ModelConfig,
+  images: readonly PreparedImage[],
+): ImageBatch<VisionInput<Float32Array | Int32Array>> {
   const batch = images.length;
   if (vision.layout === 'fixed') {
-    const each = 3 * vision.imageSize * vision.imageSize;
-    const pixels = new Float32Array(batch * each);
-    images.forEach(({ values }, i) => {
-      pixels.set(values, i * each);
-    });
-    return { input: { images: pixels }, batch, length: vision.positions };
+    const values = new Float32Array(batch * 3 * vision.imageSize * vision.imageSize);
+    sideBySide(images, values);
+    return { input: { images: values }, batch, length: vision.positions };
   }
   const rowWidth = vision.patch * vision.patch * 3;
   const segments = new Int32Array(batch + 1);
@@ -53,8 +53,45 @@ export function collate({ vision }: ModelConfig, images: readonly PreparedImage[
   return { input: { patches, shapes, segments }, batch, length };
 }
 
-/** Specs of the batches that {@link collate} makes, for compile(). */
-export function batchSpecs(config: ModelConfig, batch: number, length: number): VisionInput<Spec> {
+/**
+ * Puts images that are bytes side by side, for a fixed-resolution tower.
+ *
+ * @param table - (3, 256), the value of each byte of each colour.
+ */
+export function collateBytes(
+  { vision }: ModelConfig,
+  images: readonly PreparedImage[],
+  table: Float32Array,
+): ImageBatch<PixelInput<Float32Array | Uint8Array>> {
+  const pixels = new Uint8Array(images.reduce((sum, { values }) => sum + values.length, 0));
+  sideBySide(images, pixels);
+  return { input: { pixels, table }, batch: images.length, length: vision.positions };
+}
+
+function sideBySide(images: readonly PreparedImage[], all: Float32Array | Uint8Array): void {
+  let at = 0;
+  for (const { values } of images) {
+    all.set(values, at);
+    at += values.length;
+  }
+}
+
+/** Whether the device has to normalise an image. */
+export function hasBytes({ values }: PreparedImage): boolean {
+  return values instanceof Uint8Array;
+}
+
+/** What a program of the vision tower takes, by the form of the images. */
+export type BatchInput<Leaf> = PixelInput<Leaf> | VisionInput<Leaf>;
+
+/** Specs of the batches that {@link collate} and {@link collateBytes} make, for compile(). */
+export function batchSpecs(
+  config: ModelConfig,
+  batch: number,
+  length: number,
+  form: 'bytes' | 'values' = 'values',
+): BatchInput<Spec> {
+  if (form === 'bytes') return pixelInputSpecs(config, batch);
   return config.vision.layout === 'fixed'
     ? visionInputSpecs(config, batch)
     : packedInputSpecs(config, batch, length);

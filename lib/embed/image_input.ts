@@ -30,10 +30,17 @@ export interface PrepareOptions {
 
 /** Prepares images for one model. */
 export class ImageInputs {
+  /** @param form - `'bytes'` leaves it to the device to normalise, where the layout allows it */
   constructor(
     private readonly config: ModelConfig,
     private readonly processor: ImageProcessor,
+    private readonly form: 'bytes' | 'values' = 'values',
   ) {}
+
+  /** (3, 256), the value of each byte of each colour. */
+  get table(): Float32Array {
+    return this.processor.table;
+  }
 
   /**
    * Decodes, resizes and normalises, or checks values that are already prepared.
@@ -45,10 +52,15 @@ export class ImageInputs {
     try {
       if (isPrepared(image)) return this.admitValues(image);
       const { patch } = this.config.vision;
-      const { values, height, width } = await this.processor.prepare(image, {
+      const given = {
         ...(options.signal !== undefined && { signal: options.signal }),
         ...(options.maxPatches !== undefined && { maxPatches: options.maxPatches }),
-      });
+      };
+      const { processor } = this;
+      const { values, height, width } =
+        this.form === 'bytes' && processor.layout === 'fixed'
+          ? await processor.prepareBytes(image, given)
+          : await processor.prepare(image, given);
       return { values, grid: [Math.floor(height / patch), Math.floor(width / patch)] };
     } catch (error) {
       if (!(error instanceof SiglipError)) throw error;

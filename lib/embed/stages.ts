@@ -2,8 +2,8 @@
 // one call through them; Embedder makes batches of what many callers bring.
 import { SiglipError } from '../errors';
 import type { ModelConfig } from '../model';
-import type { PreparedImage } from './collate';
-import { collate } from './collate';
+import type { BatchInput, ImageBatch, PreparedImage } from './collate';
+import { collate, collateBytes, hasBytes } from './collate';
 import type { EmbedImage, ImageInputs, PrepareOptions } from './image_input';
 import type { EmbedText, TextInputs } from './text_input';
 import type { Towers } from './towers';
@@ -56,9 +56,17 @@ export class Stages {
 
   /** One vector of `config.embedding` floats per image. */
   async embedImages(images: readonly PreparedImage[], normalize: boolean): Promise<Float32Array[]> {
-    const { input, length } = collate(this.config, images);
-    const flat = await this.parts.towers.embedImages(input, images.length, length, normalize);
-    return rowsOf(flat, images.length);
+    const { towers } = this.parts;
+    const embeddings: Float32Array[] = [];
+    // What came as values does not go with bytes.
+    for (const bytes of [false, true]) {
+      const places = [...images.keys()].filter((i) => hasBytes(images[i]) === bytes);
+      if (places.length === 0) continue;
+      const { input, batch, length } = this.together(places.map((i) => images[i]));
+      const rows = rowsOf(await towers.embedImages(input, batch, length, normalize), batch);
+      places.forEach((i, row) => (embeddings[i] = rows[row]));
+    }
+    return embeddings;
   }
 
   /** One vector of `config.embedding` floats per text. */
@@ -73,10 +81,19 @@ export class Stages {
 
   /** (rows · columns, width) of one image. */
   async imageTokens(image: PreparedImage): Promise<Float32Array> {
-    const { input, length } = collate(this.config, [image]);
+    const { input, length } = this.together([image]);
     const tokens = await this.parts.towers.imageTokens(input, 1, length);
     const wanted = image.grid[0] * image.grid[1] * this.config.vision.width;
     return tokens.length === wanted ? tokens : tokens.slice(0, wanted);
+  }
+
+  // All of one form.
+  private together(
+    images: readonly PreparedImage[],
+  ): ImageBatch<BatchInput<Float32Array | Int32Array | Uint8Array>> {
+    return images.some(hasBytes)
+      ? collateBytes(this.config, images, this.parts.images.table)
+      : collate(this.config, images);
   }
 
   /** Idempotent. What runs comes to its end; what begins later throws ERR_DISPOSED. */

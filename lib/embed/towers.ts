@@ -1,15 +1,16 @@
 // A model's weights on a device and the programs that run its towers, compiled once per batch shape
-// and kept for the next call of that shape. Weights are constants of the programs: packed once, held
-// in that form alone, and shared by all shapes.
-import type { DeviceArray } from '../array';
+// and kept for the next call of that shape. Weights are constants of the programs: packed (on the CPU)
+// or cast (on a GPU) once, held in that form alone, and shared by all shapes.
+import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import type { ConstantSource, Program, Spec, Tensor } from '../graph';
+import type { CompileOptions, ConstantSource, Program, Spec, Tensor } from '../graph';
 import { compile, Constants } from '../graph';
-import type { ModelConfig, TextParameters, VisionInput, VisionParameters } from '../model';
-import { textInputSpec, textTower, visionTower } from '../model';
+import type { ModelConfig, TextParameters, VisionParameters } from '../model';
+import { normalizedInput, textInputSpec, textTower, visionTower } from '../model';
 import type { Precision } from '../ops';
 import { packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
+import type { BatchInput } from './collate';
 import { batchSpecs } from './collate';
 
 /** Embeddings of a batch, before and after normalisation: (B, E) each. */
@@ -19,7 +20,7 @@ export interface Embeddings<Leaf> {
 }
 
 interface VisionSpecs {
-  images: VisionInput<Spec>;
+  images: BatchInput<Spec>;
 }
 interface TextSpecs {
   ids: Spec;
@@ -62,22 +63,27 @@ export class Towers {
   private readonly texts = new ProgramCache<Program<TextSpecs, Embeddings<Tensor>>>();
   private readonly visionConstants: VisionConstants | undefined;
   private readonly textConstants: TextConstants | undefined;
-  private readonly specialize;
+  private readonly target: Pick<CompileOptions, 'device' | 'precision' | 'specialize'>;
   private disposed = false;
 
   /**
    * Takes over the checkpoint: it is disposed with the towers.
    *
-   * @param precision - of the products in the blocks; all else is float32
+   * @param precision - on the CPU of the products in the blocks, all else being float32; on a GPU,
+   * which has no int8, of all activations
    */
   constructor(
     private readonly checkpoint: OpenCheckpoint,
     precision: Precision,
+    device: Device = 'cpu',
   ) {
     const { vision, text } = checkpoint.parameters;
     this.visionConstants = vision && new Constants(vision);
     this.textConstants = text && new Constants(text);
-    this.specialize = packLinears((label) => (isInBlock(label) ? precision : 'float32'));
+    this.target =
+      device === 'cpu'
+        ? { device, specialize: packLinears((label) => (isInBlock(label) ? precision : 'float32')) }
+        : { device, precision: precision === 'bfloat16' ? precision : 'float32' };
   }
 
   get config(): ModelConfig {
@@ -117,24 +123,25 @@ export class Towers {
    * @throws ERR_CONFIG when the vision tower has no head.
    */
   async embedImages(
-    images: VisionInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
     batch: number,
     length: number,
     normalize: boolean,
   ): Promise<Float32Array> {
     this.checkAlive('embedImages');
-    const program = this.imagesProgram('embedImages', batch, length);
+    const program = this.imagesProgram('embedImages', batch, length, formOf(images));
     return readOne(await program.run({ images }), normalize);
   }
 
   /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
   async imageTokens(
-    images: VisionInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
     batch: number,
     length: number,
   ): Promise<Float32Array> {
     this.checkAlive('imageTokens');
-    const { tokens } = await this.tokensProgram('imageTokens', batch, length).run({ images });
+    const program = this.tokensProgram('imageTokens', batch, length, formOf(images));
+    const { tokens } = await program.run({ images });
     return readAndDispose(tokens);
   }
 
@@ -171,13 +178,14 @@ export class Towers {
     who: string,
     batch: number,
     length: number,
+    form: 'bytes' | 'values' = 'values',
   ): Program<VisionSpecs, Embeddings<Tensor>> {
     const constants = this.vision(who);
-    return this.images.get(`${String(batch)}x${String(length)}`, () =>
+    return this.images.get(`${form} ${String(batch)}x${String(length)}`, () =>
       compile(
         'embed images',
         ({ images }, weights) => {
-          const { pooled, embedding } = visionTower(weights, this.config, images);
+          const { pooled, embedding } = visionTower(weights, this.config, normalizedInput(images));
           if (pooled === undefined || embedding === undefined) {
             throw new SiglipError(
               'ERR_CONFIG',
@@ -186,8 +194,8 @@ export class Towers {
           }
           return { raw: pooled, normalized: embedding };
         },
-        { images: batchSpecs(this.config, batch, length) },
-        { constants, specialize: this.specialize },
+        { images: batchSpecs(this.config, batch, length, form) },
+        { constants, ...this.target },
       ),
     );
   }
@@ -196,16 +204,17 @@ export class Towers {
     who: string,
     batch: number,
     length: number,
+    form: 'bytes' | 'values' = 'values',
   ): Program<VisionSpecs, { tokens: Tensor }> {
     const constants = this.vision(who);
-    return this.tokens.get(`${String(batch)}x${String(length)}`, () =>
+    return this.tokens.get(`${form} ${String(batch)}x${String(length)}`, () =>
       compile(
         'image tokens',
         ({ images }, weights) => ({
-          tokens: visionTower(weights, this.config, images).tokens,
+          tokens: visionTower(weights, this.config, normalizedInput(images)).tokens,
         }),
-        { images: batchSpecs(this.config, batch, length) },
-        { constants, specialize: this.specialize },
+        { images: batchSpecs(this.config, batch, length, form) },
+        { constants, ...this.target },
       ),
     );
   }
@@ -222,7 +231,7 @@ export class Towers {
           return { raw: projected, normalized: embedding };
         },
         { ids: textInputSpec(this.config, batch) },
-        { constants, specialize: this.specialize },
+        { constants, ...this.target },
       ),
     );
   }
@@ -231,6 +240,10 @@ export class Towers {
     if (!this.disposed) return;
     throw new SiglipError('ERR_DISPOSED', `${who}: the model must be alive, got a disposed one`);
   }
+}
+
+function formOf(images: BatchInput<unknown>): 'bytes' | 'values' {
+  return 'pixels' in images ? 'bytes' : 'values';
 }
 
 function missing(who: string, tower: string, loaded: string): never {

@@ -1,7 +1,8 @@
 // From a TypeScript function over symbolic tensors to a program the native side can run: trace,
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
-import { DeviceArray } from '../array';
+import type { Device } from '../array';
+import { DeviceArray, moved, resolveDevice } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
 import { kernelOf, loadAddon } from '../native/load';
@@ -14,6 +15,8 @@ import { copy } from './intrinsics';
 import { Reshaped, describe } from './op';
 import type { Plan } from './planner';
 import { plan, rootsOf, totalBytes } from './planner';
+import type { ComputeDType } from './precision';
+import { narrowed } from './precision';
 import type { Graph, Specialize } from './rewrite';
 import { rewrites, specialized } from './rewrite';
 import type { Node } from './tensor';
@@ -23,9 +26,15 @@ import { flatten, mapTree } from './tree';
 
 export interface CompileOptions<C = unknown> {
   /** Where the program runs. Default `'cpu'`. */
-  readonly device?: 'cpu';
+  readonly device?: Device;
   /** Top-level inputs whose arrays the program may update in place (weights, optimizer state). */
   readonly donate?: readonly string[];
+  /**
+   * In what activations are held and multiplied. Default `'float32'`. With `'bfloat16'` inputs,
+   * results and taps stay float32, as do parameters, their gradients, statistics and losses; see
+   * precision.ts. Needs a CUDA device: the kernels of the CPU compute in float32.
+   */
+  readonly precision?: ComputeDType;
   /** Named intermediates that `runWithTaps` gives: all, or those whose name is listed. */
   readonly taps?: boolean | readonly string[];
   /** What never changes between runs; `fn` gets it as its second argument. */
@@ -58,6 +67,7 @@ export interface StepTime {
 
 interface Compiled {
   readonly native: NativeProgram;
+  readonly device: Device;
   readonly plan: Plan;
   /** What the caller brings to every run. */
   readonly inputs: readonly { readonly path: string; readonly spec: Spec }[];
@@ -93,8 +103,60 @@ export function compile<I extends object, O, C = object>(
   specs: I,
   options: CompileOptions<C> = {},
 ): Program<I, O> {
+  const { constants, precision = 'float32' } = options;
+  const { device } = resolveDevice(options.device ?? 'cpu');
+  if (device === 'cpu' && precision !== 'float32') {
+    throw new SiglipError(
+      'ERR_DEVICE',
+      `compile: ${name} must run on a CUDA device to compute in ${precision}, got cpu`,
+    );
+  }
+  const { graph, inputs, leaves, derived, donated, outputs, taps } = lower(
+    name,
+    fn,
+    specs,
+    options,
+  );
+  const compiled = assemble(name, graph, {
+    inputs,
+    bound: derived.map(({ tensor }) => tensor),
+    donated,
+    device,
+  });
+  return new Program<I, O>(
+    name,
+    {
+      ...compiled,
+      bound:
+        constants === undefined
+          ? []
+          : derived.map((value) => bind(value, constants, leaves, device)),
+      taps,
+    },
+    outputs,
+  );
+}
+
+/** What compile() makes of a function before it plans and encodes; needs no device. */
+export interface Lowered<O> {
+  readonly graph: Graph;
+  readonly inputs: readonly Input[];
+  readonly leaves: ReadonlyMap<Tensor, string>;
+  readonly derived: readonly Derived[];
+  readonly donated: ReadonlySet<Tensor>;
+  readonly outputs: O;
+  readonly taps: readonly string[];
+}
+
+/** Traces a function and applies all rewrites; see {@link compile}. */
+export function lower<I extends object, O, C = object>(
+  name: string,
+  fn: (inputs: MapTree<I, Spec, Tensor>, constants: MapTree<C, ConstantSource, Tensor>) => O,
+  specs: I,
+  options: CompileOptions<C> = {},
+): Lowered<O> {
   const trace = new Trace();
-  const { constants, specialize } = options;
+  const { constants, specialize, precision = 'float32' } = options;
   const inputs: Input[] = [];
   const leaves = new Map<Tensor, string>();
   const outputs = recordInto(trace, () => {
@@ -126,26 +188,22 @@ export function compile<I extends object, O, C = object>(
   };
   for (const rewrite of rewrites) graph = rewrite(graph);
   if (specialize !== undefined) graph = specialized(graph, leaves, specialize);
+  graph = narrowed(graph, precision, leaves);
   let derived: readonly Derived[] = [];
   if (constants !== undefined) ({ graph, derived } = hoist(graph, leaves));
-
-  const compiled = assemble(name, graph, {
+  return {
+    graph,
     inputs,
-    bound: derived.map(({ tensor }) => tensor),
+    leaves,
+    derived,
     donated: donatedTensors(name, inputs, options.donate ?? []),
-  });
-  return new Program<I, O>(
-    name,
-    {
-      ...compiled,
-      bound: constants === undefined ? [] : derived.map((value) => bind(value, constants, leaves)),
-      taps: taps.map(([tapName]) => tapName),
-    },
     outputs,
-  );
+    taps: taps.map(([tapName]) => tapName),
+  };
 }
 
-interface Input {
+/** An input of the caller's. */
+export interface Input {
   readonly path: string;
   readonly tensor: Tensor;
 }
@@ -165,23 +223,28 @@ function assemble(
     readonly inputs: readonly Input[];
     readonly bound: readonly Tensor[];
     readonly donated: ReadonlySet<Tensor>;
+    readonly device: Device;
   },
 ): Omit<Compiled, 'bound' | 'taps'> {
-  const { inputs, bound, donated } = given;
-  const encoder = new Encoder(graph);
+  const { inputs, bound, donated, device } = given;
+  const encoder = new Encoder(graph, device);
   const planned = plan(graph, [...inputs.map(({ tensor }) => tensor), ...bound], {
     donated,
     scratchBytes: (node) => encoder.scratchBytes(node),
   });
   const steps = encoder.encode(planned);
-  const native = new (loadAddon().Program)({
-    name,
-    arenaBytes: planned.arenaBytes,
-    bufferBytes: [...planned.buffers],
-    steps: steps.map(({ step }) => step),
-  });
+  const native = new (loadAddon().Program)(
+    {
+      name,
+      arenaBytes: planned.arenaBytes,
+      bufferBytes: [...planned.buffers],
+      steps: steps.map(({ step }) => step),
+    },
+    device,
+  );
   return {
     native,
+    device,
     plan: planned,
     inputs: inputs.map(({ path, tensor }) => ({ path, spec: tensor })),
     steps: steps.map(({ step, kernel }) => ({ label: step.label, kernel })),
@@ -194,9 +257,12 @@ function bind<C>(
   { key, tensor, nodes }: Derived,
   constants: Constants<C>,
   leaves: ReadonlyMap<Tensor, string>,
+  device: Device,
 ): Bound {
+  const open = async (path: string): Promise<DeviceArray> =>
+    moved(await constants.source(path).open(), device);
   const make = async (): Promise<DeviceArray> => {
-    if (nodes.length === 0) return constants.source(key).open();
+    if (nodes.length === 0) return open(key);
     const read = new Set(nodes.flatMap(operandsOf));
     const inputs = [...leaves]
       .filter(([leaf]) => read.has(leaf))
@@ -204,12 +270,16 @@ function bind<C>(
     const graph = { nodes, results: [tensor] };
     const program = new Program<Record<string, Spec>, { value: Tensor }>(
       key,
-      { ...assemble(key, graph, { inputs, bound: [], donated: new Set() }), bound: [], taps: [] },
+      {
+        ...assemble(key, graph, { inputs, bound: [], donated: new Set(), device }),
+        bound: [],
+        taps: [],
+      },
       { value: tensor },
     );
     const opened: Record<string, DeviceArray> = {};
     try {
-      for (const { path } of inputs) opened[path] = await constants.source(path).open();
+      for (const { path } of inputs) opened[path] = await open(path);
       return (await program.run(opened)).value;
     } finally {
       disposeArrays(opened);
@@ -270,7 +340,10 @@ function materialize<O>(
 class Encoder {
   private readonly calls = new Map<Node, KernelCall>();
 
-  constructor(private readonly graph: Graph) {
+  constructor(
+    private readonly graph: Graph,
+    private readonly device: Device,
+  ) {
     const read = new Set<Tensor>(graph.results);
     for (const node of graph.nodes) {
       for (const operand of Object.values(node.inputs)) {
@@ -300,7 +373,7 @@ class Encoder {
     if (call === undefined) return 0;
     const { index } = kernelOf(call.kernel);
     const args = this.arguments(call, null, (ref) => viewOf(ref, 0, 0));
-    return loadAddon().scratchBytes(index, args);
+    return loadAddon().scratchBytes(index, args, this.device);
   }
 
   encode(planned: Plan): { readonly step: NativeStep; readonly kernel: string }[] {
@@ -354,6 +427,11 @@ export class Program<I, O> {
     private readonly outputs: O,
   ) {}
 
+  /** Where it runs. */
+  get device(): Device {
+    return this.compiled.device;
+  }
+
   /** What a run needs, in bytes. */
   get memory(): ProgramMemory {
     const { plan: planned, inputs, bound } = this.compiled;
@@ -379,7 +457,7 @@ export class Program<I, O> {
    * Runs the program off the JavaScript thread. Host arrays are copied in first. Results are new
    * arrays that the caller disposes, except those updated in place, which are the donated inputs.
    *
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_DISPOSED for wrong inputs, before anything runs.
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED for wrong inputs, before anything runs.
    */
   async run(inputs: MapTree<I, Spec, RunInput>): Promise<MapTree<O, Tensor, DeviceArray>> {
     const { results, unshared } = await this.execute(inputs, false);
@@ -435,7 +513,7 @@ export class Program<I, O> {
     unshared: readonly DeviceArray[];
     nanoseconds: Float64Array | undefined;
   }> {
-    const { native, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
+    const { native, device, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
     const temporary: DeviceArray[] = [];
     const owned: DeviceArray[] = [];
     try {
@@ -473,7 +551,7 @@ export class Program<I, O> {
       const resultArrays = planned.results.map((buffer, i) => {
         const existing = arrays[buffer] ?? created.get(buffer);
         if (existing !== undefined) return existing;
-        const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] });
+        const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] }, device);
         created.set(buffer, array);
         owned.push(array);
         return array;
@@ -516,7 +594,7 @@ export class Program<I, O> {
 
   private admit(input: RunInput, path: string, spec: Spec, temporary: DeviceArray[]): DeviceArray {
     if (!(input instanceof DeviceArray)) {
-      const array = DeviceArray.from(input, spec.shape);
+      const array = DeviceArray.from(input, spec.shape, this.device);
       temporary.push(array);
       this.checkInput(array, path, spec);
       return array;
@@ -526,6 +604,12 @@ export class Program<I, O> {
   }
 
   private checkInput(array: DeviceArray, path: string, spec: Spec): void {
+    if (array.device !== this.device) {
+      throw new SiglipError(
+        'ERR_DEVICE',
+        `${this.name}: ${path} must be on ${this.device}, got an array on ${array.device}`,
+      );
+    }
     const sameShape =
       array.shape.length === spec.shape.length &&
       array.shape.every((n, axis) => n === spec.shape[axis]);

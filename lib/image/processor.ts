@@ -40,6 +40,14 @@ export interface PreparedImage {
   readonly width: number;
 }
 
+/** One image of one size, to be normalised on the device. */
+export interface PreparedBytes {
+  /** (height, width, 3) */
+  readonly values: Uint8Array;
+  readonly height: number;
+  readonly width: number;
+}
+
 export type PrepareOptions = DecodeOptions;
 
 export interface PrepareNaflexOptions extends PrepareOptions {
@@ -80,6 +88,19 @@ export class FixedProcessor {
     const placement = this.place(pixels, 0);
     const values = allocate(Float32Array, [3, this.height, this.width]);
     await preparePixels([{ pixels, ...placement }], this.recipe('planes'), values);
+    return { values, height: this.height, width: this.width };
+  }
+
+  /**
+   * Decodes and resizes one image, to be normalised on the device by the table.
+   *
+   * @throws SiglipError as {@link prepare}
+   */
+  async prepareBytes(image: ImageInput, options: PrepareOptions = {}): Promise<PreparedBytes> {
+    const pixels = await decodePixels(image, options);
+    const placement = this.place(pixels, 0);
+    const values = allocate(Uint8Array, [this.height, this.width, 3]);
+    await preparePixels([{ pixels, ...placement }], this.recipe('bytes'), values);
     return { values, height: this.height, width: this.width };
   }
 

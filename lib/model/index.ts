@@ -37,14 +37,17 @@ export type {
   ImageInput,
   PackedInput,
   PatchInput,
+  PixelInput,
   VisionInput,
   VisionOutput,
   VisionTowerOptions,
 } from './vision_tower';
 export {
   EMBEDDING_EPS,
+  normalizedInput,
   packedInputSpecs,
   packedRows,
+  pixelInputSpecs,
   visionInputSpecs,
   visionTower,
 } from './vision_tower';

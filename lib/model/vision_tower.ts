@@ -47,6 +47,14 @@ export interface PackedInput<Leaf> {
   readonly segments: Leaf;
 }
 
+/** Images of a fixed-resolution tower as bytes; see {@link normalizedInput}. */
+export interface PixelInput<Leaf> {
+  /** (B, S, S, 3) uint8. */
+  readonly pixels: Leaf;
+  /** (3, 256) float32: the value of each byte of each colour. */
+  readonly table: Leaf;
+}
+
 /** What a vision tower takes: images where the config's `layout` is fixed, else either of the others. */
 export type VisionInput<Leaf> = ImageInput<Leaf> | PatchInput<Leaf> | PackedInput<Leaf>;
 
@@ -88,6 +96,25 @@ export function visionInputSpecs(
     shapes: int32(batch, 2),
     mask: uint8(batch, length),
   };
+}
+
+/** Specs of a fixed-resolution tower's images as bytes. @throws ERR_CONFIG for another tower */
+export function pixelInputSpecs({ vision }: ModelConfig, batch: number): PixelInput<Spec> {
+  if (vision.layout !== 'fixed') {
+    throw new SiglipError(
+      'ERR_CONFIG',
+      `pixelInputSpecs: vision.layout must be fixed, got ${vision.layout}`,
+    );
+  }
+  const { imageSize } = vision;
+  return { pixels: uint8(batch, imageSize, imageSize, 3), table: float32(3, 256) };
+}
+
+/** Records the normalisation of images that come as bytes. */
+export function normalizedInput(
+  input: PixelInput<Tensor> | VisionInput<Tensor>,
+): VisionInput<Tensor> {
+  return 'pixels' in input ? { images: ops.normalizePixels(input.pixels, input.table) } : input;
 }
 
 /**

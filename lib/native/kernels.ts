@@ -193,6 +193,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'dy', kind: 'in' },
     { name: 'ids', kind: 'in' },
     { name: 'dtable', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
   ],
   patchify_forward: [
     { name: 'images', kind: 'in' },
@@ -310,6 +311,10 @@ export const KERNEL_SIGNATURES = {
     { name: 'y', kind: 'out' },
   ],
   copy_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'y', kind: 'out' },
+  ],
+  cast_forward: [
     { name: 'x', kind: 'in' },
     { name: 'y', kind: 'out' },
   ],
@@ -772,6 +777,12 @@ export const kernels = {
   /** The call of `copy_forward`; its formula stands in the contract under native/ops. */
   copyForward: (a: { x: Ref; y: Ref }): KernelCall => ({
     kernel: 'copy_forward',
+    arguments: [a.x, a.y],
+  }),
+
+  /** The call of `cast_forward`; its formula stands in the contract under native/ops. */
+  castForward: (a: { x: Ref; y: Ref }): KernelCall => ({
+    kernel: 'cast_forward',
     arguments: [a.x, a.y],
   }),
 

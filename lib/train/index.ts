@@ -10,5 +10,5 @@ export type { StepConfig, StepInputs, StepOutputs, StepScalars } from './step';
 export { compileStep } from './step';
 export type { TrainerConfig, TrainOptions } from './trainer';
 export { Trainer } from './trainer';
-export type { PairBatch, PixelInput, TwoTowersStep, TwoTowersStepConfig } from './two_towers';
+export type { PairBatch, TwoTowersStep, TwoTowersStepConfig } from './two_towers';
 export { compileTwoTowersStep } from './two_towers';

@@ -196,6 +196,18 @@ static inline Vec exp2_bounded(Vec x) {
   return p * reinterpret_cast<Vec>(exponent);
 }
 
+// 1 / x for normal x, to 1 ulp or two: an estimate and one step of Newton's take a third of the time
+// that a division does.
+static inline Vec reciprocal(Vec x) {
+#if defined(SIGLIP_ISA_AVX512) && defined(__AVX512F__)
+  const Vec estimate =
+      reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
+  return multiply_add(multiply_add(-x, estimate, splat(1.0F)), estimate, estimate);
+#else
+  return splat(1.0F) / x;
+#endif
+}
+
 // GELU, tanh approximation, with u = √(2/π) (x + 0.044715 x³): since ½ (1 + tanh u) = sigmoid(2u),
 //   gelu(x) = x s,   gelu'(x) = s + x s (1 − s) 2u',   s = 1 / (1 + e), e = exp(−2u), 1 − s = e s.
 // The bound on the exponent keeps s normal and cannot be seen in the result; a NaN stays one, as
@@ -204,11 +216,11 @@ static inline Vec gelu_exponential(Vec x) {
   const Vec slope = multiply_add(x * x, splat(-0.10294324F), splat(-2.3022082F));  // times log2 e
   return exp2_bounded(min(splat(126.0F), max(splat(-125.0F), x * slope)));
 }
-static inline Vec gelu(Vec x) { return x / (splat(1.0F) + gelu_exponential(x)); }
+static inline Vec gelu(Vec x) { return x * reciprocal(splat(1.0F) + gelu_exponential(x)); }
 static inline Vec gelu_gradient(Vec x) {
   x = min(splat(10.0F), max(splat(-10.0F), x));  // outside, the gradient is 0 or 1 in float32
   const Vec e = gelu_exponential(x);
-  const Vec s = splat(1.0F) / (splat(1.0F) + e);
+  const Vec s = reciprocal(splat(1.0F) + e);
   const Vec slope = multiply_add(x * x, splat(0.21406445F), splat(1.5957691F));  // 2u'
   return multiply_add((x * s) * (e * s), slope, s);
 }

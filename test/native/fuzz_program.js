@@ -181,6 +181,7 @@ const CALLS = {
   accumulate: [f('M', 'K'), f('M', 'K')],
   fill: [int(2), f('M', 'K')],
   copy_forward: [f('M', 'K'), f('M', 'K')],
+  cast_forward: [f('M', 'K'), f('M', 'K')],
   sum_rows_forward: [f('B', 'M', 'K'), f('M', 'K')],
   dot_forward: [f('M', 'K'), f('M', 'K'), f(1)],
   global_norm_forward: [list(f('M', 'K'), f('N')), f(1)],

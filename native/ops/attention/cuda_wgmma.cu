@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = 128 * (kConsumers + 1);
-constexpr int kConsumerRegisters = 240;
-constexpr int kProducerRegisters = 24;
+[[maybe_unused]] constexpr int kConsumerRegisters = 240;
+[[maybe_unused]] constexpr int kProducerRegisters = 24;
 constexpr int kChunk = kBoxRows;  // queries of a warpgroup at a time
 
 struct ForwardExtents {

@@ -14,16 +14,17 @@ namespace {
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kConsumerThreads = 128 * kConsumers;
 constexpr int kThreads = kConsumerThreads + 128;
-constexpr int kConsumerRegisters = 240;
-constexpr int kProducerRegisters = 24;
+[[maybe_unused]] constexpr int kConsumerRegisters = 240;
+[[maybe_unused]] constexpr int kProducerRegisters = 24;
 constexpr int kChunk = kBoxRows;  // rows of a warpgroup
-constexpr int kBlock = 64;        // rows of the other side at a time: their scores fit in registers
-constexpr int kTensors = 5;       // loaded for a head, in this order
-constexpr int kO = 0;
-constexpr int kDout = 1;
-constexpr int kK = 2;
-constexpr int kQ = 3;
-constexpr int kV = 4;
+[[maybe_unused]] constexpr int kBlock =
+    64;                      // rows of the other side at a time: their scores fit in registers
+constexpr int kTensors = 5;  // loaded for a head, in this order
+[[maybe_unused]] constexpr int kO = 0;
+[[maybe_unused]] constexpr int kDout = 1;
+[[maybe_unused]] constexpr int kK = 2;
+[[maybe_unused]] constexpr int kQ = 3;
+[[maybe_unused]] constexpr int kV = 4;
 
 struct BackwardMaps {
   TensorMaps loads[kTensors];

@@ -9,17 +9,11 @@ namespace siglip::cuda::attention {
 namespace {
 
 constexpr int kKeys = 128;  // of a block
-constexpr int kSteps = kKeys / 16;
-
-template <int kConsumers>
-struct Threads {
-  static constexpr int kCount = 128 * (kConsumers + 1);
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
-};
+[[maybe_unused]] constexpr int kSteps = kKeys / 16;
 
 template <int kWidth, int kConsumers>
 struct LongPlan {
+  static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kKeyBytes = Columns<kWidth>::tile_bytes(kKeys);
   static constexpr int kChunkBytes = Columns<kWidth>::tile_bytes(kBoxRows);
   static constexpr int kStages = kWidth > 64 ? 3 : 4;  // blocks of keys, and of values
@@ -40,7 +34,7 @@ struct Extents {
 };
 
 // First key of the i-th block to be taken: the last block of all comes first.
-__device__ __forceinline__ int block_row(int i, int blocks) {
+[[maybe_unused]] __device__ __forceinline__ int block_row(int i, int blocks) {
   return (i == 0 ? blocks - 1 : i - 1) * kKeys;
 }
 
@@ -85,11 +79,13 @@ __device__ __forceinline__ void pack_steps(const float (&s)[kCount], uint32_t (&
 #endif  // sm_90a
 
 template <int kWidth, int kConsumers>
-__global__ void __launch_bounds__(Threads<kConsumers>::kCount, 1)
+__global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     attention_forward_long(const __grid_constant__ ForwardMaps maps, Extents e, float c,
                            float* lse) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Plan = LongPlan<kWidth, kConsumers>;
+  constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
   extern __shared__ char memory[];
   char* const keys = memory + (1024 - shared_address(memory) % 1024) % 1024;
   char* const values = keys + Plan::kStages * Plan::kKeyBytes;
@@ -118,7 +114,7 @@ __global__ void __launch_bounds__(Threads<kConsumers>::kCount, 1)
   const unsigned group = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
 
   if (group == kConsumers) {  // the producer
-    registers_lower<Threads<kConsumers>::kProducerRegisters>();
+    registers_lower<kProducerRegisters>();
     if (threadIdx.x % 128 != 0) return;
     unsigned n = 0;  // tiles, and blocks, so far
     unsigned block_n = 0;
@@ -150,7 +146,7 @@ __global__ void __launch_bounds__(Threads<kConsumers>::kCount, 1)
     return;
   }
 
-  registers_raise<Threads<kConsumers>::kConsumerRegisters>();
+  registers_raise<kConsumerRegisters>();
   const bool elected = threadIdx.x % 128 == 0;
   const int lane = threadIdx.x % 32;
   const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;  // the upper one
@@ -312,7 +308,7 @@ void run(const CudaContext& cuda, const ForwardCall& call) {
   e.keys = shape.keys;
   e.blocks = ceil_div(shape.keys, kKeys);
   const int blocks = e.items < cuda.multiprocessors ? e.items : cuda.multiprocessors;
-  kernel<<<blocks, Threads<kConsumers>::kCount, Plan::kBytes, cuda.stream>>>(
+  kernel<<<blocks, Plan::kThreads, Plan::kBytes, cuda.stream>>>(
       forward_maps(call, Columns<kWidth>::kRest), e, static_cast<float>(call.scale * kLog2E),
       call.lse);
   check_launch("attention_forward_long");

@@ -1,8 +1,7 @@
-// The forward on sm_90a of up to 256 keys: all scores of a query are in registers at once. A block is there for the whole call (one to a multiprocessor): a warp of it has
-// the copy engine load what comes next while two warpgroups, each with 64 queries at a time, compute.
-// Their products overlap: while one takes exponentials, the other multiplies.
-#include <type_traits>
-
+// The forward on sm_90a of up to 256 keys: all scores of a query are in registers at once. A block is
+// there for the whole call (one to a multiprocessor): a warpgroup of it loads what comes next, or has
+// the copy engine do it, while two, each with 64 queries at a time, compute. Their products overlap:
+// while one takes exponentials, the other multiplies.
 #include "ops/attention/cuda_wgmma.cuh"
 
 namespace siglip::cuda::attention {
@@ -10,8 +9,6 @@ namespace {
 
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = 128 * (kConsumers + 1);
-[[maybe_unused]] constexpr int kConsumerRegisters = 240;
-[[maybe_unused]] constexpr int kProducerRegisters = 24;
 constexpr int kChunk = kBoxRows;  // queries of a warpgroup at a time
 
 struct ForwardExtents {
@@ -28,8 +25,8 @@ struct ShortPlan {
   static constexpr int kKeyBytes = Columns<kWidth>::tile_bytes(kRows);
   static constexpr int kChunkBytes = Columns<kWidth>::tile_bytes(kChunk);
   static constexpr int kKeyStages = kRows > 128 ? 2 : kRows > 64 ? (kWidth > 64 ? 3 : 4) : 6;
-  static constexpr int kValueStages = kRows > 128 && kWidth > 80 ? 1 : kKeyStages;
-  static constexpr int kChunkStages = kWidth > 80 || (kWidth > 64 && kRows > 128) ? 6 : 8;
+  static constexpr int kValueStages = kRows > 128 && kWidth > 72 ? 1 : kKeyStages;
+  static constexpr int kChunkStages = kWidth > 72 || (kWidth > 64 && kRows > 128) ? 6 : 8;
   static constexpr int kBarriers = 2 * (kKeyStages + kValueStages + kChunkStages);
   static constexpr int kBytes =
       (kKeyStages + kValueStages) * kKeyBytes + kChunkStages * kChunkBytes + kBarriers * 8 + 1024;
@@ -38,9 +35,10 @@ struct ShortPlan {
 
 template <int kWidth, int kKeys>
 __global__ void __launch_bounds__(kThreads, 1)
-    attention_forward_short(const __grid_constant__ ForwardMaps maps, ForwardExtents e, float c,
-                            float* lse) {
+    attention_forward_short(const __grid_constant__ ForwardTensors<kWidth> tensors, ForwardExtents e,
+                            float c, float* lse) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using C = Columns<kWidth>;
   using Plan = ShortPlan<kWidth, kKeys>;
   constexpr int kRows = Plan::kRows;
   extern __shared__ char memory[];
@@ -56,34 +54,35 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint64_t* const chunk_empty = chunk_full + Plan::kChunkStages;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kKeyStages; ++i) {
-      barrier_init(key_full + i, 1);
+      barrier_init(key_full + i, C::kLoaders);
       barrier_init(key_empty + i, kConsumers);
     }
     for (int i = 0; i < Plan::kValueStages; ++i) {
-      barrier_init(value_full + i, 1);
+      barrier_init(value_full + i, C::kLoaders);
       barrier_init(value_empty + i, kConsumers);
     }
     for (int i = 0; i < Plan::kChunkStages; ++i) {
-      barrier_init(chunk_full + i, 1);
-      barrier_init(chunk_empty + i, 1);
+      barrier_init(chunk_full + i, C::kLoaders);
+      barrier_init(chunk_empty + i, C::kStorers);
     }
     barrier_init_fence();
   }
+  fill_up_tiles<kWidth, kRows>(keys, Plan::kKeyStages + Plan::kValueStages);
+  fill_up_tiles<kWidth, kChunk>(chunks, Plan::kChunkStages);
   __syncthreads();
   const unsigned count = ceil_div(e.queries, kChunk);  // chunks of an item
   // Told to the compiler as the same for a whole warp.
   const unsigned group = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
 
   if (group == kConsumers) {  // the producer
-    registers_lower<kProducerRegisters>();
-    if (threadIdx.x % 128 != 0) return;
+    registers_lower<kProducerRegisters<kWidth>>();
+    if (threadIdx.x % 128 >= C::kLoaders) return;
     unsigned n = 0;  // items, and chunks, so far
     unsigned chunk_n = 0;
     const auto load_chunk = [&](unsigned chunk, int head, int image) {
       const Place<Plan::kChunkStages> place(chunk_n++);
       barrier_wait(chunk_empty + place.stage, place.parity ^ 1U);
-      barrier_arrive_expect(chunk_full + place.stage, Plan::kChunkBytes);
-      load_tile<kWidth, kChunk>(chunks + place.stage * Plan::kChunkBytes, maps.q,
+      load_tile<kWidth, kChunk>(chunks + place.stage * Plan::kChunkBytes, tensors.q,
                                 chunk_full + place.stage, head, static_cast<int>(chunk) * kChunk,
                                 image);
     };
@@ -92,21 +91,22 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int image = item / e.heads;
       const Place<Plan::kKeyStages> key(n);
       barrier_wait(key_empty + key.stage, key.parity ^ 1U);
-      barrier_arrive_expect(key_full + key.stage, Plan::kKeyBytes);
-      load_tile<kWidth, kRows>(keys + key.stage * Plan::kKeyBytes, maps.k, key_full + key.stage,
+      load_tile<kWidth, kRows>(keys + key.stage * Plan::kKeyBytes, tensors.k, key_full + key.stage,
                                head, 0, image);
-      load_chunk(0, head, image);
+      // What the warpgroups begin with, before values whose place may still be taken.
+      unsigned chunk = 0;
+      for (; chunk < kConsumers && chunk < count; ++chunk) load_chunk(chunk, head, image);
       const Place<Plan::kValueStages> value(n);
       barrier_wait(value_empty + value.stage, value.parity ^ 1U);
-      barrier_arrive_expect(value_full + value.stage, Plan::kKeyBytes);
-      load_tile<kWidth, kRows>(values + value.stage * Plan::kKeyBytes, maps.v,
+      load_tile<kWidth, kRows>(values + value.stage * Plan::kKeyBytes, tensors.v,
                                value_full + value.stage, head, 0, image);
-      for (unsigned chunk = 1; chunk < count; ++chunk) load_chunk(chunk, head, image);
+      for (; chunk < count; ++chunk) load_chunk(chunk, head, image);
     }
+    finish_loads<kWidth>();
     return;
   }
 
-  registers_raise<kConsumerRegisters>();
+  registers_raise<kConsumerRegisters<kWidth>>();
   const bool elected = threadIdx.x % 128 == 0;
   const int lane = threadIdx.x % 32;
   const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;  // the upper one
@@ -126,12 +126,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Place<Plan::kValueStages> value(n);
     const uint32_t key_tile = shared_address(keys + key.stage * Plan::kKeyBytes);
     const uint32_t value_tile = shared_address(values + value.stage * Plan::kKeyBytes);
-    barrier_wait(key_full + key.stage, key.parity);
+    wait_loaded<kWidth>(key_full + key.stage, key.parity);
     for (unsigned chunk = (group + first_chunk) % kConsumers; chunk < count; chunk += kConsumers) {
       const unsigned chunk_n = first_chunk + chunk;  // group, modulo kConsumers
       const Place<Plan::kChunkStages> place(chunk_n);
       char* const tile = chunks + place.stage * Plan::kChunkBytes;
-      barrier_wait(chunk_full + place.stage, place.parity);
+      wait_loaded<kWidth>(chunk_full + place.stage, place.parity);
 
       float s[kKeys / 2];
       wgmma_fence();
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       row_maxima(s, highest);
       const float reference[2] = {highest[0] * c, highest[1] * c};
       float total[4] = {};
-      barrier_wait(value_full + value.stage, value.parity);
+      wait_loaded<kWidth>(value_full + value.stage, value.parity);
       WidthSums<kWidth> sums;
       // Rows of 16 keys become factors as soon as they are exponentials, in groups of up to 64.
       constexpr int kGroup = kKeys % 64 == 0 ? 4 : 1;
@@ -190,12 +190,20 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       named_barrier_sync(1 + static_cast<int>(group), 128);  // all have read the queries
       write_tile<kWidth>(sums, 1.0F / sum[0], 1.0F / sum[1], shared_address(tile));
-      fence_async_shared();
-      named_barrier_sync(1 + static_cast<int>(group), 128);
-      if (elected) {
-        store_tile<kWidth>(tile, maps.o, head, static_cast<int>(chunk) * kChunk, image);
-        tma_store_commit();
-        storing = place.stage;
+      const int first = static_cast<int>(chunk) * kChunk;
+      if constexpr (C::kByEngine) {
+        fence_async_shared();
+        named_barrier_sync(1 + static_cast<int>(group), 128);
+        if (elected) {
+          store_tile<kWidth>(tile, tensors.o, head, first, image);
+          tma_store_commit();
+          storing = place.stage;
+        }
+      } else {
+        __syncwarp();
+        store_tile<kWidth>(tile, tensors.o, head, first, image);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(chunk_empty + place.stage);
       }
     }
     // Even if it had no chunk here: its arrivals at a place must not overtake the place's items.
@@ -211,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <int kWidth, int kKeys>
-void run_short(const CudaContext& cuda, const ForwardCall& call, const ForwardMaps& maps) {
+void run_short(const CudaContext& cuda, const ForwardCall& call) {
   const Shape& shape = call.shape;
   const auto kernel = attention_forward_short<kWidth, kKeys>;
   constexpr int kBytes = ShortPlan<kWidth, kKeys>::kBytes;
@@ -221,7 +229,7 @@ void run_short(const CudaContext& cuda, const ForwardCall& call, const ForwardMa
                             shape.keys};
   const int blocks = e.items < cuda.multiprocessors ? e.items : cuda.multiprocessors;
   kernel<<<blocks, kThreads, kBytes, cuda.stream>>>(
-      maps, e, static_cast<float>(call.scale * kLog2E), call.lse);
+      forward_tensors<kWidth>(call), e, static_cast<float>(call.scale * kLog2E), call.lse);
   check_launch("attention_forward_short");
 }
 
@@ -229,11 +237,10 @@ template <int kWidth>
 void run_width(const CudaContext& cuda, const ForwardCall& call) {
   const int keys = call.shape.keys;
   if (keys > 256) return forward_long<kWidth>(cuda, call);
-  const ForwardMaps maps = forward_maps(call, Columns<kWidth>::kRest);
-  if (keys <= 64) return run_short<kWidth, 64>(cuda, call, maps);
-  if (keys <= 128) return run_short<kWidth, 128>(cuda, call, maps);
-  if (keys <= 208) return run_short<kWidth, 208>(cuda, call, maps);
-  run_short<kWidth, 256>(cuda, call, maps);
+  if (keys <= 64) return run_short<kWidth, 64>(cuda, call);
+  if (keys <= 128) return run_short<kWidth, 128>(cuda, call);
+  if (keys <= 208) return run_short<kWidth, 208>(cuda, call);
+  run_short<kWidth, 256>(cuda, call);
 }
 
 }  // namespace
@@ -243,8 +250,8 @@ bool forward_wgmma(const CudaContext& cuda, const ForwardCall& call) {
   if (width <= 32 || width > 96) return false;
   if (width <= 64) {
     run_width<64>(cuda, call);
-  } else if (width <= 80) {
-    run_width<80>(cuda, call);
+  } else if (width == 72) {
+    run_width<72>(cuda, call);
   } else {
     run_width<96>(cuda, call);
   }

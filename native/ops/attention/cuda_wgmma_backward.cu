@@ -1,7 +1,7 @@
 // The backward on sm_90a of up to 256 queries and keys. A block is there for the whole call and takes one
 // head of an image after the other, all of whose rows it has in shared memory, so that each is read
-// once; a warp has the copy engine load the next ones into the places that become free. Two warpgroups
-// share out the 64-row chunks of keys and of queries:
+// once; a warpgroup loads the next ones into the places that become free, or has the copy engine do it.
+// Two share out the 64-row chunks of keys and of queries:
 //   a chunk of keys     Sᵀ = K Qᵀ, dPᵀ = V dOᵀ, dV += Pᵀ dO, dK += dSᵀ Q
 //   a chunk of queries  S = Q Kᵀ, dP = dO Vᵀ, dQ += dS K
 // Scores are computed twice, but neither they nor sums leave the registers, and nothing is added up
@@ -14,8 +14,6 @@ namespace {
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kConsumerThreads = 128 * kConsumers;
 constexpr int kThreads = kConsumerThreads + 128;
-[[maybe_unused]] constexpr int kConsumerRegisters = 240;
-[[maybe_unused]] constexpr int kProducerRegisters = 24;
 constexpr int kChunk = kBoxRows;  // rows of a warpgroup
 [[maybe_unused]] constexpr int kBlock =
     64;                      // rows of the other side at a time: their scores fit in registers
@@ -26,11 +24,12 @@ constexpr int kTensors = 5;  // loaded for a head, in this order
 [[maybe_unused]] constexpr int kQ = 3;
 [[maybe_unused]] constexpr int kV = 4;
 
-struct BackwardMaps {
-  TensorMaps loads[kTensors];
-  TensorMaps dq;
-  TensorMaps dk;
-  TensorMaps dv;
+template <int kWidth>
+struct BackwardTensors {
+  Tensor<kWidth> loads[kTensors];
+  Tensor<kWidth> dq;
+  Tensor<kWidth> dk;
+  Tensor<kWidth> dv;
 };
 
 struct Extents {
@@ -80,10 +79,13 @@ __device__ __forceinline__ float row_dot(const char* a, const char* b, int row) 
     }
   };
 #pragma unroll
-  for (int piece = 0; piece < 8; ++piece) add(swizzled<128>(row * 128 + piece * 16));
+  for (int piece = 0; piece < C::kMain / 8; ++piece) {
+    add(C::kByEngine ? swizzled<128>(row * 128 + piece * 16)
+                     : piece * (kRows + 1) * 16 + row * 16);
+  }
 #pragma unroll
   for (int piece = 0; piece < C::kRest / 8; ++piece) {
-    add(kRows * 128 + swizzled<C::kRestBytes>(row * C::kRestBytes + piece * 16));
+    add(kRows * 128 + swizzled<64>(row * 64 + piece * 16));
   }
   return sum;
 }
@@ -92,9 +94,10 @@ __device__ __forceinline__ float row_dot(const char* a, const char* b, int row) 
 
 template <int kWidth, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
-    attention_backward_short(const __grid_constant__ BackwardMaps maps, Extents e, float scale,
-                             const float* lse) {
+    attention_backward_short(const __grid_constant__ BackwardTensors<kWidth> tensors, Extents e,
+                             float scale, const float* lse) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using C = Columns<kWidth>;
   using Plan = BackwardPlan<kWidth, kRows>;
   extern __shared__ char memory[];
   char* const tiles = memory + (1024 - shared_address(memory) % 1024) % 1024;
@@ -107,50 +110,58 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint64_t* const empty = full + Plan::kPlaces;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kPlaces; ++i) {
-      barrier_init(full + i, 1);
+      barrier_init(full + i, C::kLoaders);
       barrier_init(empty + i, kConsumers);
     }
     barrier_init_fence();
   }
+  fill_up_tiles<kWidth, kRows>(tiles, Plan::kPlaces);
   __syncthreads();
   // Told to the compiler as the same for a whole warp.
   const unsigned group = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
 
   if (group == kConsumers) {  // the producer
-    registers_lower<kProducerRegisters>();
-    if (threadIdx.x % 128 != 0) return;
+    registers_lower<kProducerRegisters<kWidth>>();
+    if (threadIdx.x % 128 >= C::kLoaders) return;
     unsigned n = 0;  // tiles so far
     for (int item = blockIdx.x; item < e.items; item += gridDim.x) {
       for (int tensor = 0; tensor < kTensors; ++tensor, ++n) {
         const Place<Plan::kPlaces> place(n);
         barrier_wait(empty + place.stage, place.parity ^ 1U);
-        barrier_arrive_expect(full + place.stage, Plan::kTileBytes);
-        load_tile<kWidth, kRows>(tiles + place.stage * Plan::kTileBytes, maps.loads[tensor],
+        load_tile<kWidth, kRows>(tiles + place.stage * Plan::kTileBytes, tensors.loads[tensor],
                                  full + place.stage, item % e.heads, 0, item / e.heads);
       }
     }
+    finish_loads<kWidth>();
     return;
   }
 
-  registers_raise<kConsumerRegisters>();
+  registers_raise<kConsumerRegisters<kWidth>>();
   const int thread = static_cast<int>(threadIdx.x);
   const bool elected = thread % 128 == 0;
   const int lane = thread % 32;
   const int row = thread % 128 / 32 * 16 + lane / 4;  // the upper one of a chunk
   const int barrier = 1 + static_cast<int>(group);
   char* const stage = stages + group * Plan::kChunkBytes;
-  const float c = scale * static_cast<float>(kLog2E);
+  const float scale_log2 = scale * static_cast<float>(kLog2E);
   // Rounds 64 rows of a result and has them stored.
-  const auto store = [&](const WidthSums<kWidth>& sums, float factor, const TensorMaps& map,
-                         int head, int first, int image) {
-    if (elected) tma_store_wait_read<0>();
-    named_barrier_sync(barrier, 128);
-    write_tile<kWidth>(sums, factor, factor, shared_address(stage));
-    fence_async_shared();
-    named_barrier_sync(barrier, 128);
-    if (elected) {
-      store_tile<kWidth>(stage, map, head, first, image);
-      tma_store_commit();
+  const auto store = [&](const WidthSums<kWidth>& sums, float factor,
+                         const Tensor<kWidth>& target, int head, int first, int image) {
+    if constexpr (C::kByEngine) {
+      if (elected) tma_store_wait_read<0>();
+      named_barrier_sync(barrier, 128);
+      write_tile<kWidth>(sums, factor, factor, shared_address(stage));
+      fence_async_shared();
+      named_barrier_sync(barrier, 128);
+      if (elected) {
+        store_tile<kWidth>(stage, target, head, first, image);
+        tma_store_commit();
+      }
+    } else {
+      __syncwarp();
+      write_tile<kWidth>(sums, factor, factor, shared_address(stage));
+      __syncwarp();
+      store_tile<kWidth>(stage, target, head, first, image);
     }
   };
   // Of query `thread` of an item; +∞, so that its probabilities are zeros, where there is none.
@@ -169,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto place_of = [&](int tensor) { return Place<Plan::kPlaces>(n * kTensors + tensor); };
     const auto wait_for = [&](int tensor) {
       const Place<Plan::kPlaces> place = place_of(tensor);
-      barrier_wait(full + place.stage, place.parity);
+      wait_loaded<kWidth>(full + place.stage, place.parity);
       return tiles + place.stage * Plan::kTileBytes;
     };
     const char* const o_tile = wait_for(kO);
@@ -209,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             const float2 total = *reinterpret_cast<const float2*>(totals + column + 8 * i);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-              s[4 * i + j] = exp2_fast(fmaf(s[4 * i + j], c, -(j % 2 == 0 ? total.x : total.y)));
+              s[4 * i + j] = exp2_fast(fmaf(s[4 * i + j], scale_log2, -(j % 2 == 0 ? total.x : total.y)));
             }
           }
           uint32_t p[kBlock / 16][4];
@@ -242,8 +253,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           dv_sums.keep();
           dk_sums.keep();
         }
-        store(dv_sums, 1.0F, maps.dv, head, first, image);
-        store(dk_sums, scale, maps.dk, head, first, image);
+        store(dv_sums, 1.0F, tensors.dv, head, first, image);
+        store(dk_sums, scale, tensors.dk, head, first, image);
       } else {
         const int first = (unit - key_chunks) * kChunk;
         const float total[2] = {totals[first + row], totals[first + row + 8]};
@@ -262,7 +273,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (e.keys - other < kBlock) limit_keys<kBlock>(s, e.keys - other);
 #pragma unroll
           for (int i = 0; i < kBlock / 2; ++i) {
-            s[i] = exp2_fast(fmaf(s[i], c, -total[i / 2 % 2]));
+            s[i] = exp2_fast(fmaf(s[i], scale_log2, -total[i / 2 % 2]));
           }
           wgmma_wait<0>();
           keep_in_place(ds);
@@ -280,7 +291,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           wgmma_wait<0>();
           sums.keep();
         }
-        store(sums, scale, maps.dq, head, first, image);
+        store(sums, scale, tensors.dq, head, first, image);
       }
     }
     named_barrier_sync(barrier, 128);  // all have read the tiles
@@ -297,15 +308,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kWidth, int kRows>
 void run(const CudaContext& cuda, const BackwardCall& call) {
   using Plan = BackwardPlan<kWidth, kRows>;
-  constexpr int kRest = Columns<kWidth>::kRest;
   const Shape& shape = call.shape;
   const auto kernel = attention_backward_short<kWidth, kRows>;
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes),
       "attention_backward_short");
-  const auto queries = [&](const void* x) { return head_maps(x, shape, shape.queries, kRest); };
-  const auto keys = [&](const void* x) { return head_maps(x, shape, shape.keys, kRest); };
-  const BackwardMaps maps = {
+  const auto queries = [&](const void* x) {
+    return head_tensor<kWidth>(x, shape, shape.queries);
+  };
+  const auto keys = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.keys); };
+  const BackwardTensors<kWidth> tensors = {
       {queries(call.o), queries(call.dout), keys(call.k), queries(call.q), keys(call.v)},
       queries(call.dq),
       keys(call.dk),
@@ -313,8 +325,8 @@ void run(const CudaContext& cuda, const BackwardCall& call) {
   const Extents e = {static_cast<int>(shape.batch * shape.heads), shape.heads, shape.queries,
                      shape.keys};
   const int blocks = e.items < cuda.multiprocessors ? e.items : cuda.multiprocessors;
-  kernel<<<blocks, kThreads, Plan::kBytes, cuda.stream>>>(maps, e, static_cast<float>(call.scale),
-                                                          call.lse);
+  kernel<<<blocks, kThreads, Plan::kBytes, cuda.stream>>>(
+      tensors, e, static_cast<float>(call.scale), call.lse);
   check_launch("attention_backward_short");
 }
 
@@ -333,8 +345,8 @@ bool backward_wgmma(const CudaContext& cuda, const BackwardCall& call) {
   if (width <= 32 || width > 96 || rows > 256) return false;
   if (width <= 64) {
     run_width<64>(cuda, call, rows);
-  } else if (width <= 80) {
-    run_width<80>(cuda, call, rows);
+  } else if (width == 72) {
+    run_width<72>(cuda, call, rows);
   } else {
     run_width<96>(cuda, call, rows);
   }

@@ -11,6 +11,7 @@ import * as ops from '../lib/ops';
 import * as adam from './reference/adam';
 import * as attention from './reference/attention';
 import * as attentionPool from './reference/attention_pool';
+import * as cast from './reference/cast';
 import * as elementwise from './reference/elementwise';
 import * as embedding from './reference/embedding';
 import * as gelu from './reference/gelu';
@@ -718,6 +719,24 @@ function addCase(shape: readonly number[]): OpCase {
   });
 }
 
+function castCase(shape: readonly number[], options: Options = {}): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'cast',
+    name: `${text(shape)} to bfloat16 and back`,
+    operands: { x: f32(shape, options) },
+    apply: (t) => ({ y: ops.cast(ops.cast(t.x, 'bfloat16'), 'float32') }),
+    reference: (a) => ({ y: map(a.x, cast.toBfloat16) }),
+    backward: ({ y: dy }) => ({ x: map(dy, cast.toBfloat16) }),
+    tolerance: 'exact',
+    kink: true,
+    cost: {
+      forward: { flops: 0, bytes: 3 * floats(n) },
+      backward: { flops: 0, bytes: 3 * floats(n) },
+    },
+  });
+}
+
 function addRowCase(shape: readonly number[]): OpCase {
   const n = elements(shape);
   const row = shape.slice(1);
@@ -1286,6 +1305,8 @@ export const opCases: readonly OpCase[] = [
   l2NormalizeCase([3, 20], { name: '3x20 tiny' }, { draw: scaled(1e-4) }),
   addCase([3, 37]),
   addRowCase([3, 5, 7]),
+  castCase([3, 5, 7]),
+  castCase([33], { draw: scaled(1e30) }),
   addRowCase([5, 33]),
   repeatRowCase(4, [1, 19]),
   repeatRowCase(3, [65]),
@@ -1378,6 +1399,7 @@ export const splitCases: readonly OpCase[] = [
   addCase([300, 130]),
   addRowCase([300, 11, 13]),
   repeatRowCase(300, [130]),
+  castCase([300, 131]),
   scaleCase([300, 130]),
   scaleByCase([300, 130], 0.5),
   embeddingCase(700, 64, [40, 20]),
@@ -1439,6 +1461,7 @@ export const modelCases: readonly OpCase[] = [
   l2NormalizeCase([1024, 768]),
   addCase([TOWER_ROWS, 768]),
   addRowCase([8, 196, 768]),
+  castCase([TOWER_ROWS, 768]),
   embeddingCase(32000, 768, [32, 64]),
   patchifyCase([8, 3, 224, 224], 16),
   positionResizeCase(
@@ -1507,7 +1530,12 @@ export function gradientProgram(
   );
 }
 
-const HOST = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
+const HOST = {
+  float32: Float32Array,
+  int32: Int32Array,
+  uint8: Uint8Array,
+  bfloat16: Uint16Array,
+};
 
 /** The operands' values in host memory of their dtypes. */
 export function hostOperands(c: OpCase, values: Arrays): Record<string, HostArray> {

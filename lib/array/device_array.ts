@@ -12,6 +12,8 @@ export interface HostArrayOf {
   float32: Float32Array;
   int32: Int32Array;
   uint8: Uint8Array;
+  /** The upper halves of float32 numbers. */
+  bfloat16: Uint16Array;
 }
 
 /**
@@ -54,6 +56,7 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   static from(data: Float32Array, shape?: readonly number[]): DeviceArray<'float32'>;
   static from(data: Int32Array, shape?: readonly number[]): DeviceArray<'int32'>;
   static from(data: Uint8Array, shape?: readonly number[]): DeviceArray<'uint8'>;
+  static from(data: Uint16Array, shape?: readonly number[]): DeviceArray<'bfloat16'>;
   static from(data: HostArray, shape?: readonly number[]): DeviceArray;
   static from(data: HostArray, shape: readonly number[] = [data.length]): DeviceArray {
     const dtype = dtypeOf('DeviceArray.from', data);
@@ -73,7 +76,7 @@ export class DeviceArray<D extends DType = DType> implements Spec {
     if (!Object.hasOwn(HOST_ARRAYS, spec.dtype)) {
       throw new SiglipError(
         'ERR_DTYPE',
-        `DeviceArray.zeros: dtype must be float32, int32 or uint8, got ${spec.dtype}`,
+        `DeviceArray.zeros: dtype must be float32, int32, uint8 or bfloat16, got ${spec.dtype}`,
       );
     }
     return new DeviceArray(spec.dtype, spec.shape);
@@ -145,7 +148,12 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   }
 }
 
-const HOST_ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array } as const;
+const HOST_ARRAYS = {
+  float32: Float32Array,
+  int32: Int32Array,
+  uint8: Uint8Array,
+  bfloat16: Uint16Array,
+} as const;
 
 // By the internal name and not by instanceof: an array of another realm (a vm context, as test
 // runners use) is as good.
@@ -157,10 +165,12 @@ function dtypeOf(who: string, data: HostArray): DType {
       return 'int32';
     case '[object Uint8Array]':
       return 'uint8';
+    case '[object Uint16Array]':
+      return 'bfloat16';
     default:
       throw new SiglipError(
         'ERR_DTYPE',
-        `${who}: data must be a Float32Array, Int32Array or Uint8Array, got ${Object.prototype.toString.call(data).slice(8, -1)}`,
+        `${who}: data must be a Float32Array, Int32Array, Uint8Array or Uint16Array, got ${Object.prototype.toString.call(data).slice(8, -1)}`,
       );
   }
 }

@@ -1,4 +1,4 @@
 export type { HostArrayOf, RunInput } from './device_array';
 export { DeviceArray } from './device_array';
 export type { DType, HostArray, Spec } from '../native/spec';
-export { float32, int32, uint8 } from '../native/spec';
+export { bfloat16, float32, int32, uint8 } from '../native/spec';

@@ -14,6 +14,8 @@ import { copy } from './intrinsics';
 import { Reshaped, describe } from './op';
 import type { Plan } from './planner';
 import { plan, rootsOf, totalBytes } from './planner';
+import type { ComputeDType } from './precision';
+import { narrowed } from './precision';
 import type { Graph, Specialize } from './rewrite';
 import { rewrites, specialized } from './rewrite';
 import type { Node } from './tensor';
@@ -26,6 +28,12 @@ export interface CompileOptions<C = unknown> {
   readonly device?: 'cpu';
   /** Top-level inputs whose arrays the program may update in place (weights, optimizer state). */
   readonly donate?: readonly string[];
+  /**
+   * In what activations are held and multiplied. Default `'float32'`. With `'bfloat16'` inputs,
+   * results and taps stay float32, as do parameters, their gradients, statistics and losses; see
+   * precision.ts. Needs a CUDA device: the kernels of the CPU compute in float32.
+   */
+  readonly precision?: ComputeDType;
   /** Named intermediates that `runWithTaps` gives: all, or those whose name is listed. */
   readonly taps?: boolean | readonly string[];
   /** What never changes between runs; `fn` gets it as its second argument. */
@@ -93,8 +101,55 @@ export function compile<I extends object, O, C = object>(
   specs: I,
   options: CompileOptions<C> = {},
 ): Program<I, O> {
+  const { constants, device = 'cpu', precision = 'float32' } = options;
+  if (device === 'cpu' && precision !== 'float32') {
+    throw new SiglipError(
+      'ERR_DEVICE',
+      `compile: ${name} must run on a CUDA device to compute in ${precision}, got cpu`,
+    );
+  }
+  const { graph, inputs, leaves, derived, donated, outputs, taps } = lower(
+    name,
+    fn,
+    specs,
+    options,
+  );
+  const compiled = assemble(name, graph, {
+    inputs,
+    bound: derived.map(({ tensor }) => tensor),
+    donated,
+  });
+  return new Program<I, O>(
+    name,
+    {
+      ...compiled,
+      bound: constants === undefined ? [] : derived.map((value) => bind(value, constants, leaves)),
+      taps,
+    },
+    outputs,
+  );
+}
+
+/** What compile() makes of a function before it plans and encodes; needs no device. */
+export interface Lowered<O> {
+  readonly graph: Graph;
+  readonly inputs: readonly Input[];
+  readonly leaves: ReadonlyMap<Tensor, string>;
+  readonly derived: readonly Derived[];
+  readonly donated: ReadonlySet<Tensor>;
+  readonly outputs: O;
+  readonly taps: readonly string[];
+}
+
+/** Traces a function and applies all rewrites; see {@link compile}. */
+export function lower<I extends object, O, C = object>(
+  name: string,
+  fn: (inputs: MapTree<I, Spec, Tensor>, constants: MapTree<C, ConstantSource, Tensor>) => O,
+  specs: I,
+  options: CompileOptions<C> = {},
+): Lowered<O> {
   const trace = new Trace();
-  const { constants, specialize } = options;
+  const { constants, specialize, precision = 'float32' } = options;
   const inputs: Input[] = [];
   const leaves = new Map<Tensor, string>();
   const outputs = recordInto(trace, () => {
@@ -126,26 +181,22 @@ export function compile<I extends object, O, C = object>(
   };
   for (const rewrite of rewrites) graph = rewrite(graph);
   if (specialize !== undefined) graph = specialized(graph, leaves, specialize);
+  graph = narrowed(graph, precision, leaves);
   let derived: readonly Derived[] = [];
   if (constants !== undefined) ({ graph, derived } = hoist(graph, leaves));
-
-  const compiled = assemble(name, graph, {
+  return {
+    graph,
     inputs,
-    bound: derived.map(({ tensor }) => tensor),
+    leaves,
+    derived,
     donated: donatedTensors(name, inputs, options.donate ?? []),
-  });
-  return new Program<I, O>(
-    name,
-    {
-      ...compiled,
-      bound: constants === undefined ? [] : derived.map((value) => bind(value, constants, leaves)),
-      taps: taps.map(([tapName]) => tapName),
-    },
     outputs,
-  );
+    taps: taps.map(([tapName]) => tapName),
+  };
 }
 
-interface Input {
+/** An input of the caller's. */
+export interface Input {
   readonly path: string;
   readonly tensor: Tensor;
 }

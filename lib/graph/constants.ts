@@ -121,7 +121,7 @@ export class ConstantValues {
     if (!constant) return false;
     const text = this.expression(node);
     for (const [name, output] of Object.entries(node.outputs)) {
-      this.keys.set(output, `${text}.${name}`);
+      this.keys.set(output, `${text}.${name}:${output.dtype}`);
       this.producers.set(output, node);
     }
     return true;

@@ -1,14 +1,22 @@
-export type { CompileOptions, ProgramMemory, RunInput, StepTime } from './compile';
-export { Program, compile, disposeArrays } from './compile';
+export type { CompileOptions, Lowered, ProgramMemory, RunInput, StepTime } from './compile';
+export { Program, compile, disposeArrays, lower } from './compile';
 export type { ConstantSource } from './constants';
 export { Constants } from './constants';
 export { checkpoint, gradient } from './gradient';
-export { add, copy, fill, stopGradient } from './intrinsics';
-export type { Fusions, GradientContext, GradientRule, KernelArguments, OpDefinition } from './op';
+export { add, cast, copy, fill, stopGradient } from './intrinsics';
+export type {
+  Fusions,
+  GradientContext,
+  GradientRule,
+  KernelArguments,
+  Narrowing,
+  OpDefinition,
+} from './op';
 export { describe, elements, expectRank, expectSpec, extent, op, Reshaped } from './op';
+export type { ComputeDType } from './precision';
 export type { Specialize } from './rewrite';
 export { scope, tap, Tensor } from './tensor';
 export type { MapTree, PathLeaf } from './tree';
 export { flatten, mapTree } from './tree';
 export type { DType, Spec } from '../native/spec';
-export { float32, int32, uint8 } from '../native/spec';
+export { bfloat16, float32, int32, uint8 } from '../native/spec';

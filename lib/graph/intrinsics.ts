@@ -1,9 +1,10 @@
-// The two operations the graph itself needs: the gradients of a value used twice are summed, and a
-// gradient starts as one and is zero where nothing depends on a value. The other operations live in
-// lib/ops, which re-exports these.
+// The operations the graph itself needs: the gradients of a value used twice are summed, a gradient
+// starts as one and is zero where nothing depends on a value, results get memory of their own, and
+// programs of another precision cast. The other operations live in lib/ops, which re-exports some.
+import { SiglipError } from '../errors';
 import { kernels } from '../native/kernels';
-import type { Spec } from '../native/spec';
-import { expectSpec, op } from './op';
+import type { DType, Spec } from '../native/spec';
+import { describe, expectSpec, op } from './op';
 import type { Tensor } from './tensor';
 
 const addForward = op<{ a: Tensor; b: Tensor }, 'y', object>({
@@ -14,6 +15,7 @@ const addForward = op<{ a: Tensor; b: Tensor }, 'y', object>({
     return { y: a };
   },
   kernel: kernels.addForward,
+  precision: { alike: ['a', 'b', 'y'] },
   gradient: ({ gradients: { y: dy } }) => (dy === undefined ? {} : { a: dy, b: dy }),
 });
 
@@ -26,6 +28,7 @@ const fillForward = op<object, 'y', { value: number; shape: readonly number[] }>
   name: 'fill',
   infer: (_, { shape }) => ({ y: { dtype: 'float32', shape } }),
   kernel: ({ value, y }) => kernels.fill({ value, y }),
+  precision: 'float32',
   gradient: 'stops',
 });
 
@@ -38,6 +41,7 @@ const copyForward = op<{ x: Tensor }, 'y', object>({
   name: 'copy',
   infer: ({ x }) => ({ y: { dtype: x.dtype, shape: x.shape } satisfies Spec }),
   kernel: kernels.copyForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ gradients: { y: dy } }) => (dy === undefined ? {} : { x: dy }),
 });
 
@@ -50,10 +54,41 @@ const stopGradientForward = op<{ x: Tensor }, 'y', object>({
   name: 'stop_gradient',
   infer: ({ x }) => ({ y: { dtype: x.dtype, shape: x.shape } satisfies Spec }),
   kernel: 'alias',
+  precision: { alike: ['x', 'y'] },
   gradient: 'stops',
 });
 
 /** The same value; gradients do not pass. */
 export function stopGradient(x: Tensor): Tensor {
   return stopGradientForward({ x }, {}).y;
+}
+
+const castForward = op<{ x: Tensor }, 'y', { dtype: DType }>({
+  name: 'cast',
+  infer: ({ x }, { dtype }) => {
+    const y = { dtype, shape: x.shape } satisfies Spec;
+    for (const spec of [x, y]) {
+      if (spec.dtype === 'float32' || spec.dtype === 'bfloat16') continue;
+      throw new SiglipError(
+        'ERR_DTYPE',
+        `cast: x and y must be float32 or bfloat16, got ${describe(x)} to ${dtype}`,
+      );
+    }
+    return { y };
+  },
+  kernel: ({ x, y }) => kernels.castForward({ x, y }),
+  precision: { any: ['x'] },
+  gradient: ({ inputs: { x }, gradients: { y: dy } }) =>
+    dy === undefined ? {} : { x: cast(dy, x.dtype) },
+});
+
+/**
+ * The values of `x` in another dtype, to the nearest, ties to even.
+ *
+ * @param x - float32 or bfloat16.
+ * @param dtype - float32 or bfloat16.
+ * @throws ERR_DTYPE.
+ */
+export function cast(x: Tensor, dtype: DType): Tensor {
+  return castForward({ x }, { dtype }).y;
 }

@@ -49,6 +49,21 @@ export interface Fusions {
   };
 }
 
+/**
+ * What becomes of the float32 operands and outputs of an operation in a program of a narrower
+ * precision; see precision.ts. What is in no list stays float32.
+ */
+export interface Narrowing<Operand extends string, Output extends string> {
+  /** Of the program's precision. */
+  readonly narrow?: readonly (Operand | Output)[];
+  /** All of one dtype: narrow when every operand among them comes so. */
+  readonly alike?: readonly (Operand | Output)[];
+  /** The kernel takes either: as they come. */
+  readonly any?: readonly Operand[];
+  /** Tables of which little is read: narrow when constant, to halve their memory, else as they come. */
+  readonly stored?: readonly Operand[];
+}
+
 export interface OpDefinition<I = Operands, O extends string = string, A extends object = object> {
   /** The kernel's word, snake_case. */
   readonly name: string;
@@ -56,6 +71,8 @@ export interface OpDefinition<I = Operands, O extends string = string, A extends
   infer(inputs: I, attributes: A): Readonly<Record<O, Spec>>;
   /** The native call, or `alias` for an operation that only renames memory (its sole operand). */
   readonly kernel: ((call: KernelArguments<I, O, A>) => KernelCall) | 'alias';
+  /** What is of a program's precision, or that nothing is. */
+  readonly precision: Narrowing<keyof I & string, O> | 'float32';
   readonly gradient: GradientRule<I, O, A>;
   /** Outputs that overwrite the memory of an operand: output name -> operand name. */
   readonly inPlace?: Readonly<Partial<Record<O, keyof I & string>>>;

@@ -23,7 +23,7 @@ export interface NativeDescription {
 export interface NativeView {
   readonly storage: number;
   readonly offset: number;
-  readonly dtype: 0 | 1 | 2;
+  readonly dtype: 0 | 1 | 2 | 3;
   readonly shape: readonly number[];
 }
 

@@ -313,6 +313,10 @@ export const KERNEL_SIGNATURES = {
     { name: 'x', kind: 'in' },
     { name: 'y', kind: 'out' },
   ],
+  cast_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'y', kind: 'out' },
+  ],
   sum_rows_forward: [
     { name: 'x', kind: 'in' },
     { name: 'y', kind: 'out' },
@@ -772,6 +776,12 @@ export const kernels = {
   /** The call of `copy_forward`; its formula stands in the contract under native/ops. */
   copyForward: (a: { x: Ref; y: Ref }): KernelCall => ({
     kernel: 'copy_forward',
+    arguments: [a.x, a.y],
+  }),
+
+  /** The call of `cast_forward`; its formula stands in the contract under native/ops. */
+  castForward: (a: { x: Ref; y: Ref }): KernelCall => ({
+    kernel: 'cast_forward',
     arguments: [a.x, a.y],
   }),
 

@@ -13,6 +13,7 @@ const accumulateInPlace = op<{ x: Tensor; accumulator: Tensor }, 'sum', object>(
   },
   kernel: ({ x, accumulator }) => kernels.accumulate({ x, accumulator }),
   inPlace: { sum: 'accumulator' },
+  precision: { any: ['x'] },
   gradient: 'notDifferentiable',
 });
 

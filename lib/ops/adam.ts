@@ -44,6 +44,7 @@ const adamInPlace = op<AdamOperands, AdamOutput, AdamConstants>({
   },
   kernel: (call) => kernels.adamUpdate(call),
   inPlace: { newParam: 'param', newM: 'm', newV: 'v' },
+  precision: 'float32',
   gradient: 'notDifferentiable',
 });
 

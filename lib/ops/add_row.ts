@@ -11,6 +11,7 @@ const addRowForward = op<{ x: Tensor; row: Tensor }, 'y', object>({
     return { y: { dtype: 'float32', shape: x.shape } };
   },
   kernel: kernels.addRowForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: dy, row: addRowBackward({ x: dy }, {}).y },
 });
@@ -19,6 +20,7 @@ const addRowBackward = op<{ x: Tensor }, 'y', object>({
   name: 'add_row_backward',
   infer: ({ x }) => ({ y: { dtype: 'float32', shape: x.shape.slice(1) } }),
   kernel: kernels.sumRowsForward,
+  precision: { any: ['x'] },
   gradient: 'notDifferentiable',
 });
 

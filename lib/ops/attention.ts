@@ -76,6 +76,7 @@ const attentionForward = op<
       o: byHead(o, heads),
       lse,
     }),
+  precision: { narrow: ['q', 'k', 'v', 'o'] },
   gradient: ({
     inputs: { q, k, v, keyMask, segments },
     outputs: { o, lse },
@@ -122,6 +123,7 @@ const attentionBackward = op<
       dk: byHead(dk, heads),
       dv: byHead(dv, heads),
     }),
+  precision: { narrow: ['dout', 'q', 'k', 'v', 'o', 'dq', 'dk', 'dv'] },
   gradient: 'notDifferentiable',
 });
 

@@ -57,6 +57,7 @@ const attentionPoolForward = op<Inputs, 'y' | 'lse', object>({
   },
   kernel: ({ x, u, keyMask, segments, y, lse }) =>
     kernels.attentionPoolForward({ x: batched(x), u, keyMask, segments, y, lse }),
+  precision: { narrow: ['x'] },
   gradient: ({ inputs, outputs: { y, lse }, gradients: { y: dy } }) => {
     if (dy === undefined) return {};
     const { dx, du } = attentionPoolBackward({ dy, ...inputs, y, lse }, {});
@@ -83,6 +84,7 @@ const attentionPoolBackward = op<
       dx: batched(dx),
       du,
     }),
+  precision: { narrow: ['x', 'dx'] },
   gradient: 'notDifferentiable',
 });
 

@@ -11,6 +11,7 @@ const dotForward = op<{ a: Tensor; b: Tensor }, 'y', object>({
     return { y: { dtype: 'float32', shape: [1] } };
   },
   kernel: kernels.dotForward,
+  precision: { alike: ['a', 'b'] },
   gradient: ({ inputs: { a, b }, gradients: { y: dy } }) =>
     dy === undefined
       ? {}
@@ -21,6 +22,7 @@ const dotBackward = op<{ x: Tensor; factor: Tensor }, 'y', object>({
   name: 'dot_backward',
   infer: ({ x }) => ({ y: x }),
   kernel: kernels.scaleForward,
+  precision: { alike: ['x', 'y'] },
   gradient: 'notDifferentiable',
 });
 

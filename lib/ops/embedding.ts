@@ -11,6 +11,7 @@ const embeddingForward = op<{ table: Tensor; ids: Tensor }, 'y', object>({
     return { y: { dtype: 'float32', shape: [...shape, width] } };
   },
   kernel: kernels.embeddingForward,
+  precision: { narrow: ['y'], stored: ['table'] },
   gradient: ({ inputs: { table, ids }, gradients: { y: dy } }) =>
     dy === undefined
       ? {}
@@ -23,6 +24,7 @@ const embeddingBackward = op<{ dy: Tensor; ids: Tensor }, 'dtable', { vocabulary
     dtable: { dtype: 'float32', shape: [vocabulary, extent(dy, -1)] },
   }),
   kernel: kernels.embeddingBackward,
+  precision: { any: ['dy'] },
   gradient: 'notDifferentiable',
 });
 

@@ -7,6 +7,7 @@ const geluForward = op<{ x: Tensor }, 'y', object>({
   name: 'gelu',
   infer: ({ x }) => ({ y: { dtype: 'float32', shape: expectRank('gelu', 'x', x, ['…', 'D']) } }),
   kernel: kernels.geluForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ inputs: { x }, gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: geluBackward({ dy, x }, {}).dx },
 });
@@ -15,6 +16,7 @@ const geluBackward = op<{ dy: Tensor; x: Tensor }, 'dx', object>({
   name: 'gelu_backward',
   infer: ({ x }) => ({ dx: x }),
   kernel: kernels.geluBackward,
+  precision: { alike: ['dy', 'x', 'dx'] },
   gradient: 'notDifferentiable',
 });
 

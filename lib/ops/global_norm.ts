@@ -20,6 +20,7 @@ const globalNormForward = op<{ tensors: readonly Tensor[] }, 'y', object>({
     return { y: scalar };
   },
   kernel: kernels.globalNormForward,
+  precision: 'float32',
   gradient: 'notDifferentiable',
 });
 
@@ -33,6 +34,7 @@ const rootSumForward = op<{ scalars: readonly Tensor[] }, 'y', object>({
     return { y: scalar };
   },
   kernel: kernels.rootSumForward,
+  precision: 'float32',
   gradient: 'notDifferentiable',
 });
 

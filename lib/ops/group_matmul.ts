@@ -20,6 +20,7 @@ const groupMatmulForward = op<{ a: Tensor; b: Tensor }, 'y', { transposeB: numbe
   },
   kernel: kernels.groupMatmulForward,
   // da = dy op(b)ᵀ; db = Σ_m a ⊗ dy, the other way round where b was transposed.
+  precision: { narrow: ['a', 'b', 'y'] },
   gradient: ({ inputs: { a, b }, attributes: { transposeB }, gradients: { y: dy } }) => {
     if (dy === undefined) return {};
     const da: Tensor = groupMatmulForward({ a: dy, b }, { transposeB: 1 - transposeB }).y;
@@ -34,6 +35,7 @@ const groupMatmulOuter = op<{ x: Tensor; y: Tensor }, 'products', object>({
     products: { dtype: 'float32', shape: [extent(x, 1), extent(x, 2), extent(y, 2)] },
   }),
   kernel: kernels.groupMatmulOuter,
+  precision: { narrow: ['x', 'y'] },
   gradient: 'notDifferentiable',
 });
 

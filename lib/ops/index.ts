@@ -6,6 +6,7 @@ export { addRow } from './add_row';
 export type { AttentionScope } from './attention';
 export { attention } from './attention';
 export { attentionPool } from './attention_pool';
+export { cast } from './cast';
 export { dot } from './dot';
 export { embedding } from './embedding';
 export { gelu } from './gelu';

@@ -13,6 +13,7 @@ const l2NormalizeForward = op<{ x: Tensor }, 'y' | 'norm', { eps: number }>({
     };
   },
   kernel: kernels.l2NormalizeForward,
+  precision: { any: ['x'] },
   gradient: ({ inputs: { x }, outputs: { norm }, attributes, gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: l2NormalizeBackward({ dy, x, norm }, attributes).dx },
 });
@@ -21,6 +22,7 @@ const l2NormalizeBackward = op<{ dy: Tensor; x: Tensor; norm: Tensor }, 'dx', { 
   name: 'l2_normalize_backward',
   infer: ({ x }) => ({ dx: x }),
   kernel: kernels.l2NormalizeBackward,
+  precision: { alike: ['x', 'dx'] },
   gradient: 'notDifferentiable',
 });
 

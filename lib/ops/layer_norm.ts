@@ -18,6 +18,7 @@ const layerNormForward = op<
     return { y: { dtype: 'float32', shape: x.shape }, mean: statistics, rstd: statistics };
   },
   kernel: kernels.layerNormForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ inputs: { x, weight }, outputs: { mean, rstd }, gradients: { y: dy } }) => {
     if (dy === undefined) return {};
     const { dx, dweight, dbias } = layerNormBackward(
@@ -36,6 +37,7 @@ const layerNormBackward = op<
   name: 'layer_norm_backward',
   infer: ({ x, weight }) => ({ dx: x, dweight: weight, dbias: weight }),
   kernel: kernels.layerNormBackward,
+  precision: { alike: ['dy', 'x', 'residual', 'dx'] },
   gradient: 'notDifferentiable',
   fusions: { residual: { operand: 'residual', output: 'dx' } },
 });

@@ -67,6 +67,7 @@ const linearForward = op<
   kernel: kernels.linearForward,
   optionalOutputs: ['pre'],
   fusions,
+  precision: { narrow: ['x', 'weight', 'residual', 'pre', 'y'] },
   gradient: ({ inputs: { x, weight, bias }, gradients: { y: dy } }) => {
     if (dy === undefined) return {};
     const { dweight, dbias } = linearBackwardWeight({ dy, x }, {});
@@ -88,6 +89,7 @@ const linearBackwardInput = op<
     dx: { dtype: 'float32', shape: outputShape(dy, extent(weight, 1)) },
   }),
   kernel: kernels.linearBackwardInput,
+  precision: { narrow: ['dy', 'weight', 'residual', 'dx'] },
   gradient: 'notDifferentiable',
   fusions: { residual: { operand: 'residual', output: 'dx' } },
 });
@@ -100,6 +102,7 @@ const linearBackwardWeight = op<{ dy: Tensor; x: Tensor }, 'dweight' | 'dbias', 
   }),
   kernel: kernels.linearBackwardWeight,
   optionalOutputs: ['dbias'],
+  precision: { narrow: ['dy', 'x'] },
   gradient: 'notDifferentiable',
 });
 
@@ -206,6 +209,7 @@ function packedOps(form: PackedForm): PackedOps {
       return { packed: { dtype: 'uint8', shape: [bytes(outputs, inputs)] } };
     },
     kernel: packKernel,
+    precision: 'float32',
     gradient: 'notDifferentiable',
   });
   const forward = op<
@@ -223,6 +227,7 @@ function packedOps(form: PackedForm): PackedOps {
       return layerOutputs(name, x, outputs, epilogue);
     },
     kernel: forwardKernel,
+    precision: 'float32',
     optionalOutputs: ['pre'],
     fusions,
     gradient: 'notDifferentiable',

@@ -21,6 +21,7 @@ const normalizePixelsForward = op<{ pixels: Tensor; table: Tensor }, 'images', o
     return { images: { dtype: 'float32', shape: [batch, 3, height, width] } };
   },
   kernel: kernels.normalizePixelsForward,
+  precision: 'float32',
   gradient: 'stops',
 });
 

@@ -23,6 +23,7 @@ const patchifyForward = op<{ images: Tensor }, 'patches', { patch: number }>({
     return { patches: { dtype: 'float32', shape: [batch, count, colours * patch * patch] } };
   },
   kernel: kernels.patchifyForward,
+  precision: { narrow: ['patches'] },
   gradient: ({ inputs: { images }, attributes: { patch }, gradients: { patches: dpatches } }) =>
     dpatches === undefined
       ? {}
@@ -37,6 +38,7 @@ const patchifyBackward = op<
   name: 'patchify_backward',
   infer: (_, { shape }) => ({ dimages: { dtype: 'float32', shape } }),
   kernel: ({ dpatches, patch, dimages }) => kernels.patchifyBackward({ dpatches, patch, dimages }),
+  precision: { any: ['dpatches'] },
   gradient: 'notDifferentiable',
 });
 

@@ -42,6 +42,7 @@ const positionResizeForward = op<
   },
   kernel: ({ grid, shapes, segments, positions }) =>
     kernels.positionResizeForward({ grid, shapes, segments, positions: batched(positions) }),
+  precision: { narrow: ['positions'] },
   gradient: ({ inputs: { grid, shapes, segments }, gradients: { positions: dpositions } }) =>
     dpositions === undefined
       ? {}
@@ -62,6 +63,7 @@ const positionResizeBackward = op<
   }),
   kernel: ({ dpositions, shapes, segments, dgrid }) =>
     kernels.positionResizeBackward({ dpositions: batched(dpositions), shapes, segments, dgrid }),
+  precision: { any: ['dpositions'] },
   gradient: 'notDifferentiable',
 });
 

@@ -9,6 +9,7 @@ const repeatRowForward = op<{ row: Tensor }, 'y', { batch: number }>({
     y: { dtype: 'float32', shape: [batch, ...expectRank('repeatRow', 'row', row, ['…', 'D'])] },
   }),
   kernel: ({ row, y }) => kernels.repeatRowForward({ row, y }),
+  precision: { alike: ['row', 'y'] },
   gradient: ({ gradients: { y: dy } }) =>
     dy === undefined ? {} : { row: repeatRowBackward({ x: dy }, {}).y },
 });
@@ -17,6 +18,7 @@ const repeatRowBackward = op<{ x: Tensor }, 'y', object>({
   name: 'repeat_row_backward',
   infer: ({ x }) => ({ y: { dtype: 'float32', shape: x.shape.slice(1) } }),
   kernel: kernels.sumRowsForward,
+  precision: { any: ['x'] },
   gradient: 'notDifferentiable',
 });
 

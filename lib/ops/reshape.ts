@@ -16,6 +16,7 @@ const reshapeForward = op<{ x: Tensor }, 'y', { shape: readonly number[] }>({
     return { y };
   },
   kernel: 'alias',
+  precision: { alike: ['x', 'y'] },
   gradient: ({ inputs: { x }, gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: reshape(dy, x.shape) },
 });

@@ -11,6 +11,7 @@ const scaleForward = op<{ x: Tensor; factor: Tensor }, 'y', object>({
     return { y: { dtype: 'float32', shape: x.shape } };
   },
   kernel: kernels.scaleForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ inputs: { x, factor }, gradients: { y: dy } }) =>
     dy === undefined
       ? {}
@@ -21,6 +22,7 @@ const scaleBackwardFactor = op<{ a: Tensor; b: Tensor }, 'y', object>({
   name: 'scale_backward_factor',
   infer: () => ({ y: { dtype: 'float32', shape: [1] } }),
   kernel: kernels.dotForward,
+  precision: { alike: ['a', 'b'] },
   gradient: 'notDifferentiable',
 });
 
@@ -28,6 +30,7 @@ const scaleByForward = op<{ x: Tensor }, 'y', { factor: number }>({
   name: 'scale_by',
   infer: ({ x }) => ({ y: { dtype: 'float32', shape: expectRank('scaleBy', 'x', x, ['…', 'D']) } }),
   kernel: kernels.scaleByForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ attributes: { factor }, gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: scaleBy(dy, factor) },
 });

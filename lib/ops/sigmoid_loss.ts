@@ -29,6 +29,7 @@ const sigmoidLossForward = op<Embeddings, 'loss', Block>({
     return { loss: scalar };
   },
   kernel: kernels.sigmoidLossForward,
+  precision: { narrow: ['images', 'texts'] },
   gradient: ({ inputs, attributes, gradients: { loss: dloss } }) => {
     if (dloss === undefined) return {};
     const { dimages, dtexts, dlogitScale, dlogitBias } = sigmoidLossBackward(
@@ -52,6 +53,7 @@ const sigmoidLossBackward = op<
     dlogitBias: scalar,
   }),
   kernel: kernels.sigmoidLossBackward,
+  precision: { narrow: ['images', 'texts'] },
   gradient: 'notDifferentiable',
 });
 

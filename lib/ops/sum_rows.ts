@@ -10,6 +10,7 @@ const sumRowsForward = op<{ x: Tensor }, 'y', object>({
     return { y: { dtype: 'float32', shape: shape.slice(1) } };
   },
   kernel: kernels.sumRowsForward,
+  precision: { any: ['x'] },
   gradient: ({ inputs: { x }, gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: sumRowsBackward({ row: dy }, { batch: extent(x, 0) }).y },
 });
@@ -18,6 +19,7 @@ const sumRowsBackward = op<{ row: Tensor }, 'y', { batch: number }>({
   name: 'sum_rows_backward',
   infer: ({ row }, { batch }) => ({ y: { dtype: 'float32', shape: [batch, ...row.shape] } }),
   kernel: ({ row, y }) => kernels.repeatRowForward({ row, y }),
+  precision: { alike: ['row', 'y'] },
   gradient: 'notDifferentiable',
 });
 

@@ -17,6 +17,7 @@ const tokenSelectForward = op<{ x: Tensor }, 'y', { index: number }>({
     return { y: { dtype: 'float32', shape: [batch, width] } };
   },
   kernel: kernels.tokenSelectForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ inputs: { x }, attributes: { index }, gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: tokenSelectBackward({ dy }, { index, length: extent(x, 1) }).dx },
 });
@@ -27,6 +28,7 @@ const tokenSelectBackward = op<{ dy: Tensor }, 'dx', { index: number; length: nu
     dx: { dtype: 'float32', shape: [extent(dy, 0), length, extent(dy, 1)] },
   }),
   kernel: ({ dy, index, dx }) => kernels.tokenSelectBackward({ dy, index, dx }),
+  precision: { alike: ['dy', 'dx'] },
   gradient: 'notDifferentiable',
 });
 
@@ -37,6 +39,7 @@ const tokenMeanForward = op<{ x: Tensor }, 'y', object>({
     return { y: { dtype: 'float32', shape: [batch, width] } };
   },
   kernel: kernels.tokenMeanForward,
+  precision: { alike: ['x', 'y'] },
   gradient: ({ inputs: { x }, gradients: { y: dy } }) =>
     dy === undefined ? {} : { x: tokenMeanBackward({ dy }, { length: extent(x, 1) }).dx },
 });
@@ -47,6 +50,7 @@ const tokenMeanBackward = op<{ dy: Tensor }, 'dx', { length: number }>({
     dx: { dtype: 'float32', shape: [extent(dy, 0), length, extent(dy, 1)] },
   }),
   kernel: ({ dy, dx }) => kernels.tokenMeanBackward({ dy, dx }),
+  precision: { alike: ['dy', 'dx'] },
   gradient: 'notDifferentiable',
 });
 

@@ -1,7 +1,7 @@
 // One training step as one program: forward, loss, backward, clip and update. The step is a function
 // of (batch, model, loss); it knows neither towers nor data.
 import { SiglipError } from '../errors';
-import type { MapTree, Program, Spec, Tensor } from '../graph';
+import type { CompileOptions, ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
 import { compile, flatten, float32, gradient, mapTree, scope } from '../graph';
 import { accumulate, add, scaleBy } from '../ops';
 import type { OptimizerConfig, OptimizerState } from './optimizer';
@@ -15,6 +15,11 @@ export interface StepConfig<P, B> {
   /** Micro-batches of one step, their losses and gradients averaged. Default 1. */
   readonly microBatches?: number;
   readonly optimizer: OptimizerConfig;
+  /**
+   * In what activations are held and multiplied. Default `'float32'`. Parameters, their gradients,
+   * the loss and the optimizer are float32 in either; `'bfloat16'` needs a CUDA device.
+   */
+  readonly precision?: ComputeDType | undefined;
   /** Whether weight decay applies to the parameter of a path. */
   decays(path: string): boolean;
   /** The loss of a micro-batch, (1). */
@@ -42,6 +47,15 @@ export interface StepOutputs<P> extends StepScalars<Tensor> {
   readonly state: OptimizerState<P>;
 }
 
+/** A step as compile() takes it. */
+export interface StepFunction<P, B> {
+  readonly step: (
+    inputs: MapTree<StepInputs<P, B>, Spec, Tensor>,
+  ) => StepOutputs<MapTree<P, Spec, Tensor>>;
+  readonly specs: StepInputs<P, B>;
+  readonly options: CompileOptions<object>;
+}
+
 /**
  * Compiles a training step.
  *
@@ -54,6 +68,19 @@ export interface StepOutputs<P> extends StepScalars<Tensor> {
 export function compileStep<P extends object, B extends object>(
   config: StepConfig<P, B>,
 ): Program<StepInputs<P, B>, StepOutputs<MapTree<P, Spec, Tensor>>> {
+  const { step, specs, options } = stepFunction(config);
+  return compile<StepInputs<P, B>, StepOutputs<MapTree<P, Spec, Tensor>>>(
+    config.name,
+    step,
+    specs,
+    options,
+  );
+}
+
+/** What {@link compileStep} compiles. */
+export function stepFunction<P extends object, B extends object>(
+  config: StepConfig<P, B>,
+): StepFunction<P, B> {
   const count = config.microBatches ?? 1;
   if (!Number.isSafeInteger(count) || count < 1) {
     throw new SiglipError(
@@ -93,14 +120,11 @@ export function compileStep<P extends object, B extends object>(
       state: update.state as OptimizerState<MapTree<P, Spec, Tensor>>,
     };
   };
-  return compile<StepInputs<P, B>, StepOutputs<MapTree<P, Spec, Tensor>>>(
-    config.name,
+  return {
     step,
     specs,
-    {
-      donate: ['parameters', 'state'],
-    },
-  );
+    options: { donate: ['parameters', 'state'], precision: config.precision ?? 'float32' },
+  };
 }
 
 function meanGradient<P, B>(

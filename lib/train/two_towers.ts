@@ -1,5 +1,5 @@
 // The two towers as a training step: what a batch is, and its loss.
-import type { MapTree, Program, Spec, Tensor } from '../graph';
+import type { ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
 import { float32, uint8 } from '../graph';
 import { sigmoidLoss } from '../loss';
 import type { ModelConfig, TwoTowersParameters, VisionInput } from '../model';
@@ -12,7 +12,7 @@ import {
 } from '../model';
 import { normalizePixels } from '../ops';
 import type { OptimizerConfig } from './optimizer';
-import type { StepInputs, StepOutputs } from './step';
+import type { StepConfig, StepInputs, StepOutputs } from './step';
 import { compileStep } from './step';
 
 /** Images as bytes, normalised on the device; for fixed-resolution towers. */
@@ -37,6 +37,8 @@ export interface TwoTowersStepConfig {
   /** Micro-batches of a step. Default 1. */
   readonly microBatches?: number;
   readonly optimizer: OptimizerConfig;
+  /** See {@link StepConfig}. */
+  readonly precision?: ComputeDType | undefined;
   /**
    * How images come: `pixels` (bytes, the default of a fixed-resolution tower) or `values` (floats,
    * already normalised; NaFlex patches).
@@ -59,18 +61,26 @@ export type TwoTowersStep = Program<
  * @throws ERR_CONFIG, ERR_ARGUMENT.
  */
 export function compileTwoTowersStep(config: TwoTowersStepConfig): TwoTowersStep {
+  return compileStep(twoTowersStep(config));
+}
+
+/** The step that {@link compileTwoTowersStep} compiles. */
+export function twoTowersStep(
+  config: TwoTowersStepConfig,
+): StepConfig<TwoTowersParameters<Spec>, PairBatch<Spec>> {
   const { model, batch } = config;
   const decaying = new Set(
     parameterTable(model)
       .filter(({ decay }) => decay)
       .map(({ path }) => path),
   );
-  return compileStep<TwoTowersParameters<Spec>, PairBatch<Spec>>({
+  return {
     name: 'train step',
     parameters: twoTowersParameters<Spec>(model, ({ dtype, shape }) => ({ dtype, shape })),
     batch: { images: imageSpecs(config), texts: textInputSpec(model, batch) },
     microBatches: config.microBatches ?? 1,
     optimizer: config.optimizer,
+    precision: config.precision,
     decays: (path) => decaying.has(path),
     loss: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {
       const { images, texts } = pairs as PairBatch<Tensor>;
@@ -85,7 +95,7 @@ export function compileTwoTowersStep(config: TwoTowersStepConfig): TwoTowersStep
       );
       return sigmoidLoss(output, tree);
     },
-  });
+  };
 }
 
 function imageSpecs({

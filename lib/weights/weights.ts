@@ -48,7 +48,12 @@ const FORMATS: Partial<Record<SafetensorsDtype, { format: FileFormat; dtype: DTy
   BOOL: { format: 'bool', dtype: 'uint8' },
 };
 
-const HOST_ARRAYS = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array } as const;
+const HOST_ARRAYS = {
+  float32: Float32Array,
+  int32: Int32Array,
+  uint8: Uint8Array,
+  bfloat16: Uint16Array,
+} as const;
 
 // Elements converted before the event loop gets its turn.
 const CHUNK_ELEMENTS = 1 << 22;

@@ -123,6 +123,7 @@ std::vector<Kernel> rows(Isa isa) {
       SIGLIP_KERNEL(accumulate, "x", "accumulator"),
       SIGLIP_KERNEL(fill, "value", "y"),
       SIGLIP_KERNEL(copy_forward, "x", "y"),
+      SIGLIP_KERNEL(cast_forward, "x", "y"),
       SIGLIP_KERNEL(sum_rows_forward, "x", "y"),
       SIGLIP_KERNEL_SCRATCH(dot_forward, ("a"),  //
                             "a", "b", "y"),

@@ -1,5 +1,5 @@
 import { runInNewContext } from 'node:vm';
-import { DeviceArray, float32, int32, uint8 } from '../../lib/array';
+import { bfloat16, DeviceArray, float32, int32, uint8 } from '../../lib/array';
 import { SiglipError } from '../../lib/errors';
 import { codeOf, rejectionOf } from '../native/steps';
 
@@ -7,6 +7,7 @@ test.each([
   ['float32', Float32Array.of(1, -2.5, NaN, 4, 5, 6)],
   ['int32', Int32Array.of(1, -2, 3, 4, 5, 6)],
   ['uint8', Uint8Array.of(1, 2, 3, 255, 0, 6)],
+  ['bfloat16', Uint16Array.of(0x3f80, 0xc020, 0x7fc0, 1, 0, 0xffff)],
 ] as const)('%s goes to the device and back', async (dtype, data) => {
   const array = DeviceArray.from(data, [2, 3]);
   expect(array.dtype).toBe(dtype);
@@ -33,7 +34,7 @@ test('a part of a larger buffer is copied as that part', async () => {
 });
 
 test('zeros are zeros', async () => {
-  for (const spec of [float32(3, 2), int32(7), uint8(5)]) {
+  for (const spec of [float32(3, 2), int32(7), uint8(5), bfloat16(3)]) {
     using array = DeviceArray.zeros(spec);
     expect(array).toMatchObject(spec);
     expect([...(await array.read())].every((x) => x === 0)).toBe(true);

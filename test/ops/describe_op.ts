@@ -127,7 +127,12 @@ function codeOf(body: () => unknown): SiglipErrorCode | 'none' {
   }
 }
 
-const OTHER_DTYPE = { float32: 'int32', int32: 'float32', uint8: 'float32' } as const;
+const OTHER_DTYPE = {
+  float32: 'int32',
+  int32: 'float32',
+  uint8: 'float32',
+  bfloat16: 'float32',
+} as const;
 
 function describeCase(c: OpCase): void {
   const random = new Random(c.name.length * 7919 + Object.keys(c.operands).length);

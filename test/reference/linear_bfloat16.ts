@@ -1,19 +1,8 @@
 // x Wᵀ with both operands rounded to bfloat16.
+import { toBfloat16 } from './cast';
 import { linear } from './linear';
 import type { NdArray } from './nd_array';
 import { map } from './nd_array';
-
-const float = new Float32Array(1);
-const bits = new Uint32Array(float.buffer);
-
-/** The nearest bfloat16, ties to even; NaN and infinities stay. */
-export function toBfloat16(x: number): number {
-  if (Number.isNaN(x)) return NaN;
-  float[0] = x;
-  const odd = (bits[0] >>> 16) & 1;
-  bits[0] = ((bits[0] + 0x7fff + odd) & 0xffff0000) >>> 0;
-  return float[0];
-}
 
 /** x (…, K), weight (N, K) -> (…, N). */
 export function product(x: NdArray, weight: NdArray): NdArray {

@@ -55,6 +55,22 @@ void fill_with(Stream& stream, T value, int64_t size, T* y) {
   });
 }
 
+uint16_t narrowed(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
+  // Rounding could carry a NaN into an infinity; the bit makes it a quiet one.
+  const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
+  return static_cast<uint16_t>((is_nan ? bits | 0x400000U : rounded) >> 16);
+}
+
+float widened(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof(y));
+  return y;
+}
+
 // A row against the whole it is shared by: the number of its copies.
 int64_t copies(const char* who, const char* what, const View& whole, const View& row) {
   const int64_t size = row.elements();
@@ -161,6 +177,27 @@ void copy_forward(Stream& stream, In x, Out y) {
   stream.parallel(part.tasks(), [&](int64_t task, int) {
     const int64_t begin = part.begin(task);
     std::memcpy(y_data + begin, x_data + begin, static_cast<size_t>(part.end(task) - begin));
+  });
+}
+
+void cast_forward(Stream& stream, In x, Out y) {
+  if (x.dtype() == y.dtype()) return copy_forward(stream, x, y);
+  const int64_t size = x.elements();
+  check_elements("cast_forward", "y", y, size);
+  const bool narrows = y.dtype() == DType::kBfloat16;
+  const float* wide = narrows ? x.data() : nullptr;
+  const bfloat16* narrow = narrows ? nullptr : x.data<bfloat16>();
+  bfloat16* narrow_y = narrows ? y.data<bfloat16>() : nullptr;
+  float* wide_y = narrows ? nullptr : y.data();
+  const Partition part = partition(size, 1, kLineElements);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t begin = part.begin(task);
+    const int64_t end = part.end(task);
+    if (narrows) {
+      for (int64_t i = begin; i < end; ++i) narrow_y[i].bits = narrowed(wide[i]);
+    } else {
+      for (int64_t i = begin; i < end; ++i) wide_y[i] = widened(narrow[i].bits);
+    }
   });
 }
 

@@ -21,6 +21,8 @@ SIGLIP_FOR_EACH_TARGET(
     // y = value.
     void fill(Stream&, double value, Out y);
     // y = x.
-    void copy_forward(Stream&, In x, Out y);)
+    void copy_forward(Stream&, In x, Out y);
+    // y = x in y's dtype, both float32 or bfloat16: to the nearest, ties to even; NaN stays NaN.
+    void cast_forward(Stream&, In x, Out y);)
 
 }  // namespace siglip

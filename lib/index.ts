@@ -1,3 +1,4 @@
+export type { Device } from './array';
 export type {
   BulkModel,
   BulkModelOptions,

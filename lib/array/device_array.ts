@@ -3,6 +3,7 @@ import type { NativeBuffer } from '../native/addon';
 import { loadAddon } from '../native/load';
 import type { DType, HostArray, Spec } from '../native/spec';
 import { bytesOf, elementsOf, MAX_RANK } from '../native/spec';
+import type { Device } from './device';
 
 /** What a program takes as an input: memory of the device, or an array of the host to copy in. */
 export type RunInput = DeviceArray | HostArray;
@@ -38,7 +39,11 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /** The native memory; for programs, not for users. */
   readonly buffer: NativeBuffer;
 
-  private constructor(dtype: D, shape: readonly number[]) {
+  private constructor(
+    dtype: D,
+    shape: readonly number[],
+    readonly device: Device,
+  ) {
     checkShape(shape);
     this.dtype = dtype;
     this.shape = [...shape];
@@ -53,16 +58,28 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    * @param shape - extents whose product is `data.length`; default `[data.length]`.
    * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
    */
-  static from(data: Float32Array, shape?: readonly number[]): DeviceArray<'float32'>;
-  static from(data: Int32Array, shape?: readonly number[]): DeviceArray<'int32'>;
-  static from(data: Uint8Array, shape?: readonly number[]): DeviceArray<'uint8'>;
-  static from(data: Uint16Array, shape?: readonly number[]): DeviceArray<'bfloat16'>;
-  static from(data: HostArray, shape?: readonly number[]): DeviceArray;
-  static from(data: HostArray, shape: readonly number[] = [data.length]): DeviceArray {
+  static from(
+    data: Float32Array,
+    shape?: readonly number[],
+    device?: Device,
+  ): DeviceArray<'float32'>;
+  static from(data: Int32Array, shape?: readonly number[], device?: Device): DeviceArray<'int32'>;
+  static from(data: Uint8Array, shape?: readonly number[], device?: Device): DeviceArray<'uint8'>;
+  static from(
+    data: Uint16Array,
+    shape?: readonly number[],
+    device?: Device,
+  ): DeviceArray<'bfloat16'>;
+  static from(data: HostArray, shape?: readonly number[], device?: Device): DeviceArray;
+  static from(
+    data: HostArray,
+    shape: readonly number[] = [data.length],
+    device: Device = 'cpu',
+  ): DeviceArray {
     const dtype = dtypeOf('DeviceArray.from', data);
     checkShape(shape);
     checkLength('DeviceArray.from', data, shape);
-    const array = new DeviceArray(dtype, shape);
+    const array = new DeviceArray(dtype, shape, device);
     array.buffer.write(0, bytesIn(data));
     return array;
   }
@@ -72,14 +89,14 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    *
    * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
    */
-  static zeros(spec: Spec): DeviceArray {
+  static zeros(spec: Spec, device: Device = 'cpu'): DeviceArray {
     if (!Object.hasOwn(HOST_ARRAYS, spec.dtype)) {
       throw new SiglipError(
         'ERR_DTYPE',
         `DeviceArray.zeros: dtype must be float32, int32, uint8 or bfloat16, got ${spec.dtype}`,
       );
     }
-    return new DeviceArray(spec.dtype, spec.shape);
+    return new DeviceArray(spec.dtype, spec.shape, device);
   }
 
   /**

@@ -36,7 +36,8 @@ export function demoCommand(): Command {
 async function demo(flags: TrainFlags): Promise<void> {
   const training = await runTraining(flags);
   if (!training.finished) return;
-  const model = await Siglip2.load(training.folder);
+  const { device, precision } = flags;
+  const model = await Siglip2.load(training.folder, { device, precision });
   try {
     const embedder = embedderOf(model);
     const measured = await evaluateEmoji(training.data, embedder);
@@ -113,6 +114,7 @@ async function reportOf(
     settings: {
       model: JSON.stringify(training.model),
       parameters: training.parameters.toLocaleString('en'),
+      device: `${training.device}, ${training.precision}`,
       'peak memory of a step': `${(training.peakBytes / 2 ** 20).toFixed(0)} MiB`,
       'training styles': preset.trainStyles.join(', '),
       augmentation: JSON.stringify(preset.augment),

@@ -3,9 +3,11 @@ import { existsSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
+import type { Device } from '../array';
 import type { Batch, EmojiPreset } from '../data';
 import { EmojiData, Prefetch, pairBatchesModule } from '../data';
 import { SiglipError } from '../errors';
+import type { ComputeDType } from '../graph';
 import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
 import { parameterCount, parameterTable } from '../model';
@@ -27,6 +29,8 @@ export interface EmojiTrainingOptions {
   readonly tokenizer?: string | undefined;
   /** Steps between checkpoints; 0 for none but the last. */
   readonly checkpointEvery: number;
+  readonly device: 'auto' | Device;
+  readonly precision: ComputeDType;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -38,6 +42,9 @@ export interface EmojiTraining {
   readonly metrics: readonly StepMetrics[];
   readonly parameters: number;
   readonly peakBytes: number;
+  /** Where it was trained, and in what. */
+  readonly device: Device;
+  readonly precision: ComputeDType;
   /** False when the signal ended the run before the last step. */
   readonly finished: boolean;
   /** Seconds of training alone, over all runs that the log holds. */
@@ -74,6 +81,8 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
         initialLogits: initialLogits(recipe),
         pixelTable: normalizationTable(preprocessor),
         checkpointEvery: options.checkpointEvery,
+        device: options.device,
+        precision: options.precision,
       },
       stream,
     );
@@ -91,6 +100,8 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
         metrics,
         parameters: parameterCount(parameterTable(model)),
         peakBytes: trainer.peakBytes,
+        device: trainer.device,
+        precision: options.precision,
         finished,
         seconds: metrics.reduce((sum, line) => sum + recipe.batch / line.pairsPerSecond, 0),
       };

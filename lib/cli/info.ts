@@ -1,6 +1,7 @@
 // `siglip2 info`: what the addon runs on, and what a model folder holds.
 import { Command } from 'commander';
 import { cpus, totalmem } from 'node:os';
+import { resolveDevice } from '../array';
 import { parameterCount, parameterTable } from '../model';
 import { loadAddon } from '../native/load';
 import { hubCacheDir, readModelConfig, resolveCheckpoint } from '../weights';
@@ -34,8 +35,10 @@ async function info({ model, json }: Options): Promise<void> {
 
 function machine(): Record<string, unknown> {
   const { isa, threads, kernels } = loadAddon().describe();
+  const { device, reason } = resolveDevice('auto');
   return {
-    device: 'cpu',
+    device,
+    deviceReason: reason,
     processor: cpus().at(0)?.model ?? 'unknown',
     memory: `${(totalmem() / 2 ** 30).toFixed(1)} GiB`,
     instructionSet: isa,
@@ -43,7 +46,6 @@ function machine(): Record<string, unknown> {
     kernels: kernels.length,
     cache: hubCacheDir(),
     node: process.version,
-    cuda: 'no CUDA kernels in this build',
   };
 }
 

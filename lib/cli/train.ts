@@ -1,12 +1,16 @@
 // `siglip2 train`: a small two-tower model on emoji, saved in Hugging Face layout.
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
+import type { Device } from '../array';
 import { emojiPreset } from '../data';
+import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
+import type { ComputeDType } from '../graph';
 import type { EmojiRecipe } from './emoji_recipe';
 import { emojiRecipe } from './emoji_recipe';
 import type { EmojiTraining } from './emoji_training';
 import { trainOnEmoji } from './emoji_training';
 import { integer } from './integer';
+import { DEVICE_HELP } from './model';
 
 /** Options that `train` and `demo` share, as the command line gives them. */
 export interface TrainFlags {
@@ -18,6 +22,8 @@ export interface TrainFlags {
   readonly seed: string;
   readonly checkpointEvery: string;
   readonly tokenizer?: string;
+  readonly device: 'auto' | Device;
+  readonly precision: ComputeDType;
 }
 
 /** Adds the options of a training run to a command. */
@@ -30,7 +36,13 @@ export function withTrainFlags(command: Command, output: string): Command {
     .option('--learning-rate <x>', 'default the recipe’s')
     .option('--seed <n>', 'seed of weights and batches', '0')
     .option('--checkpoint-every <n>', 'steps between checkpoints', '1000')
-    .option('--tokenizer <folder>', 'folder with the Gemma tokenizer; default the installed one');
+    .option('--tokenizer <folder>', 'folder with the Gemma tokenizer; default the installed one')
+    .option('--device <device>', DEVICE_HELP, 'auto')
+    .addOption(
+      new Option('--precision <precision>', 'of activations; bfloat16 needs a GPU')
+        .choices(['float32', 'bfloat16'])
+        .default('float32'),
+    );
 }
 
 /** The command. */
@@ -60,6 +72,8 @@ export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
       seed: integer('seed', flags.seed, 0),
       checkpointEvery: integer('checkpoint-every', flags.checkpointEvery, 0),
       tokenizer: flags.tokenizer,
+      device: expectDevice('train', '--device', flags.device),
+      precision: flags.precision,
       signal: interrupt.signal,
     });
     if (!training.finished) {

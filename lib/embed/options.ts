@@ -1,4 +1,5 @@
 // What callers pass besides their inputs, checked by value: JavaScript has no types to hold them to.
+import type { Device } from '../array';
 import { SiglipError } from '../errors';
 
 /** `value`, or `fallback` when it is absent. @throws ERR_ARGUMENT unless an integer ≥ `least` */
@@ -57,6 +58,20 @@ export function expectOneOf<T extends string>(
   if (allowed.includes(value)) return value;
   const words = allowed.map((word) => `'${word}'`).join(' or ');
   throw new SiglipError('ERR_ARGUMENT', `${who}: ${name} must be ${words}, got ${shown(value)}`);
+}
+
+/** As {@link expectInteger} for a device; `'auto'` when absent. @throws ERR_ARGUMENT */
+export function expectDevice(
+  who: string,
+  name: string,
+  value: 'auto' | Device | undefined,
+): 'auto' | Device {
+  if (value === undefined) return 'auto';
+  if (typeof value === 'string' && /^(?:auto|cpu|cuda(?::\d+)?)$/u.test(value)) return value;
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `${who}: ${name} must be 'auto', 'cpu', 'cuda' or 'cuda:<n>', got ${shown(value)}`,
+  );
 }
 
 /** @throws ERR_ARGUMENT unless absent or an AbortSignal */

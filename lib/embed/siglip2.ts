@@ -1,4 +1,6 @@
 // The model a program holds: images and texts in, vectors out.
+import type { Device } from '../array';
+import { resolveDevice } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import { createProcessor } from '../image';
 import type { ModelConfig } from '../model';
@@ -12,6 +14,7 @@ import type { EmbedImage } from './image_input';
 import { ImageInputs } from './image_input';
 import {
   expectBoolean,
+  expectDevice,
   expectEntries,
   expectInteger,
   expectOneOf,
@@ -25,8 +28,13 @@ import { Towers } from './towers';
 
 /** How a model is loaded; what {@link HubOptions} says matters for a hub id only. */
 export interface LoadOptions extends HubOptions {
-  /** Default `'auto'`: the best device there is, today the CPU. */
-  readonly device?: 'auto' | 'cpu' | 'cuda';
+  /**
+   * Where weights are held and the towers run. `'cuda'` is the first GPU, `'cuda:1'` the second; both
+   * throw ERR_DEVICE, with the reason, where there is none. Default `'auto'`: the first GPU that can
+   * be used, else the CPU; {@link Siglip2.device} and {@link Siglip2.deviceReason} tell which and why.
+   * Images are decoded and resized, and texts are split into tokens, on the CPU in any case.
+   */
+  readonly device?: 'auto' | Device;
   /** Lower-case texts as in training. Default true; false gives the ids of `AutoTokenizer`. */
   readonly lowercase?: boolean;
   /**
@@ -35,11 +43,17 @@ export interface LoadOptions extends HubOptions {
    */
   readonly towers?: TowerChoice;
   /**
-   * In what the linear layers of the blocks compute; activations between them, norms, attention and
-   * all that surrounds the blocks stay float32. Default `'float32'`: the numbers of Python.
-   * `'bfloat16'` halves the memory of these weights and is faster where the processor has bfloat16
-   * products (AVX512-BF16); elsewhere it is about as fast as float32. `'int8'` quarters it and is
-   * faster everywhere, most with VNNI. See docs/guides/serving.md for what each costs in accuracy.
+   * In what the model computes. Default `'float32'`: the numbers of Python.
+   *
+   * On the CPU it is that of the linear layers of the blocks; activations between them, norms,
+   * attention and all that surrounds the blocks stay float32. `'bfloat16'` halves the memory of these
+   * weights and is faster where the processor has bfloat16 products (AVX512-BF16); elsewhere it is
+   * about as fast as float32. `'int8'` quarters it and is faster everywhere, most with VNNI. See
+   * docs/guides/serving.md for what each costs in accuracy.
+   *
+   * On a GPU `'bfloat16'` holds matrices and activations in bfloat16; sums, statistics, softmax and
+   * the normalisation of embeddings are float32. `'int8'` is of the CPU: `device: 'auto'` then means
+   * the CPU, and a GPU is ERR_ARGUMENT.
    */
   readonly precision?: Precision;
   /**
@@ -109,6 +123,10 @@ export class Siglip2 {
     readonly logitBias: number,
     /** The folder in use, and its commit when it came from the hub. */
     readonly source: CheckpointSource,
+    /** Where the towers run. */
+    readonly device: Device,
+    /** Why there. */
+    readonly deviceReason: string,
   ) {}
 
   /**
@@ -121,14 +139,15 @@ export class Siglip2 {
    * ERR_ABORTED.
    */
   static async load(source: string, options: LoadOptions = {}): Promise<Siglip2> {
-    const { towers: loaded, precision, lowercase, signal } = checkLoadOptions(options);
+    const { towers: loaded, precision, lowercase, signal, choice } = checkLoadOptions(options);
+    const { device, reason } = chooseDevice(choice, precision);
     const found = await resolveCheckpoint(source, options, 'Siglip2.load');
     const checkpoint = await openCheckpoint(found.path, {
       towers: loaded,
       imageSize: options.imageSize,
     });
     const { config, preprocessor, parameters } = checkpoint;
-    const towers = new Towers(checkpoint, precision);
+    const towers = new Towers(checkpoint, precision, device);
     try {
       expectNotAborted('Siglip2.load', signal);
       await towers.prepare(signal);
@@ -139,7 +158,7 @@ export class Siglip2 {
       const images = new ImageInputs(config, createProcessor(preprocessor));
       const texts = new TextInputs(config, tokenizer);
       const stages = new Stages({ towers, images, texts });
-      return new Siglip2(stages, Math.exp(scale), bias, found);
+      return new Siglip2(stages, Math.exp(scale), bias, found, device, reason);
     } catch (error) {
       towers.dispose();
       throw error;
@@ -274,21 +293,32 @@ function checkLoadOptions(options: LoadOptions): {
   precision: Precision;
   lowercase: boolean;
   signal: AbortSignal | undefined;
+  choice: 'auto' | Device;
 } {
   const who = 'Siglip2.load';
-  if (options.device === 'cuda') {
-    throw new SiglipError(
-      'ERR_DEVICE',
-      `${who}: device must be 'auto' or 'cpu', got 'cuda': this build has no CUDA kernels`,
-    );
-  }
-  expectOneOf(who, 'device', options.device, ['auto', 'cpu']);
+  const choice = expectDevice(who, 'device', options.device);
   const towers = expectOneOf(who, 'towers', options.towers, ['both', 'vision', 'text']);
   const precision = expectOneOf(who, 'precision', options.precision, precisions);
   const lowercase = expectBoolean(who, 'lowercase', options.lowercase, true);
   expectSignal(who, options.signal);
   expectNotAborted(who, options.signal);
-  return { towers, precision, lowercase, signal: options.signal };
+  if (precision === 'int8' && choice.startsWith('cuda')) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `${who}: precision must be float32 or bfloat16 on a GPU, got int8 with device ${shown(choice)}`,
+    );
+  }
+  return { towers, precision, lowercase, signal: options.signal, choice };
+}
+
+function chooseDevice(
+  choice: 'auto' | Device,
+  precision: Precision,
+): { device: Device; reason: string } {
+  if (choice === 'auto' && precision === 'int8') {
+    return { device: 'cpu', reason: 'int8 is of the CPU' };
+  }
+  return resolveDevice(choice);
 }
 
 function checkEmbedOptions(

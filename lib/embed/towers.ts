@@ -1,9 +1,9 @@
 // A model's weights on a device and the programs that run its towers, compiled once per batch shape
-// and kept for the next call of that shape. Weights are constants of the programs: packed once, held
-// in that form alone, and shared by all shapes.
-import type { DeviceArray } from '../array';
+// and kept for the next call of that shape. Weights are constants of the programs: packed (on the CPU)
+// or cast (on a GPU) once, held in that form alone, and shared by all shapes.
+import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import type { ConstantSource, Program, Spec, Tensor } from '../graph';
+import type { CompileOptions, ConstantSource, Program, Spec, Tensor } from '../graph';
 import { compile, Constants } from '../graph';
 import type { ModelConfig, TextParameters, VisionInput, VisionParameters } from '../model';
 import { textInputSpec, textTower, visionTower } from '../model';
@@ -62,22 +62,27 @@ export class Towers {
   private readonly texts = new ProgramCache<Program<TextSpecs, Embeddings<Tensor>>>();
   private readonly visionConstants: VisionConstants | undefined;
   private readonly textConstants: TextConstants | undefined;
-  private readonly specialize;
+  private readonly target: Pick<CompileOptions, 'device' | 'precision' | 'specialize'>;
   private disposed = false;
 
   /**
    * Takes over the checkpoint: it is disposed with the towers.
    *
-   * @param precision - of the products in the blocks; all else is float32
+   * @param precision - on the CPU of the products in the blocks, all else being float32; on a GPU,
+   * which has no int8, of all activations
    */
   constructor(
     private readonly checkpoint: OpenCheckpoint,
     precision: Precision,
+    device: Device = 'cpu',
   ) {
     const { vision, text } = checkpoint.parameters;
     this.visionConstants = vision && new Constants(vision);
     this.textConstants = text && new Constants(text);
-    this.specialize = packLinears((label) => (isInBlock(label) ? precision : 'float32'));
+    this.target =
+      device === 'cpu'
+        ? { device, specialize: packLinears((label) => (isInBlock(label) ? precision : 'float32')) }
+        : { device, precision: precision === 'bfloat16' ? precision : 'float32' };
   }
 
   get config(): ModelConfig {
@@ -187,7 +192,7 @@ export class Towers {
           return { raw: pooled, normalized: embedding };
         },
         { images: batchSpecs(this.config, batch, length) },
-        { constants, specialize: this.specialize },
+        { constants, ...this.target },
       ),
     );
   }
@@ -205,7 +210,7 @@ export class Towers {
           tokens: visionTower(weights, this.config, images).tokens,
         }),
         { images: batchSpecs(this.config, batch, length) },
-        { constants, specialize: this.specialize },
+        { constants, ...this.target },
       ),
     );
   }
@@ -222,7 +227,7 @@ export class Towers {
           return { raw: projected, normalized: embedding };
         },
         { ids: textInputSpec(this.config, batch) },
-        { constants, specialize: this.specialize },
+        { constants, ...this.target },
       ),
     );
   }

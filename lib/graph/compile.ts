@@ -1,7 +1,8 @@
 // From a TypeScript function over symbolic tensors to a program the native side can run: trace,
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
-import { DeviceArray } from '../array';
+import type { Device } from '../array';
+import { DeviceArray, moved } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
 import { kernelOf, loadAddon } from '../native/load';
@@ -25,7 +26,7 @@ import { flatten, mapTree } from './tree';
 
 export interface CompileOptions<C = unknown> {
   /** Where the program runs. Default `'cpu'`. */
-  readonly device?: 'cpu';
+  readonly device?: Device;
   /** Top-level inputs whose arrays the program may update in place (weights, optimizer state). */
   readonly donate?: readonly string[];
   /**
@@ -123,7 +124,10 @@ export function compile<I extends object, O, C = object>(
     name,
     {
       ...compiled,
-      bound: constants === undefined ? [] : derived.map((value) => bind(value, constants, leaves)),
+      bound:
+        constants === undefined
+          ? []
+          : derived.map((value) => bind(value, constants, leaves, device)),
       taps,
     },
     outputs,
@@ -245,9 +249,12 @@ function bind<C>(
   { key, tensor, nodes }: Derived,
   constants: Constants<C>,
   leaves: ReadonlyMap<Tensor, string>,
+  device: Device,
 ): Bound {
+  const open = async (path: string): Promise<DeviceArray> =>
+    moved(await constants.source(path).open(), device);
   const make = async (): Promise<DeviceArray> => {
-    if (nodes.length === 0) return constants.source(key).open();
+    if (nodes.length === 0) return open(key);
     const read = new Set(nodes.flatMap(operandsOf));
     const inputs = [...leaves]
       .filter(([leaf]) => read.has(leaf))
@@ -260,7 +267,7 @@ function bind<C>(
     );
     const opened: Record<string, DeviceArray> = {};
     try {
-      for (const { path } of inputs) opened[path] = await constants.source(path).open();
+      for (const { path } of inputs) opened[path] = await open(path);
       return (await program.run(opened)).value;
     } finally {
       disposeArrays(opened);

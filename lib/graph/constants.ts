@@ -8,15 +8,15 @@ import type { Node } from './tensor';
 import { Tensor, operandsOf } from './tensor';
 import { flatten } from './tree';
 
-/** An array that never changes, brought to the device when a program first needs it. */
+/** An array that never changes, brought to a program's device when the program first needs it. */
 export interface ConstantSource extends Spec {
-  /** The array; who asks disposes it. */
+  /** The array, on whatever device; who asks disposes it. */
   open(signal?: AbortSignal): Promise<DeviceArray>;
 }
 
 /**
- * A tree of constants and everything that programs derived from them. Programs compiled with it
- * share what they have in common. Nothing is opened before the first run that needs it, and what is
+ * A tree of constants and everything that programs derived from them. Programs compiled with it,
+ * all for one device, share what they have in common. Nothing is opened before the first run that needs it, and what is
  * only needed to derive something else is given back at once.
  *
  * @example

@@ -2,7 +2,8 @@
 // data. A file appears when it is complete, so that a crash at any moment leaves the last good one.
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DeviceArray } from '../array';
+import type { Device, DeviceArray } from '../array';
+import { moved } from '../array';
 import type { StreamState } from '../data';
 import { SiglipError } from '../errors';
 import { flatten } from '../graph';
@@ -69,13 +70,14 @@ export async function saveTraining(
 }
 
 /**
- * Reads a checkpoint of a run of this model.
+ * Reads a checkpoint of a run of this model to a device.
  *
  * @throws ERR_WEIGHTS when the file is damaged, ERR_CONFIG when it is of another model.
  */
 export async function loadTraining(
   path: string,
   model: ModelConfig,
+  device: Device = 'cpu',
 ): Promise<{ state: TrainingState<DeviceArray>; position: TrainingPosition }> {
   const file = openSafetensors(path);
   const loaded = new Map<string, DeviceArray>();
@@ -98,7 +100,7 @@ export async function loadTraining(
     for (const tree of trees) {
       for (const spec of parameterTable(model)) {
         const name = `${tree}.${spec.path}`;
-        loaded.set(name, await file.load(name, { shape: spec.shape }));
+        loaded.set(name, await moved(await file.load(name, { shape: spec.shape }), device));
       }
     }
     const [parameters, m, v] = trees.map((tree) =>

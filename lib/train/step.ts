@@ -1,5 +1,6 @@
 // One training step as one program: forward, loss, backward, clip and update. The step is a function
 // of (batch, model, loss); it knows neither towers nor data.
+import type { Device } from '../array';
 import { SiglipError } from '../errors';
 import type { CompileOptions, ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
 import { compile, flatten, float32, gradient, mapTree, scope } from '../graph';
@@ -15,6 +16,8 @@ export interface StepConfig<P, B> {
   /** Micro-batches of one step, their losses and gradients averaged. Default 1. */
   readonly microBatches?: number;
   readonly optimizer: OptimizerConfig;
+  /** Where the step runs and its parameters and state are. Default `'cpu'`. */
+  readonly device?: Device | undefined;
   /**
    * In what activations are held and multiplied. Default `'float32'`. Parameters, their gradients,
    * the loss and the optimizer are float32 in either; `'bfloat16'` needs a CUDA device.
@@ -123,7 +126,11 @@ export function stepFunction<P extends object, B extends object>(
   return {
     step,
     specs,
-    options: { donate: ['parameters', 'state'], precision: config.precision ?? 'float32' },
+    options: {
+      donate: ['parameters', 'state'],
+      device: config.device ?? 'cpu',
+      precision: config.precision ?? 'float32',
+    },
   };
 }
 

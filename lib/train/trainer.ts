@@ -1,10 +1,11 @@
 // The training loop: batches in, updated weights out, a log line per step, a checkpoint now and then.
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { DeviceArray } from '../array';
+import type { Device } from '../array';
+import { DeviceArray, resolveDevice } from '../array';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
-import type { Spec } from '../graph';
+import type { ComputeDType, Spec } from '../graph';
 import { disposeArrays, mapTree } from '../graph';
 import type { InitialLogits, ModelConfig, TwoTowersParameters } from '../model';
 import { initialValues, twoTowersParameters } from '../model';
@@ -23,6 +24,13 @@ export interface TrainerConfig {
   readonly model: ModelConfig;
   /** Run folder: `metrics.jsonl` and `checkpoints/` are kept there. */
   readonly folder: string;
+  /** Where the run's weights are and its steps run. Default `'auto'`: a GPU where there is one. */
+  readonly device?: 'auto' | Device;
+  /**
+   * In what activations are held and multiplied. Default `'float32'`. `'bfloat16'` needs a GPU; master
+   * weights, their gradients, the loss and Adam stay float32, and so do checkpoints.
+   */
+  readonly precision?: ComputeDType;
   /** Pairs of a micro-batch; the stream must give batches of this size. */
   readonly batch: number;
   /** Micro-batches of a step. Default 1. */
@@ -72,6 +80,8 @@ export class Trainer {
     private readonly program: TwoTowersStep,
     private readonly state: TrainingState<DeviceArray>,
     private nextStep: number,
+    /** Where the weights are and the steps run. */
+    readonly device: Device,
   ) {
     this.optimizer = config.optimizer ?? defaultOptimizer;
   }
@@ -80,10 +90,21 @@ export class Trainer {
    * Begins a run, or continues the one in the folder from its latest checkpoint.
    *
    * @param stream - batches of `config.batch` pairs with pixels of the model's size and token ids.
-   * @throws ERR_CONFIG, ERR_ARGUMENT; ERR_WEIGHTS for a checkpoint that is damaged or of another model.
+   * @throws ERR_CONFIG, ERR_ARGUMENT; ERR_WEIGHTS for a checkpoint that is damaged or of another model;
+   * ERR_DEVICE for a device that is not here, or a precision that it does not have.
    */
   static async start(config: TrainerConfig, stream: Stream<Batch>): Promise<Trainer> {
     cosineSchedule(0, config.schedule);
+    const { device, reason } = resolveDevice(config.device ?? 'auto');
+    const precision = config.precision ?? 'float32';
+    if (device === 'cpu' && precision !== 'float32') {
+      throw new SiglipError(
+        'ERR_DEVICE',
+        `train: precision must be float32 on the CPU, got ${precision}\n` +
+          `the device is the CPU: ${reason}\n` +
+          'to do: train in float32, or on a machine with a GPU',
+      );
+    }
     mkdirSync(checkpointFolder(config), { recursive: true });
     const program = compileTwoTowersStep({
       model: config.model,
@@ -91,17 +112,19 @@ export class Trainer {
       microBatches: config.microBatches ?? 1,
       optimizer: config.optimizer ?? defaultOptimizer,
       checkpoint: config.checkpointActivations ?? false,
+      device,
+      precision,
     });
     try {
       const path = await latestCheckpoint(checkpointFolder(config));
       if (path === undefined) {
         keepMetricsBefore(metricsPath(config), 0);
-        return new Trainer(config, stream, program, freshState(config), 0);
+        return new Trainer(config, stream, program, freshState(config, device), 0, device);
       }
-      const { state, position } = await loadTraining(path, config.model);
+      const { state, position } = await loadTraining(path, config.model, device);
       await stream.restore(position.data);
       keepMetricsBefore(metricsPath(config), position.step);
-      return new Trainer(config, stream, program, state, position.step);
+      return new Trainer(config, stream, program, state, position.step, device);
     } catch (error) {
       program.dispose();
       throw error;
@@ -240,15 +263,18 @@ function metricsPath({ folder }: TrainerConfig): string {
   return join(folder, 'metrics.jsonl');
 }
 
-function freshState({ model, seed, initialLogits }: TrainerConfig): TrainingState<DeviceArray> {
+function freshState(
+  { model, seed, initialLogits }: TrainerConfig,
+  device: Device,
+): TrainingState<DeviceArray> {
   const parameters = twoTowersParameters<DeviceArray>(
     model,
-    (spec) => DeviceArray.from(initialValues(spec, seed ?? 0), spec.shape),
+    (spec) => DeviceArray.from(initialValues(spec, seed ?? 0), spec.shape, device),
     initialLogits,
   );
   const zeros = (): Parameters =>
     mapTree<Parameters, DeviceArray, DeviceArray>(parameters, (array: Spec) =>
-      DeviceArray.zeros(array),
+      DeviceArray.zeros(array, device),
     );
   return { parameters, moments: { m: zeros(), v: zeros() } };
 }

@@ -1,4 +1,5 @@
 // The two towers as a training step: what a batch is, and its loss.
+import type { Device } from '../array';
 import type { ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
 import { float32, uint8 } from '../graph';
 import { sigmoidLoss } from '../loss';
@@ -37,6 +38,8 @@ export interface TwoTowersStepConfig {
   /** Micro-batches of a step. Default 1. */
   readonly microBatches?: number;
   readonly optimizer: OptimizerConfig;
+  /** See {@link StepConfig}. */
+  readonly device?: Device | undefined;
   /** See {@link StepConfig}. */
   readonly precision?: ComputeDType | undefined;
   /**
@@ -80,6 +83,7 @@ export function twoTowersStep(
     batch: { images: imageSpecs(config), texts: textInputSpec(model, batch) },
     microBatches: config.microBatches ?? 1,
     optimizer: config.optimizer,
+    device: config.device,
     precision: config.precision,
     decays: (path) => decaying.has(path),
     loss: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {

@@ -200,7 +200,7 @@ describe('bad input', () => {
   test('folders that hold no usable model', async () => {
     expect((await failure(Siglip2.load('/nonexistent'))).code).toBe('ERR_FILE');
     (await load('fixed')).dispose();
-    expect((await failure(Siglip2.load(folder, { device: 'cuda' }))).code).toBe('ERR_DEVICE');
+    expect((await failure(Siglip2.load(folder, { device: 'cuda:99' }))).code).toBe('ERR_DEVICE');
     const weights = join(folder, 'model.safetensors');
     const whole = readFileSync(weights);
     truncateSync(weights, whole.length - 10);

@@ -71,6 +71,8 @@ test('options are checked before anything is read', async () => {
     (await failure(Siglip2.load(folder(), options))).code;
   expect(await bad({ towers: 'image' })).toBe('ERR_ARGUMENT');
   expect(await bad({ device: 'gpu' })).toBe('ERR_ARGUMENT');
+  expect(await bad({ device: 'cuda:99' })).toBe('ERR_DEVICE');
+  expect(await bad({ device: 'cuda', precision: 'int8' })).toBe('ERR_ARGUMENT');
   expect(await bad({ lowercase: 'no' })).toBe('ERR_ARGUMENT');
   expect(await bad({ signal: 5 })).toBe('ERR_ARGUMENT');
   expect(await bad({ signal: AbortSignal.abort() })).toBe('ERR_ABORTED');
@@ -110,4 +112,12 @@ test('dispose during a call: what runs arrives, what has not begun says so', asy
   expect(await short).toHaveLength(1);
   expect((await long).code).toBe('ERR_DISPOSED');
   expect(loadAddon().memory()).toEqual(before);
+});
+
+test('a model tells where it runs and why', async () => {
+  using model = await Siglip2.load(folder(), { device: 'cpu' });
+  expect([model.device, model.deviceReason]).toEqual(['cpu', expect.any(String)]);
+  // int8 is of the CPU, whatever else there is.
+  using narrow = await Siglip2.load(folder(), { precision: 'int8' });
+  expect(narrow.device).toBe('cpu');
 });

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
@@ -10,6 +10,7 @@ import { variant } from '../../lib/model';
 import { loadAddon } from '../../lib/native/load';
 import type { StepMetrics, TrainerConfig } from '../../lib/train';
 import { Trainer, defaultOptimizer, readMetrics } from '../../lib/train';
+import { failure } from '../failure';
 
 const model = variant('mu/8', { imageSize: 16, vocabulary: 40, length: 6 });
 const steps = 8;
@@ -162,5 +163,12 @@ describe('Trainer', () => {
     const trainer = await Trainer.start(config({ batch: 4 }), stream());
     await expect(trainer.train()).rejects.toThrow(/must hold 4 images/);
     trainer.dispose();
+  });
+
+  test('bfloat16 on the CPU is refused before anything is written', async () => {
+    const unused = join(folder, 'unused');
+    const narrow = config({ device: 'cpu', precision: 'bfloat16', folder: unused });
+    expect((await failure(Trainer.start(narrow, stream()))).code).toBe('ERR_DEVICE');
+    expect(existsSync(unused)).toBe(false);
   });
 });

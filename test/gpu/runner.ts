@@ -61,9 +61,12 @@ function reasonOf(error: unknown): string {
 export class Runner {
   private readonly declared: Declared[] = [];
 
+  /** @param missing - why no test can run here, if so */
+  constructor(private readonly missing?: string) {}
+
   group(group: string): Group {
     return {
-      test: (name, body) => this.declared.push({ group, name, body, skip: undefined }),
+      test: (name, body) => this.declared.push({ group, name, body, skip: this.missing }),
       skip: (name, skip) => this.declared.push({ group, name, body: () => undefined, skip }),
     };
   }
@@ -83,7 +86,7 @@ export class Runner {
     let group = '';
     let saved = start;
     for (const test of chosen) {
-      if (test.group !== group) {
+      if (test.group !== group && this.missing === undefined) {
         group = test.group;
         const elapsed = (performance.now() - start) / 1000;
         say(`${group}  (after ${elapsed.toFixed(1)} s)`);

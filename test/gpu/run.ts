@@ -1,0 +1,65 @@
+// The tests of a GPU. Without one they all count as skipped, with the reason.
+//
+//   npm run test:gpu                           everything
+//   npm run test:gpu -- attention training     tests whose group or name contains one of the words
+//   --json FILE     what became of every test, and its figures
+//   --limit 120     seconds; what is not begun by then fails
+//   --verbose       a line for every test
+//   --device cuda:1 another GPU; `cpu` tries the tests themselves, float32 alone
+//
+// SIGLIP2_GOLDEN names the folder with the golden numbers.
+import { parseArgs } from 'node:util';
+import type { Device } from '../../lib/array';
+import { resolveDevice } from '../../lib/array';
+import { loadAddon } from '../../lib/native/load';
+import { declareGoldens } from './goldens';
+import { declareOps } from './ops';
+import { declarePrograms } from './programs';
+import { Runner } from './runner';
+import { declareTowers } from './towers';
+
+// Read by the addon: memory that a kernel should have written and did not is a NaN.
+process.env['SIGLIP2_POISON'] ??= '1';
+
+function missing(device: Device): string | undefined {
+  if (device === 'cpu') return undefined;
+  try {
+    resolveDevice(device);
+    return undefined;
+  } catch (error) {
+    return error instanceof Error ? error.message.split('\n')[0] : String(error);
+  }
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      json: { type: 'string' },
+      limit: { type: 'string', default: '600' },
+      verbose: { type: 'boolean', default: false },
+      device: { type: 'string', default: 'cuda' },
+    },
+  });
+  const device = values.device as Device;
+  const reason = missing(device);
+  const runner = new Runner(reason);
+  const { cuda, isa } = loadAddon().describe();
+  declarePrograms(runner, device, memoryOf(cuda));
+  declareOps(runner, device);
+  declareGoldens(runner, device);
+  declareTowers(runner, device);
+  const passed = await runner.run(
+    {
+      words: positionals,
+      timeout: 60,
+      limit: Number(values.limit),
+      json: values.json,
+      verbose: values.verbose,
+    },
+    { device, isa, cuda, node: process.version },
+  );
+  process.exitCode = passed ? 0 : 1;
+}
+
+void main();

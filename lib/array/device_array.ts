@@ -1,9 +1,9 @@
 import { SiglipError } from '../errors';
 import type { NativeBuffer } from '../native/addon';
+import type { Device } from '../native/device';
 import { loadAddon } from '../native/load';
 import type { DType, HostArray, Spec } from '../native/spec';
 import { bytesOf, elementsOf, MAX_RANK } from '../native/spec';
-import type { Device } from './device';
 
 /** What a program takes as an input: memory of the device, or an array of the host to copy in. */
 export type RunInput = DeviceArray | HostArray;
@@ -18,7 +18,7 @@ export interface HostArrayOf {
 }
 
 /**
- * Memory of the device that outlives a program: weights, optimizer state, batches, results.
+ * Memory of a device that outlives a program: weights, optimizer state, batches, results.
  *
  * Writes, reads and runs take effect in the order in which they were called, so no call needs to
  * wait for another but to see a result. Dispose an array when it is no longer needed; disposing one
@@ -39,16 +39,12 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /** The native memory; for programs, not for users. */
   readonly buffer: NativeBuffer;
 
-  private constructor(
-    dtype: D,
-    shape: readonly number[],
-    readonly device: Device,
-  ) {
+  private constructor(dtype: D, shape: readonly number[], device: Device) {
     checkShape(shape);
     this.dtype = dtype;
     this.shape = [...shape];
     this.bytes = bytesOf(this);
-    this.buffer = new (loadAddon().Buffer)(this.bytes);
+    this.buffer = new (loadAddon().Buffer)(this.bytes, device);
   }
 
   /**
@@ -56,7 +52,8 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    *
    * @param data - its class gives the dtype.
    * @param shape - extents whose product is `data.length`; default `[data.length]`.
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   * @param device - where; default `'cpu'`.
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
   static from(
     data: Float32Array,
@@ -87,7 +84,7 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /**
    * An array of zeros.
    *
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
   static zeros(spec: Spec, device: Device = 'cpu'): DeviceArray {
     if (!Object.hasOwn(HOST_ARRAYS, spec.dtype)) {
@@ -102,10 +99,15 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /**
    * An array whose contents nobody may rely on, for a program to fill.
    *
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
-  static empty(spec: Spec): DeviceArray {
-    return DeviceArray.zeros(spec);
+  static empty(spec: Spec, device: Device = 'cpu'): DeviceArray {
+    return DeviceArray.zeros(spec, device);
+  }
+
+  /** Where it is, by full name. */
+  get device(): Exclude<Device, 'cuda'> {
+    return this.buffer.device;
   }
 
   /** Whether {@link dispose} was called. */
@@ -143,6 +145,17 @@ export class DeviceArray<D extends DType = DType> implements Spec {
     }
     checkLength('DeviceArray.write', data, this.shape);
     this.buffer.write(0, bytesIn(data));
+  }
+
+  /**
+   * A copy on a device, also on this array's own, by way of the host.
+   *
+   * @throws ERR_DISPOSED, ERR_DEVICE, ERR_OUT_OF_MEMORY
+   */
+  async to(device: Device): Promise<DeviceArray<D>> {
+    const { shape } = this;
+    // The class of what is read gives the dtype again, which the type system cannot follow.
+    return DeviceArray.from(await this.read(), shape, device) as DeviceArray<D>;
   }
 
   /** Gives the memory back once queued work is done with it. May be repeated. */

@@ -1,4 +1,4 @@
-import type { Device } from './device';
+import type { Device } from '../native/device';
 import { DeviceArray } from './device_array';
 
 /** The array on a device: itself when it is there, else a copy, in which case it is disposed. */
@@ -6,7 +6,7 @@ export async function moved<A extends DeviceArray>(array: A, device: Device): Pr
   if (array.device === device) return array;
   try {
     // Of the same dtype, which the type system cannot follow.
-    return DeviceArray.from(await array.read(), array.shape, device) as A;
+    return (await array.to(device)) as A;
   } finally {
     array.dispose();
   }

@@ -3,6 +3,7 @@ import { Command } from 'commander';
 import { cpus, totalmem } from 'node:os';
 import { resolveDevice } from '../array';
 import { parameterCount, parameterTable } from '../model';
+import type { NativeCuda } from '../native/addon';
 import { loadAddon } from '../native/load';
 import { hubCacheDir, readModelConfig, resolveCheckpoint } from '../weights';
 import { MODEL_HELP } from './model';
@@ -34,18 +35,40 @@ async function info({ model, json }: Options): Promise<void> {
 }
 
 function machine(): Record<string, unknown> {
-  const { isa, threads, kernels } = loadAddon().describe();
+  const { isa, threads, kernels, cuda } = loadAddon().describe();
   const { device, reason } = resolveDevice('auto');
   return {
     device,
     deviceReason: reason,
     processor: cpus().at(0)?.model ?? 'unknown',
-    memory: `${(totalmem() / 2 ** 30).toFixed(1)} GiB`,
+    memory: gib(totalmem()),
     instructionSet: isa,
     threads,
     kernels: kernels.length,
+    cuda: describeCuda(cuda),
     cache: hubCacheDir(),
     node: process.version,
+  };
+}
+
+const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+
+function describeCuda({ built, driver, runtime, devices, missing }: NativeCuda): object {
+  return {
+    kernels: built ? `built with CUDA ${runtime ?? ''}` : 'none in this build',
+    driver: driver === undefined ? 'none found' : `for CUDA ${driver}`,
+    ...Object.fromEntries(
+      devices.map((device) => [
+        `cuda:${String(device.index)}`,
+        {
+          name: device.name,
+          capability: (device.architecture / 10).toFixed(1),
+          memory: `${gib(device.freeBytes)} free of ${gib(device.memoryBytes)}`,
+          multiprocessors: device.multiprocessors,
+        },
+      ]),
+    ),
+    ...(missing.length === 0 ? {} : { missing }),
   };
 }
 
@@ -57,12 +80,17 @@ async function describeModel(source: string): Promise<Record<string, unknown>> {
   return { folder, ...(revision === undefined ? {} : { revision }), parameters, ...config };
 }
 
+// What is missing is told as it is, in lines.
 function lines(facts: object, indent: string): string {
   return Object.entries(facts)
-    .map(([key, value]: [string, unknown]) =>
-      typeof value === 'object' && value !== null
+    .map(([key, value]: [string, unknown]) => {
+      if (key === 'missing' && Array.isArray(value)) {
+        const notes = (value as string[]).flatMap((note) => note.split('\n'));
+        return `${indent}${key}\n${notes.map((line) => `${indent}  ${line}\n`).join('')}`;
+      }
+      return typeof value === 'object' && value !== null
         ? `${indent}${key}\n${lines(value, `${indent}  `)}`
-        : `${indent}${key.padEnd(18 - indent.length)} ${String(value)}\n`,
-    )
+        : `${indent}${key.padEnd(18 - indent.length)} ${String(value)}\n`;
+    })
     .join('');
 }

@@ -2,7 +2,7 @@
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
 import type { Device } from '../array';
-import { DeviceArray, moved } from '../array';
+import { DeviceArray, moved, resolveDevice } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
 import { kernelOf, loadAddon } from '../native/load';
@@ -67,6 +67,7 @@ export interface StepTime {
 
 interface Compiled {
   readonly native: NativeProgram;
+  readonly device: Device;
   readonly plan: Plan;
   /** What the caller brings to every run. */
   readonly inputs: readonly { readonly path: string; readonly spec: Spec }[];
@@ -102,7 +103,8 @@ export function compile<I extends object, O, C = object>(
   specs: I,
   options: CompileOptions<C> = {},
 ): Program<I, O> {
-  const { constants, device = 'cpu', precision = 'float32' } = options;
+  const { constants, precision = 'float32' } = options;
+  const { device } = resolveDevice(options.device ?? 'cpu');
   if (device === 'cpu' && precision !== 'float32') {
     throw new SiglipError(
       'ERR_DEVICE',
@@ -119,6 +121,7 @@ export function compile<I extends object, O, C = object>(
     inputs,
     bound: derived.map(({ tensor }) => tensor),
     donated,
+    device,
   });
   return new Program<I, O>(
     name,
@@ -220,23 +223,28 @@ function assemble(
     readonly inputs: readonly Input[];
     readonly bound: readonly Tensor[];
     readonly donated: ReadonlySet<Tensor>;
+    readonly device: Device;
   },
 ): Omit<Compiled, 'bound' | 'taps'> {
-  const { inputs, bound, donated } = given;
-  const encoder = new Encoder(graph);
+  const { inputs, bound, donated, device } = given;
+  const encoder = new Encoder(graph, device);
   const planned = plan(graph, [...inputs.map(({ tensor }) => tensor), ...bound], {
     donated,
     scratchBytes: (node) => encoder.scratchBytes(node),
   });
   const steps = encoder.encode(planned);
-  const native = new (loadAddon().Program)({
-    name,
-    arenaBytes: planned.arenaBytes,
-    bufferBytes: [...planned.buffers],
-    steps: steps.map(({ step }) => step),
-  });
+  const native = new (loadAddon().Program)(
+    {
+      name,
+      arenaBytes: planned.arenaBytes,
+      bufferBytes: [...planned.buffers],
+      steps: steps.map(({ step }) => step),
+    },
+    device,
+  );
   return {
     native,
+    device,
     plan: planned,
     inputs: inputs.map(({ path, tensor }) => ({ path, spec: tensor })),
     steps: steps.map(({ step, kernel }) => ({ label: step.label, kernel })),
@@ -262,7 +270,11 @@ function bind<C>(
     const graph = { nodes, results: [tensor] };
     const program = new Program<Record<string, Spec>, { value: Tensor }>(
       key,
-      { ...assemble(key, graph, { inputs, bound: [], donated: new Set() }), bound: [], taps: [] },
+      {
+        ...assemble(key, graph, { inputs, bound: [], donated: new Set(), device }),
+        bound: [],
+        taps: [],
+      },
       { value: tensor },
     );
     const opened: Record<string, DeviceArray> = {};
@@ -328,7 +340,10 @@ function materialize<O>(
 class Encoder {
   private readonly calls = new Map<Node, KernelCall>();
 
-  constructor(private readonly graph: Graph) {
+  constructor(
+    private readonly graph: Graph,
+    private readonly device: Device,
+  ) {
     const read = new Set<Tensor>(graph.results);
     for (const node of graph.nodes) {
       for (const operand of Object.values(node.inputs)) {
@@ -358,7 +373,7 @@ class Encoder {
     if (call === undefined) return 0;
     const { index } = kernelOf(call.kernel);
     const args = this.arguments(call, null, (ref) => viewOf(ref, 0, 0));
-    return loadAddon().scratchBytes(index, args);
+    return loadAddon().scratchBytes(index, args, this.device);
   }
 
   encode(planned: Plan): { readonly step: NativeStep; readonly kernel: string }[] {
@@ -412,6 +427,11 @@ export class Program<I, O> {
     private readonly outputs: O,
   ) {}
 
+  /** Where it runs. */
+  get device(): Device {
+    return this.compiled.device;
+  }
+
   /** What a run needs, in bytes. */
   get memory(): ProgramMemory {
     const { plan: planned, inputs, bound } = this.compiled;
@@ -437,7 +457,7 @@ export class Program<I, O> {
    * Runs the program off the JavaScript thread. Host arrays are copied in first. Results are new
    * arrays that the caller disposes, except those updated in place, which are the donated inputs.
    *
-   * @throws ERR_SHAPE, ERR_DTYPE, ERR_DISPOSED for wrong inputs, before anything runs.
+   * @throws ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED for wrong inputs, before anything runs.
    */
   async run(inputs: MapTree<I, Spec, RunInput>): Promise<MapTree<O, Tensor, DeviceArray>> {
     const { results, unshared } = await this.execute(inputs, false);
@@ -493,7 +513,7 @@ export class Program<I, O> {
     unshared: readonly DeviceArray[];
     nanoseconds: Float64Array | undefined;
   }> {
-    const { native, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
+    const { native, device, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
     const temporary: DeviceArray[] = [];
     const owned: DeviceArray[] = [];
     try {
@@ -531,7 +551,7 @@ export class Program<I, O> {
       const resultArrays = planned.results.map((buffer, i) => {
         const existing = arrays[buffer] ?? created.get(buffer);
         if (existing !== undefined) return existing;
-        const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] });
+        const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] }, device);
         created.set(buffer, array);
         owned.push(array);
         return array;
@@ -574,7 +594,7 @@ export class Program<I, O> {
 
   private admit(input: RunInput, path: string, spec: Spec, temporary: DeviceArray[]): DeviceArray {
     if (!(input instanceof DeviceArray)) {
-      const array = DeviceArray.from(input, spec.shape);
+      const array = DeviceArray.from(input, spec.shape, this.device);
       temporary.push(array);
       this.checkInput(array, path, spec);
       return array;
@@ -584,6 +604,12 @@ export class Program<I, O> {
   }
 
   private checkInput(array: DeviceArray, path: string, spec: Spec): void {
+    if (array.device !== this.device) {
+      throw new SiglipError(
+        'ERR_DEVICE',
+        `${this.name}: ${path} must be on ${this.device}, got an array on ${array.device}`,
+      );
+    }
     const sameShape =
       array.shape.length === spec.shape.length &&
       array.shape.every((n, axis) => n === spec.shape[axis]);

@@ -1,5 +1,6 @@
 // The typed face of the native addon. What it does is said here; how, in native/binding.
 import type { SiglipError, SiglipErrorCode } from '../errors';
+import type { Device } from './device';
 import type { ArgumentSignature } from './kernels';
 
 /** Instruction sets the kernels are compiled for. */
@@ -16,7 +17,38 @@ export interface NativeDescription {
   readonly features: readonly ('vnni' | 'bf16')[];
   /** Threads a kernel runs on: the physical cores, or `SIGLIP2_THREADS`. */
   readonly threads: number;
-  readonly kernels: readonly { readonly name: string; readonly arguments: ArgumentSignature[] }[];
+  readonly kernels: readonly {
+    readonly name: string;
+    readonly arguments: ArgumentSignature[];
+    /** Whether it has a form for GPUs. */
+    readonly cuda: boolean;
+  }[];
+  /** What there is of CUDA; looked up when it is read. */
+  readonly cuda: NativeCuda;
+}
+
+/** What the machine and the build have of CUDA. */
+export interface NativeCuda {
+  /** Whether the build has CUDA kernels. */
+  readonly built: boolean;
+  /** The CUDA version of the driver, such as `13.0`. */
+  readonly driver?: string;
+  /** That of the build. */
+  readonly runtime?: string;
+  /** Those that can be used. */
+  readonly devices: readonly {
+    /** N of `cuda:N`. */
+    readonly index: number;
+    readonly name: string;
+    /** 10 · major + minor of the compute capability. */
+    readonly architecture: number;
+    readonly memoryBytes: number;
+    /** Opens a context on the device when it is read. */
+    readonly freeBytes: number;
+    readonly multiprocessors: number;
+  }[];
+  /** What is missing for there to be more: a line each, and below it a line with what to do. */
+  readonly missing: readonly string[];
 }
 
 /** An array in the arena (`storage` −1) or in one of a run's buffers; `offset` in bytes. */
@@ -53,6 +85,8 @@ export interface ProgramDescription {
  */
 export interface NativeBuffer {
   readonly bytes: number;
+  /** Its full name. */
+  readonly device: Exclude<Device, 'cuda'>;
   readonly disposed: boolean;
   /** Copies `data` before it returns; it lands behind the work already queued. */
   write(offset: number, data: Uint8Array): void;
@@ -140,11 +174,16 @@ export interface NativeRecipe {
   readonly table: Float32Array | null;
 }
 
-/** Native memory alive in the process. */
-export interface NativeMemory {
+/** Memory alive on devices of a kind. */
+export interface NativeMemoryOfKind {
   readonly buffers: number;
   readonly bufferBytes: number;
   readonly arenaBytes: number;
+}
+
+/** Native memory alive in the process: of the CPU, and of all GPUs. */
+export interface NativeMemory extends NativeMemoryOfKind {
+  readonly cuda: NativeMemoryOfKind;
 }
 
 /** The class native code throws. */
@@ -155,11 +194,16 @@ export interface Addon {
   /** Hands over the class of all errors. May be repeated; the last one wins. */
   initialize(errorClass: ErrorClass): void;
   describe(): NativeDescription;
+  /** Opens a device if it is not yet, and gives its full name. ERR_DEVICE when it is not there. */
+  openDevice(device: Device): Exclude<Device, 'cuda'>;
   /** Bytes of scratch one call needs; the arguments as in a step, their storage ignored. */
-  scratchBytes(kernel: number, args: readonly NativeArgument[]): number;
-  /** Zero-filled and 64-byte aligned. ERR_OUT_OF_MEMORY when the system refuses. */
-  readonly Buffer: new (bytes: number) => NativeBuffer;
-  readonly Program: new (description: ProgramDescription) => NativeProgram;
+  scratchBytes(kernel: number, args: readonly NativeArgument[], device?: Device): number;
+  /**
+   * Zero-filled and aligned to 64 bytes, on a GPU to 256. ERR_OUT_OF_MEMORY when the system refuses.
+   */
+  readonly Buffer: new (bytes: number, device?: Device) => NativeBuffer;
+  /** ERR_DEVICE for a kernel the device has no form of. Its runs take buffers of that device. */
+  readonly Program: new (description: ProgramDescription, device?: Device) => NativeProgram;
   readonly MappedFile: new (path: string) => NativeMappedFile;
   /**
    * Resizes pictures and writes them into `into` behind the work already queued. `into` must be

@@ -131,6 +131,7 @@ function isAddon(module: unknown): module is Addon {
     [
       'initialize',
       'describe',
+      'openDevice',
       'scratchBytes',
       'prepareImages',
       'Buffer',

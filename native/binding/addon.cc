@@ -15,6 +15,7 @@
 #include "binding/program.h"
 #include "binding/table.h"
 #include "binding/values.h"
+#include "runtime/cuda.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
 
@@ -31,8 +32,45 @@ Napi::Value initialize(const Napi::CallbackInfo& info) {
     Environment::of(env).set_error_class(info[0].As<Napi::Function>());
     // A mistake in the process' environment shows here and not at the first use.
     active_isa();
-    Device::cpu().threads();
+    Device::cpu().workers();
     return env.Undefined();
+  });
+}
+
+Napi::Value cuda_free(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto* device = static_cast<const CudaDeviceDescription*>(info.Data());
+    return Napi::Number::New(info.Env(), static_cast<double>(cuda_free_bytes(device->index)));
+  });
+}
+
+Napi::Value describe_cuda(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    const CudaDescription& found = cuda_description();
+    Napi::Object cuda = Napi::Object::New(env);
+    cuda.Set("built", found.built);
+    if (!found.driver.empty()) cuda.Set("driver", found.driver);
+    if (!found.runtime.empty()) cuda.Set("runtime", found.runtime);
+    Napi::Array devices = Napi::Array::New(env);
+    for (const CudaDeviceDescription& device : found.devices) {
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("index", device.index);
+      entry.Set("name", device.name);
+      entry.Set("architecture", device.architecture);
+      entry.Set("memoryBytes", static_cast<double>(device.memory_bytes));
+      // The description outlives everything; only a getter's data may not be const.
+      auto* data = const_cast<CudaDeviceDescription*>(&device);
+      entry.DefineProperty(
+          Napi::PropertyDescriptor::Accessor<cuda_free>("freeBytes", napi_enumerable, data));
+      entry.Set("multiprocessors", device.multiprocessors);
+      devices.Set(devices.Length(), entry);
+    }
+    cuda.Set("devices", devices);
+    Napi::Array missing = Napi::Array::New(env);
+    for (const std::string& what : found.missing) missing.Set(missing.Length(), what);
+    cuda.Set("missing", missing);
+    return cuda;
   });
 }
 
@@ -41,7 +79,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   return guarded(env, [&] {
     Napi::Array list = Napi::Array::New(env);
     uint32_t index = 0;
-    for (const Kernel& kernel : kernels()) {
+    for (const Kernel& kernel : kernels(DeviceKind::kCpu)) {
       Napi::Array arguments = Napi::Array::New(env);
       uint32_t position = 0;
       for (const Argument& argument : kernel.arguments()) {
@@ -53,6 +91,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
       Napi::Object entry = Napi::Object::New(env);
       entry.Set("name", kernel.name());
       entry.Set("arguments", arguments);
+      entry.Set("cuda", kernels(DeviceKind::kCuda)[index].present());
       list.Set(index++, entry);
     }
     Napi::Object description = Napi::Object::New(env);
@@ -62,26 +101,42 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
     if (configured_features().vnni) features.Set(count++, "vnni");
     if (configured_features().bf16) features.Set(count++, "bf16");
     description.Set("features", features);
-    description.Set("threads", Device::cpu().threads());
+    description.Set("threads", Device::cpu().workers());
     description.Set("kernels", list);
+    // Looked up when it is asked for: that takes long where there is a driver.
+    description.DefineProperty(
+        Napi::PropertyDescriptor::Accessor<describe_cuda>("cuda", napi_enumerable));
     return description;
+  });
+}
+
+Napi::Value open_device(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return Napi::String::New(info.Env(), to_device(info[0], "openDevice: device").name());
   });
 }
 
 Napi::Value scratch(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
+    Device& device = to_device(info[2], "scratchBytes: device");
     const size_t bytes =
-        scratch_bytes(kernels(), Device::cpu().threads(), parse_call(info[0], info[1]));
+        scratch_bytes(kernels(device.kind()), device.workers(), parse_call(info[0], info[1]));
     return Napi::Number::New(info.Env(), static_cast<double>(bytes));
   });
 }
 
-Napi::Value memory(const Napi::CallbackInfo& info) {
-  const MemoryInUse use = memory_in_use();
-  Napi::Object result = Napi::Object::New(info.Env());
+Napi::Object memory_of(Napi::Env env, DeviceKind kind) {
+  const MemoryInUse use = memory_in_use(kind);
+  Napi::Object result = Napi::Object::New(env);
   result.Set("buffers", static_cast<double>(use.buffers));
   result.Set("bufferBytes", static_cast<double>(use.buffer_bytes));
   result.Set("arenaBytes", static_cast<double>(use.arena_bytes));
+  return result;
+}
+
+Napi::Value memory(const Napi::CallbackInfo& info) {
+  Napi::Object result = memory_of(info.Env(), DeviceKind::kCpu);
+  result.Set("cuda", memory_of(info.Env(), DeviceKind::kCuda));
   return result;
 }
 
@@ -91,6 +146,7 @@ class PeakJob : public Job {
   PeakJob(double seconds, Precision precision, std::promise<double> best)
       : seconds_(seconds), precision_(precision), best_(std::move(best)) {}
 
+  std::string name() const override { return "peak"; }
   void run(Stream& stream) override {
     using Clock = std::chrono::steady_clock;
     const auto since = [](Clock::time_point start) {
@@ -149,6 +205,7 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   Environment::create(env);
   exports.Set("initialize", Napi::Function::New<initialize>(env, "initialize"));
   exports.Set("describe", Napi::Function::New<describe>(env, "describe"));
+  exports.Set("openDevice", Napi::Function::New<open_device>(env, "openDevice"));
   exports.Set("scratchBytes", Napi::Function::New<scratch>(env, "scratchBytes"));
   exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));

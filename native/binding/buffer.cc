@@ -22,30 +22,38 @@ constexpr int64_t kSmallRead = int64_t{1} << 20;
 
 class WriteJob : public Job {
  public:
-  WriteJob(std::shared_ptr<Buffer> buffer, int64_t offset, int64_t bytes,
-           std::unique_ptr<std::byte[]> staged)
-      : buffer_(std::move(buffer)), offset_(offset), bytes_(bytes), staged_(std::move(staged)) {}
+  WriteJob(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t bytes,
+           std::unique_ptr<Staging> staged)
+      : device_(device),
+        alone_(buffer->idle()),
+        buffer_(buffer),
+        offset_(offset),
+        bytes_(bytes),
+        staged_(std::move(staged)) {}
 
+  std::string name() const override { return "a write"; }
   void run(Stream&) override {
-    std::memcpy(buffer_->data() + offset_, staged_.get(), static_cast<size_t>(bytes_));
+    device_.copy_in(buffer_->data() + offset_, *staged_, static_cast<size_t>(bytes_), alone_);
   }
+  // What fails here fails for all that comes behind it.
   void done(std::exception_ptr) noexcept override {}
 
  private:
+  Device& device_;
+  bool alone_;  // before buffer_, which counts as a use
   BufferUse buffer_;
   int64_t offset_;
   int64_t bytes_;
-  std::unique_ptr<std::byte[]> staged_;
+  std::unique_ptr<Staging> staged_;
 };
 
 // Carries a copy of the memory as it was in queue order. It goes into the typed array on the
 // JavaScript thread, since only there one can know that the array has not been detached.
 class ReadSettlement : public Settlement {
  public:
-  ReadSettlement(uint64_t id, int64_t bytes)
-      : Settlement(id), bytes_(bytes), copy_(new std::byte[static_cast<size_t>(bytes)]) {}
+  ReadSettlement(uint64_t id, int64_t bytes) : Settlement(id), bytes_(bytes) {}
 
-  std::byte* copy() { return copy_.get(); }
+  void take(std::unique_ptr<Staging> copy) { copy_ = std::move(copy); }
   int64_t bytes() const { return bytes_; }
 
   bool resolve(Napi::Env env, Pending& pending) override {
@@ -55,7 +63,8 @@ class ReadSettlement : public Settlement {
                                       " bytes until the end, got " + std::to_string(into.length));
     }
     const int64_t piece = std::min(kPieceBytes, bytes_ - done_);
-    std::memcpy(into.data + done_, copy_.get() + done_, static_cast<size_t>(piece));
+    if (piece > 0)
+      std::memcpy(into.data + done_, copy_->data() + done_, static_cast<size_t>(piece));
     done_ += piece;
     if (done_ < bytes_) return false;
     pending.deferred.Resolve(env.Undefined());
@@ -65,20 +74,27 @@ class ReadSettlement : public Settlement {
  private:
   int64_t bytes_;
   int64_t done_ = 0;
-  std::unique_ptr<std::byte[]> copy_;
+  std::unique_ptr<Staging> copy_;
 };
 
 class ReadJob : public Job {
  public:
-  ReadJob(std::shared_ptr<Buffer> buffer, int64_t offset, std::shared_ptr<Channel> channel,
-          std::unique_ptr<ReadSettlement> settlement)
-      : offset_(offset), channel_(std::move(channel)), settlement_(std::move(settlement)) {
+  ReadJob(Device& device, std::shared_ptr<Buffer> buffer, int64_t offset,
+          std::shared_ptr<Channel> channel, std::unique_ptr<ReadSettlement> settlement)
+      : device_(device),
+        offset_(offset),
+        channel_(std::move(channel)),
+        settlement_(std::move(settlement)) {
     buffer_.emplace(std::move(buffer));
   }
 
+  std::string name() const override { return "a read"; }
   void run(Stream&) override {
-    std::memcpy(settlement_->copy(), (*buffer_)->data() + offset_,
-                static_cast<size_t>(settlement_->bytes()));
+    const auto bytes = static_cast<size_t>(settlement_->bytes());
+    if (bytes == 0) return;
+    std::unique_ptr<Staging> copy = device_.stage(bytes, true);
+    device_.copy_out(*copy, (*buffer_)->data() + offset_, bytes);
+    settlement_->take(std::move(copy));
   }
   void done(std::exception_ptr error) noexcept override {
     buffer_.reset();
@@ -87,6 +103,7 @@ class ReadJob : public Job {
   }
 
  private:
+  Device& device_;
   std::optional<BufferUse> buffer_;
   int64_t offset_;
   std::shared_ptr<Channel> channel_;
@@ -103,15 +120,16 @@ void check_range(std::string_view who, int64_t offset, int64_t bytes, int64_t av
   }
 }
 
-void queue_write(const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t bytes,
-                 std::unique_ptr<std::byte[]> staged) {
-  Device::cpu().submit(std::make_unique<WriteJob>(buffer, offset, bytes, std::move(staged)));
+void queue_write(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
+                 int64_t bytes, std::unique_ptr<Staging> staged) {
+  device.submit(std::make_unique<WriteJob>(device, buffer, offset, bytes, std::move(staged)));
 }
 
 Napi::Function BufferObject::define(Napi::Env env) {
   return DefineClass(
       env, kName,
       {InstanceAccessor<&BufferObject::bytes>("bytes"),
+       InstanceAccessor<&BufferObject::device_name>("device"),
        InstanceAccessor<&BufferObject::disposed>("disposed"),
        InstanceMethod<&BufferObject::write>("write"), InstanceMethod<&BufferObject::read>("read"),
        InstanceMethod<&BufferObject::dispose>("dispose")});
@@ -121,7 +139,8 @@ BufferObject::BufferObject(const Napi::CallbackInfo& info) : ObjectWrap<BufferOb
   guarded(info.Env(), [&] {
     bytes_ = to_size(info[0], "buffer: bytes");
     if (bytes_ == 0) throw Error("ERR_ARGUMENT", "buffer: bytes must be at least 1, got 0");
-    buffer_ = std::make_shared<Buffer>(static_cast<size_t>(bytes_));
+    device_ = &to_device(info[1], "buffer: device");
+    buffer_ = std::make_shared<Buffer>(*device_, static_cast<size_t>(bytes_));
     napi_type_tag_object(info.Env(), info.This(), &kTag);
     int64_t total = 0;
     napi_adjust_external_memory(info.Env(), bytes_, &total);
@@ -147,6 +166,10 @@ Napi::Value BufferObject::bytes(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(bytes_));
 }
 
+Napi::Value BufferObject::device_name(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), device_->name());
+}
+
 Napi::Value BufferObject::disposed(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), !buffer_);
 }
@@ -157,7 +180,7 @@ Napi::Value BufferObject::write(const Napi::CallbackInfo& info) {
     const int64_t offset = to_size(info[0], "write: offset");
     const Bytes data = to_bytes(info[1], "write: data");
     check_range("write", offset, data.length, bytes_);
-    write_in_order(target, offset, data.length, [&](std::byte* to) {
+    write_in_order(*device_, target, offset, data.length, [&](std::byte* to) {
       // A detached or empty array has no address, which memcpy must not be given.
       if (data.length > 0) std::memcpy(to, data.data, static_cast<size_t>(data.length));
     });
@@ -175,15 +198,15 @@ Napi::Value BufferObject::read(const Napi::CallbackInfo& info) {
     const int64_t offset = to_size(info[0], "read: offset");
     const Bytes into = to_bytes(info[1], "read: into");
     check_range("read", offset, into.length, bytes_);
-    if (source->idle() && into.length <= kSmallRead) {
+    const bool direct = device_->kind() == DeviceKind::kCpu && source->idle();
+    if (direct && into.length <= kSmallRead) {
       if (into.length > 0) {
         std::memcpy(into.data, source->data() + offset, static_cast<size_t>(into.length));
       }
       environment.resolve(env, id);
     } else {
-      Device::cpu().submit(
-          std::make_unique<ReadJob>(source, offset, environment.channel(),
-                                    std::make_unique<ReadSettlement>(id, into.length)));
+      device_->submit(std::make_unique<ReadJob>(*device_, source, offset, environment.channel(),
+                                                std::make_unique<ReadSettlement>(id, into.length)));
     }
   } catch (...) {
     environment.reject(env, id, std::current_exception());

@@ -7,7 +7,9 @@
 #include <string_view>
 #include <utility>
 
+#include "runtime/device.h"
 #include "runtime/memory.h"
+#include "runtime/staging.h"
 
 namespace siglip {
 
@@ -22,39 +24,39 @@ class BufferObject : public Napi::ObjectWrap<BufferObject> {
 
   // The memory. Throws ERR_DISPOSED, naming `what`, after dispose().
   const std::shared_ptr<Buffer>& buffer(std::string_view what) const;
+  Device& device() const { return *device_; }
 
  private:
   Napi::Value bytes(const Napi::CallbackInfo& info);
+  Napi::Value device_name(const Napi::CallbackInfo& info);
   Napi::Value disposed(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);
   void release(napi_env env);
 
+  Device* device_ = nullptr;
   std::shared_ptr<Buffer> buffer_;  // null after dispose()
   int64_t bytes_ = 0;
 };
 
+// Queues the copy of `staged` (`bytes` long) into the buffer, which is the device's.
+void queue_write(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
+                 int64_t bytes, std::unique_ptr<Staging> staged);
+
 // Puts `bytes` bytes at `offset` behind the work already queued for the buffer.
 // `fill(std::byte* to)` makes them, at once and on the calling thread.
 template <typename Fill>
-void write_in_order(const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t bytes,
-                    const Fill& fill);
-
-// Queues the copy of `staged` (`bytes` long) into the buffer.
-void queue_write(const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t bytes,
-                 std::unique_ptr<std::byte[]> staged);
-
-template <typename Fill>
-void write_in_order(const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t bytes,
-                    const Fill& fill) {
-  if (buffer->idle()) {
+void write_in_order(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
+                    int64_t bytes, const Fill& fill) {
+  if (device.kind() == DeviceKind::kCpu && buffer->idle()) {
     fill(buffer->data() + offset);
     return;
   }
-  std::unique_ptr<std::byte[]> staged(new std::byte[static_cast<size_t>(bytes)]);
-  fill(staged.get());
-  queue_write(buffer, offset, bytes, std::move(staged));
+  if (bytes == 0) return;
+  std::unique_ptr<Staging> staged = device.stage(static_cast<size_t>(bytes), false);
+  fill(staged->data());
+  queue_write(device, buffer, offset, bytes, std::move(staged));
 }
 
 // Throws ERR_ARGUMENT unless [offset, offset + bytes) lies inside `available` bytes.

@@ -51,14 +51,14 @@ void Environment::create(Napi::Env env) {
   environment->channel_ = std::make_shared<Channel>(environment->wake_);
   // Hooks run last in, first out, so this one comes before the end of the thread-safe function.
   check(napi_add_env_cleanup_hook(env, on_end, environment));
-  Device::cpu().attach();
+  Device::attach();
 }
 
 Environment& Environment::of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
 void Environment::on_end(void* environment) {
   static_cast<Environment*>(environment)->channel_->close();
-  Device::cpu().detach();
+  Device::detach();
 }
 
 void Environment::set_error_class(Napi::Function error_class) {

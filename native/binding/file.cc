@@ -69,8 +69,9 @@ Napi::Value FileObject::load(const Napi::CallbackInfo& info) {
     const File& source = file();
     const int64_t offset = to_size(info[0], "load: offset");
     const FileFormat& format = file_format(to_text(info[1], "load: format"));
-    const std::shared_ptr<Buffer> into =
-        unwrap<BufferObject>(info[2], "load: into").buffer("load: into");
+    const BufferObject& object = unwrap<BufferObject>(info[2], "load: into");
+    const std::shared_ptr<Buffer> into = object.buffer("load: into");
+    Device& device = object.device();
     const int64_t into_offset = to_size(info[3], "load: intoOffset");
     const int64_t elements = to_size(info[4], "load: elements");
     const auto size = static_cast<int64_t>(size_of(format.dtype));
@@ -86,7 +87,7 @@ Napi::Value FileObject::load(const Napi::CallbackInfo& info) {
                                       ", got " + std::to_string(into_offset));
     }
     check_range("load", offset, elements * format.bytes, bytes_);
-    write_in_order(into, into_offset, elements * size,
+    write_in_order(device, into, into_offset, elements * size,
                    [&](std::byte* to) { siglip::load(source, offset, format, elements, to); });
     return info.Env().Undefined();
   });

@@ -132,6 +132,7 @@ class PrepareJob : public Job {
     request_.recipe.table = request_.table.data();
   }
 
+  std::string name() const override { return "prepare"; }
   void run(Stream& stream) override {
     const std::lock_guard<std::mutex> memory(channel_->memory());
     if (!channel_->closed()) {

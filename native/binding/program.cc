@@ -122,12 +122,20 @@ class RunJob : public Job {
         channel_(std::move(channel)),
         settlement_(std::move(settlement)) {}
 
+  std::string name() const override { return program_->name(); }
   void run(Stream& stream) override {
-    double* nanoseconds = settlement_->profiled() ? settlement_->nanoseconds().data() : nullptr;
-    program_->run(stream, buffers_, nanoseconds, channel_->closed());
+    under_way_ = program_->run(stream, buffers_, nanoseconds(), channel_->closed());
   }
   // Lets go of everything first: who awaits the promise finds the buffers idle.
   void done(std::exception_ptr error) noexcept override {
+    try {
+      if (!error && settlement_->profiled() && under_way_.launch) {
+        under_way_.launch->read_times(nanoseconds());
+      }
+    } catch (...) {
+      error = std::current_exception();
+    }
+    under_way_ = {};
     buffers_.clear();
     program_.reset();
     settlement_->fail(std::move(error));
@@ -135,8 +143,13 @@ class RunJob : public Job {
   }
 
  private:
+  double* nanoseconds() {
+    return settlement_->profiled() ? settlement_->nanoseconds().data() : nullptr;
+  }
+
   std::shared_ptr<Program> program_;
   std::vector<BufferUse> buffers_;
+  UnderWay under_way_;
   std::shared_ptr<Channel> channel_;
   std::unique_ptr<RunSettlement> settlement_;
 };
@@ -154,7 +167,12 @@ std::vector<BufferUse> parse_buffers(const Napi::Value& value, const Program& pr
   for (uint32_t i = 0; i < needed.size(); ++i) {
     const Napi::HandleScope scope(value.Env());
     const std::string what = program.name() + ": buffer " + std::to_string(i);
-    const std::shared_ptr<Buffer>& buffer = unwrap<BufferObject>(list.Get(i), what).buffer(what);
+    const BufferObject& object = unwrap<BufferObject>(list.Get(i), what);
+    const std::shared_ptr<Buffer>& buffer = object.buffer(what);
+    if (&object.device() != &program.device()) {
+      throw Error("ERR_DEVICE", what + " must be on " + program.device().name() + ", got one on " +
+                                    object.device().name());
+    }
     if (buffer->bytes() < needed[i]) {
       throw Error("ERR_ARGUMENT", what + " must have " + std::to_string(needed[i]) +
                                       " bytes, got " + std::to_string(buffer->bytes()));
@@ -181,9 +199,8 @@ Napi::Function ProgramObject::define(Napi::Env env) {
 
 ProgramObject::ProgramObject(const Napi::CallbackInfo& info) : ObjectWrap<ProgramObject>(info) {
   guarded(info.Env(), [&] {
-    Device& device = Device::cpu();
-    program_ = std::make_shared<Program>(kernels(), device.threads(), device.arena(),
-                                         parse_program(info[0]));
+    Device& device = to_device(info[1], "program: device");
+    program_ = std::make_shared<Program>(kernels(device.kind()), device, parse_program(info[0]));
   });
 }
 
@@ -205,8 +222,8 @@ Napi::Value ProgramObject::run(const Napi::CallbackInfo& info) {
     const bool profile = info[1].IsBoolean() && info[1].As<Napi::Boolean>().Value();
     auto settlement = std::make_unique<RunSettlement>(id, profile ? program->step_count() : 0);
     if (profile) settlement->set_profiled();
-    Device::cpu().submit(std::make_unique<RunJob>(program, std::move(buffers),
-                                                  environment.channel(), std::move(settlement)));
+    program->device().submit(std::make_unique<RunJob>(
+        program, std::move(buffers), environment.channel(), std::move(settlement)));
   } catch (...) {
     environment.reject(env, id, std::current_exception());
   }

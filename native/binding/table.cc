@@ -38,102 +38,113 @@ namespace {
 #define SIGLIP_ON_CUDA(function) nullptr
 #endif
 
-#define SIGLIP_VARIANTS(function)                                           \
+// The forms of a function: those of the CPU, or also that of a GPU.
+#define SIGLIP_CPU_FORMS(function)                                                                 \
+  Variants<decltype(cpu_generic::function)> {                                                      \
+    &cpu_generic::function, SIGLIP_ON_X86(cpu_avx2::function), SIGLIP_ON_X86(cpu_avx512::function) \
+  }
+#define SIGLIP_ALL_FORMS(function)                                          \
   Variants<decltype(cpu_generic::function)> {                               \
     &cpu_generic::function, SIGLIP_ON_X86(cpu_avx2::function),              \
         SIGLIP_ON_X86(cpu_avx512::function), SIGLIP_ON_CUDA(cuda::function) \
   }
 
-// The names of a kernel's arguments, in order; their kinds come from its signature.
-#define SIGLIP_KERNEL(function, ...)                                                               \
-  KernelRow<decltype(cpu_generic::function)>::make(#function, SIGLIP_VARIANTS(function).pick(isa), \
+// A row: the forms, and the names of the kernel's arguments in order; their kinds come from its
+// signature.
+#define SIGLIP_ROW(forms, function, ...)                                                       \
+  KernelRow<decltype(cpu_generic::function)>::make(#function, forms(function).pick(kind, isa), \
                                                    {__VA_ARGS__})
-
 // Likewise for a kernel that takes scratch, which is not named; `sized_by`, in parentheses, names
 // the arguments that its scratch function takes.
 #define SIGLIP_UNWRAP(...) __VA_ARGS__
-#define SIGLIP_KERNEL_SCRATCH(function, sized_by, ...)               \
-  KernelRow<decltype(cpu_generic::function)>::make(                  \
-      #function, SIGLIP_VARIANTS(function).pick(isa), {__VA_ARGS__}, \
-      SIGLIP_VARIANTS(function##_scratch).pick(isa), {SIGLIP_UNWRAP sized_by})
+#define SIGLIP_ROW_SCRATCH(forms, function, sized_by, ...)       \
+  KernelRow<decltype(cpu_generic::function)>::make(              \
+      #function, forms(function).pick(kind, isa), {__VA_ARGS__}, \
+      forms(function##_scratch).pick(kind, isa), {SIGLIP_UNWRAP sized_by})
 
-std::vector<Kernel> rows(Isa isa) {
+// For every device, or with CPU in the name for the CPU alone.
+#define SIGLIP_KERNEL(...) SIGLIP_ROW(SIGLIP_ALL_FORMS, __VA_ARGS__)
+#define SIGLIP_KERNEL_SCRATCH(...) SIGLIP_ROW_SCRATCH(SIGLIP_ALL_FORMS, __VA_ARGS__)
+#define SIGLIP_CPU_KERNEL(...) SIGLIP_ROW(SIGLIP_CPU_FORMS, __VA_ARGS__)
+#define SIGLIP_CPU_KERNEL_SCRATCH(...) SIGLIP_ROW_SCRATCH(SIGLIP_CPU_FORMS, __VA_ARGS__)
+
+std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
   return {
-      SIGLIP_KERNEL_SCRATCH(linear_forward, ("x", "weight"),  //
-                            "x", "weight", "bias", "residual", "activation", "pre", "y"),
-      SIGLIP_KERNEL_SCRATCH(linear_backward_input, ("dy", "weight"),  //
-                            "dy", "weight", "residual", "dx"),
-      SIGLIP_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //
-                            "dy", "x", "dweight", "dbias"),
-      SIGLIP_KERNEL(linear_float32_pack, "weight", "packed"),
-      SIGLIP_KERNEL_SCRATCH(linear_float32_forward, ("x", "y"),  //
-                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
-      SIGLIP_KERNEL(linear_int8_pack, "weight", "packed"),
-      SIGLIP_KERNEL_SCRATCH(linear_int8_forward, ("x", "y"),  //
-                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
-      SIGLIP_KERNEL(linear_bfloat16_pack, "weight", "packed"),
-      SIGLIP_KERNEL_SCRATCH(linear_bfloat16_forward, ("x", "y"),  //
-                            "x", "packed", "bias", "residual", "activation", "pre", "y"),
-      SIGLIP_KERNEL_SCRATCH(matmul_forward, ("a", "b", "transpose_a", "transpose_b"),  //
-                            "a", "b", "transpose_a", "transpose_b", "y"),
-      SIGLIP_KERNEL_SCRATCH(group_matmul_forward, ("a", "b", "transpose_b"),  //
-                            "a", "b", "transpose_b", "y"),
-      SIGLIP_KERNEL_SCRATCH(group_matmul_outer, ("x", "y"),  //
-                            "x", "y", "products"),
-      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments"),  //
-                            "q", "k", "v", "key_mask", "segments", "scale", "o", "lse"),
-      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k", "segments"),  //
-                            "dout", "q", "k", "v", "key_mask", "segments", "o", "lse", "scale",
-                            "dq", "dk", "dv"),
-      SIGLIP_KERNEL_SCRATCH(attention_pool_forward, ("x", "u", "segments"),  //
-                            "x", "u", "key_mask", "segments", "y", "lse"),
-      SIGLIP_KERNEL_SCRATCH(attention_pool_backward, ("x", "u", "segments"),  //
-                            "dy", "x", "u", "key_mask", "segments", "y", "lse", "dx", "du"),
-      SIGLIP_KERNEL(layer_norm_forward, "x", "weight", "bias", "eps", "y", "mean", "rstd"),
-      SIGLIP_KERNEL_SCRATCH(layer_norm_backward, ("dy"),  //
-                            "dy", "x", "weight", "mean", "rstd", "residual", "dx", "dweight",
-                            "dbias"),
-      SIGLIP_KERNEL(gelu_forward, "x", "y"),
-      SIGLIP_KERNEL(gelu_backward, "dy", "x", "dx"),
-      SIGLIP_KERNEL(embedding_forward, "table", "ids", "y"),
-      SIGLIP_KERNEL(embedding_backward, "dy", "ids", "dtable"),
-      SIGLIP_KERNEL(patchify_forward, "images", "patch", "patches"),
-      SIGLIP_KERNEL(patchify_backward, "dpatches", "patch", "dimages"),
-      SIGLIP_KERNEL(normalize_pixels_forward, "pixels", "table", "images"),
-      SIGLIP_KERNEL(position_resize_forward, "grid", "shapes", "segments", "positions"),
-      SIGLIP_KERNEL_SCRATCH(position_resize_backward, ("dpositions", "shapes"),  //
-                            "dpositions", "shapes", "segments", "dgrid"),
-      SIGLIP_KERNEL(token_select_forward, "x", "index", "y"),
-      SIGLIP_KERNEL(token_select_backward, "dy", "index", "dx"),
-      SIGLIP_KERNEL(token_mean_forward, "x", "y"),
-      SIGLIP_KERNEL(token_mean_backward, "dy", "dx"),
-      SIGLIP_KERNEL(l2_normalize_forward, "x", "eps", "y", "norm"),
-      SIGLIP_KERNEL(l2_normalize_backward, "dy", "x", "norm", "eps", "dx"),
-      SIGLIP_KERNEL_SCRATCH(sigmoid_loss_forward, ("images", "texts"),  //
-                            "images", "texts", "logit_scale", "logit_bias", "offset", "batch",
-                            "loss"),
-      SIGLIP_KERNEL_SCRATCH(sigmoid_loss_backward, ("images", "texts"),  //
-                            "dloss", "images", "texts", "logit_scale", "logit_bias", "offset",
-                            "batch", "dimages", "dtexts", "dlogit_scale", "dlogit_bias"),
-      SIGLIP_KERNEL(add_forward, "a", "b", "y"),
-      SIGLIP_KERNEL(add_row_forward, "x", "row", "y"),
-      SIGLIP_KERNEL(repeat_row_forward, "row", "y"),
-      SIGLIP_KERNEL(scale_forward, "x", "factor", "y"),
-      SIGLIP_KERNEL(scale_by_forward, "x", "factor", "y"),
-      SIGLIP_KERNEL(accumulate, "x", "accumulator"),
-      SIGLIP_KERNEL(fill, "value", "y"),
-      SIGLIP_KERNEL(copy_forward, "x", "y"),
-      SIGLIP_KERNEL(cast_forward, "x", "y"),
-      SIGLIP_KERNEL(sum_rows_forward, "x", "y"),
-      SIGLIP_KERNEL_SCRATCH(dot_forward, ("a"),  //
-                            "a", "b", "y"),
-      SIGLIP_KERNEL_SCRATCH(global_norm_forward, ("tensors"),  //
-                            "tensors", "y"),
-      SIGLIP_KERNEL(root_sum_forward, "scalars", "y"),
-      SIGLIP_KERNEL_SCRATCH(adam_update, ("param"),  //
-                            "param", "m", "v", "grad", "grad_norm", "schedule", "learning_rate",
-                            "beta1", "beta2", "eps", "weight_decay", "clip_norm", "update_squares",
-                            "param_squares"),
+      SIGLIP_CPU_KERNEL_SCRATCH(linear_forward, ("x", "weight"),  //
+                                "x", "weight", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_CPU_KERNEL_SCRATCH(linear_backward_input, ("dy", "weight"),  //
+                                "dy", "weight", "residual", "dx"),
+      SIGLIP_CPU_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //
+                                "dy", "x", "dweight", "dbias"),
+      SIGLIP_CPU_KERNEL(linear_float32_pack, "weight", "packed"),
+      SIGLIP_CPU_KERNEL_SCRATCH(linear_float32_forward, ("x", "y"),  //
+                                "x", "packed", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_CPU_KERNEL(linear_int8_pack, "weight", "packed"),
+      SIGLIP_CPU_KERNEL_SCRATCH(linear_int8_forward, ("x", "y"),  //
+                                "x", "packed", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_CPU_KERNEL(linear_bfloat16_pack, "weight", "packed"),
+      SIGLIP_CPU_KERNEL_SCRATCH(linear_bfloat16_forward, ("x", "y"),  //
+                                "x", "packed", "bias", "residual", "activation", "pre", "y"),
+      SIGLIP_CPU_KERNEL_SCRATCH(matmul_forward, ("a", "b", "transpose_a", "transpose_b"),  //
+                                "a", "b", "transpose_a", "transpose_b", "y"),
+      SIGLIP_CPU_KERNEL_SCRATCH(group_matmul_forward, ("a", "b", "transpose_b"),  //
+                                "a", "b", "transpose_b", "y"),
+      SIGLIP_CPU_KERNEL_SCRATCH(group_matmul_outer, ("x", "y"),  //
+                                "x", "y", "products"),
+      SIGLIP_CPU_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments"),  //
+                                "q", "k", "v", "key_mask", "segments", "scale", "o", "lse"),
+      SIGLIP_CPU_KERNEL_SCRATCH(attention_backward, ("q", "k", "segments"),  //
+                                "dout", "q", "k", "v", "key_mask", "segments", "o", "lse", "scale",
+                                "dq", "dk", "dv"),
+      SIGLIP_CPU_KERNEL_SCRATCH(attention_pool_forward, ("x", "u", "segments"),  //
+                                "x", "u", "key_mask", "segments", "y", "lse"),
+      SIGLIP_CPU_KERNEL_SCRATCH(attention_pool_backward, ("x", "u", "segments"),  //
+                                "dy", "x", "u", "key_mask", "segments", "y", "lse", "dx", "du"),
+      SIGLIP_CPU_KERNEL(layer_norm_forward, "x", "weight", "bias", "eps", "y", "mean", "rstd"),
+      SIGLIP_CPU_KERNEL_SCRATCH(layer_norm_backward, ("dy"),  //
+                                "dy", "x", "weight", "mean", "rstd", "residual", "dx", "dweight",
+                                "dbias"),
+      SIGLIP_CPU_KERNEL(gelu_forward, "x", "y"),
+      SIGLIP_CPU_KERNEL(gelu_backward, "dy", "x", "dx"),
+      SIGLIP_CPU_KERNEL(embedding_forward, "table", "ids", "y"),
+      SIGLIP_CPU_KERNEL(embedding_backward, "dy", "ids", "dtable"),
+      SIGLIP_CPU_KERNEL(patchify_forward, "images", "patch", "patches"),
+      SIGLIP_CPU_KERNEL(patchify_backward, "dpatches", "patch", "dimages"),
+      SIGLIP_CPU_KERNEL(normalize_pixels_forward, "pixels", "table", "images"),
+      SIGLIP_CPU_KERNEL(position_resize_forward, "grid", "shapes", "segments", "positions"),
+      SIGLIP_CPU_KERNEL_SCRATCH(position_resize_backward, ("dpositions", "shapes"),  //
+                                "dpositions", "shapes", "segments", "dgrid"),
+      SIGLIP_CPU_KERNEL(token_select_forward, "x", "index", "y"),
+      SIGLIP_CPU_KERNEL(token_select_backward, "dy", "index", "dx"),
+      SIGLIP_CPU_KERNEL(token_mean_forward, "x", "y"),
+      SIGLIP_CPU_KERNEL(token_mean_backward, "dy", "dx"),
+      SIGLIP_CPU_KERNEL(l2_normalize_forward, "x", "eps", "y", "norm"),
+      SIGLIP_CPU_KERNEL(l2_normalize_backward, "dy", "x", "norm", "eps", "dx"),
+      SIGLIP_CPU_KERNEL_SCRATCH(sigmoid_loss_forward, ("images", "texts"),  //
+                                "images", "texts", "logit_scale", "logit_bias", "offset", "batch",
+                                "loss"),
+      SIGLIP_CPU_KERNEL_SCRATCH(sigmoid_loss_backward, ("images", "texts"),  //
+                                "dloss", "images", "texts", "logit_scale", "logit_bias", "offset",
+                                "batch", "dimages", "dtexts", "dlogit_scale", "dlogit_bias"),
+      SIGLIP_CPU_KERNEL(add_forward, "a", "b", "y"),
+      SIGLIP_CPU_KERNEL(add_row_forward, "x", "row", "y"),
+      SIGLIP_CPU_KERNEL(repeat_row_forward, "row", "y"),
+      SIGLIP_CPU_KERNEL(scale_forward, "x", "factor", "y"),
+      SIGLIP_CPU_KERNEL(scale_by_forward, "x", "factor", "y"),
+      SIGLIP_CPU_KERNEL(accumulate, "x", "accumulator"),
+      SIGLIP_CPU_KERNEL(fill, "value", "y"),
+      SIGLIP_CPU_KERNEL(copy_forward, "x", "y"),
+      SIGLIP_CPU_KERNEL(cast_forward, "x", "y"),
+      SIGLIP_CPU_KERNEL(sum_rows_forward, "x", "y"),
+      SIGLIP_CPU_KERNEL_SCRATCH(dot_forward, ("a"),  //
+                                "a", "b", "y"),
+      SIGLIP_CPU_KERNEL_SCRATCH(global_norm_forward, ("tensors"),  //
+                                "tensors", "y"),
+      SIGLIP_CPU_KERNEL(root_sum_forward, "scalars", "y"),
+      SIGLIP_CPU_KERNEL_SCRATCH(adam_update, ("param"),  //
+                                "param", "m", "v", "grad", "grad_norm", "schedule", "learning_rate",
+                                "beta1", "beta2", "eps", "weight_decay", "clip_norm",
+                                "update_squares", "param_squares"),
   };
 }
 
@@ -144,17 +155,18 @@ Isa active_isa() {
   return isa;
 }
 
-const std::vector<Kernel>& kernels() {
-  static const std::vector<Kernel>* table = new std::vector<Kernel>(rows(active_isa()));
-  return *table;
+const std::vector<Kernel>& kernels(DeviceKind kind) {
+  static const auto* cpu = new std::vector<Kernel>(rows(DeviceKind::kCpu, active_isa()));
+  static const auto* cuda = new std::vector<Kernel>(rows(DeviceKind::kCuda, active_isa()));
+  return kind == DeviceKind::kCuda ? *cuda : *cpu;
 }
 
 const ResampleKernels& resample_kernels() {
   static const Isa isa = active_isa();
   static const ResampleKernels kernels = {
-      SIGLIP_VARIANTS(pixels_to_rgb).pick(isa),    SIGLIP_VARIANTS(resample_rows).pick(isa),
-      SIGLIP_VARIANTS(resample_columns).pick(isa), SIGLIP_VARIANTS(pixels_to_planes).pick(isa),
-      SIGLIP_VARIANTS(pixels_to_floats).pick(isa),
+      SIGLIP_CPU_FORMS(pixels_to_rgb).pick(isa),    SIGLIP_CPU_FORMS(resample_rows).pick(isa),
+      SIGLIP_CPU_FORMS(resample_columns).pick(isa), SIGLIP_CPU_FORMS(pixels_to_planes).pick(isa),
+      SIGLIP_CPU_FORMS(pixels_to_floats).pick(isa),
   };
   return kernels;
 }
@@ -163,11 +175,11 @@ double multiply_add(Stream& stream, Precision precision, int64_t rounds) {
   const Isa isa = active_isa();
   switch (precision) {
     case Precision::kInt8:
-      return SIGLIP_VARIANTS(multiply_add_int8).pick(isa)(stream, rounds);
+      return SIGLIP_CPU_FORMS(multiply_add_int8).pick(isa)(stream, rounds);
     case Precision::kBfloat16:
-      return SIGLIP_VARIANTS(multiply_add_bfloat16).pick(isa)(stream, rounds);
+      return SIGLIP_CPU_FORMS(multiply_add_bfloat16).pick(isa)(stream, rounds);
     default:
-      return SIGLIP_VARIANTS(multiply_add).pick(isa)(stream, rounds);
+      return SIGLIP_CPU_FORMS(multiply_add).pick(isa)(stream, rounds);
   }
 }
 

@@ -6,6 +6,7 @@
 #include "cpu/resample.h"
 #include "runtime/dispatch.h"
 #include "runtime/kernel.h"
+#include "runtime/memory.h"
 #include "runtime/stream.h"
 
 namespace siglip {
@@ -13,8 +14,9 @@ namespace siglip {
 // The instruction set of this process. Throws ERR_ARGUMENT when SIGLIP2_ISA cannot be used.
 Isa active_isa();
 
-// All kernels, in the form compiled for active_isa(). An index into this list is a kernel's number.
-const std::vector<Kernel>& kernels();
+// All kernels in the form for a kind of device; on the CPU, the one compiled for active_isa(). An index
+// into this list is a kernel's number. Where there is no form, Kernel::present() is false.
+const std::vector<Kernel>& kernels(DeviceKind kind);
 
 // The loops of cpu/resample.h, likewise.
 const ResampleKernels& resample_kernels();

@@ -87,4 +87,8 @@ Bytes to_bytes(const Napi::Value& value, std::string_view what) {
   return {reinterpret_cast<std::byte*>(array.Data()), static_cast<int64_t>(array.ByteLength())};
 }
 
+Device& to_device(const Napi::Value& value, std::string_view what) {
+  return value.IsUndefined() ? Device::cpu() : Device::named(to_text(value, what));
+}
+
 }  // namespace siglip

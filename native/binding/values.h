@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/device.h"
 #include "runtime/error.h"
 
 namespace siglip {
@@ -28,6 +29,9 @@ struct Bytes {
   int64_t length;
 };
 Bytes to_bytes(const Napi::Value& value, std::string_view what);
+
+// The device of that name; the CPU for undefined.
+Device& to_device(const Napi::Value& value, std::string_view what);
 
 // How a value is named in an error message.
 std::string text_of(const Napi::Value& value);

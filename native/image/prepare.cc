@@ -250,25 +250,25 @@ class Claim {
  public:
   Claim(Arena& arena, size_t bytes) : arena_(arena), bytes_(bytes) {
     arena_.claim(bytes_);
-    block_ = arena_.block();
+    memory_ = arena_.memory();
   }
   ~Claim() { arena_.release(bytes_); }
   Claim(const Claim&) = delete;
   Claim& operator=(const Claim&) = delete;
 
   uint8_t* data() const {
-    if (!block_ || block_->bytes() < bytes_) {
+    if (!memory_ || memory_->bytes() < bytes_) {
       throw Error("ERR_OUT_OF_MEMORY", "prepare: the arena must have " + std::to_string(bytes_) +
                                            " bytes, got " +
-                                           std::to_string(block_ ? block_->bytes() : 0));
+                                           std::to_string(memory_ ? memory_->bytes() : 0));
     }
-    return reinterpret_cast<uint8_t*>(block_->data());
+    return reinterpret_cast<uint8_t*>(memory_->data());
   }
 
  private:
   Arena& arena_;
   size_t bytes_;
-  std::shared_ptr<Block> block_;
+  std::shared_ptr<Memory> memory_;
 };
 
 // Prepares some pictures together, so that small ones fill the threads too.

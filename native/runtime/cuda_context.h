@@ -5,19 +5,32 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
+
 #include "runtime/stream.h"
 
 namespace siglip {
+
+class CublasLt;  // runtime/cublaslt.h
 
 struct CudaContext {
   cudaStream_t stream = nullptr;
   int device = 0;
   int multiprocessors = 0;
-  int architecture = 0;  // 10 · major + minor of the compute capability: 80, 90
-  int shared_bytes = 0;  // the most dynamic shared memory a block may opt in to
+  int architecture = 0;      // 10 · major + minor of the compute capability: 80, 90
+  int shared_bytes = 0;      // the most dynamic shared memory a block may opt in to
+  CublasLt* blas = nullptr;  // null where the library is not there
+
+  // kWorkspaceBytes of memory for whatever a kernel queues, contents undefined. Made by the first
+  // call, which must not be while a graph is captured. Throws ERR_CUDA, ERR_OUT_OF_MEMORY.
+  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+  std::byte* workspace();
+
+ private:
+  void* workspace_ = nullptr;  // as long as the device
 };
 
-// Throws ERR_CUDA, saying what failed and why, unless the status is success.
+// Unless the status is success, throws ERR_CUDA, or ERR_OUT_OF_MEMORY, saying what failed and why.
 void check_cuda(cudaError_t status, const char* what);
 
 // To be called after every launch. Throws ERR_CUDA when it was refused.

@@ -1,64 +1,76 @@
-// The CPU as a device: a queue of jobs that one scheduler thread of our own takes in order, and the
-// threads its kernels run on. One per process, shared by all environments (the main thread and
-// worker threads of Node); never libuv's pool, which serves files and DNS.
+// A device: memory, and a queue of jobs that a thread of the device takes in order. Shared by all
+// environments of the process (the main thread and worker threads of Node).
 #pragma once
 
-#include <condition_variable>
-#include <deque>
-#include <exception>
+#include <cstddef>
 #include <memory>
-#include <mutex>
-#include <thread>
+#include <string>
+#include <utility>
 
+#include "runtime/job.h"
+#include "runtime/launcher.h"
 #include "runtime/memory.h"
+#include "runtime/staging.h"
 #include "runtime/stream.h"
 
 namespace siglip {
 
-class Job {
- public:
-  virtual ~Job() = default;
-  // On the scheduler thread. Exceptions go to done().
-  virtual void run(Stream& stream) = 0;
-  // Behind run(), on the scheduler thread, with what run() threw. Jobs left in the queue when the
-  // device shuts down are destroyed without it.
-  virtual void done(std::exception_ptr error) noexcept = 0;
-};
-
-class Device {
+class Device : public MemorySource {
  public:
   static Device& cpu();
+  // That of a name: cpu, cuda:0, cuda:1 …, or cuda for the first GPU that can be used. Throws
+  // ERR_ARGUMENT for another name, ERR_DEVICE, saying why and what to do, for a device that is not
+  // there.
+  static Device& named(const std::string& name);
 
-  // Workers of a kernel. Throws ERR_ARGUMENT when SIGLIP2_THREADS cannot be used.
-  int threads();
+  // An environment begins or ends to use devices. The end of the last one shuts them down: what is
+  // under way is cut short as far as can be and every thread joined, since the code they run may be
+  // unloaded next. A later submit() would start them again.
+  static void attach();
+  static void detach();
+
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  DeviceKind kind() const final { return kind_; }
+  const std::string& name() const { return name_; }
   Arena& arena() { return arena_; }
 
-  // An environment begins or ends to use the device. The end of the last one shuts it down: the
-  // kernel under way is cut short and every thread joined, since the code they run may be unloaded
-  // next. A later submit() would start it again.
-  void attach();
-  void detach();
+  // How much runs side by side, which scratch functions are given: threads of the CPU,
+  // multiprocessors of a GPU.
+  virtual int workers() = 0;
 
-  // Queues a job; starts the threads for the first one. Throws ERR_DEVICE when that fails.
-  void submit(std::unique_ptr<Job> job);
+  // Queues a job; starts the threads for the first one. From any thread. Throws ERR_DEVICE when that
+  // fails.
+  virtual void submit(std::unique_ptr<Job> job) = 0;
+
+  // Host memory for the copies below. Of two kinds where making the better one takes time: who is not
+  // `patient` gets what is at hand. From any thread.
+  virtual std::unique_ptr<Staging> stage(size_t bytes, bool patient) = 0;
+
+  // For jobs, on the scheduler thread: copies `bytes` bytes. The staging memory has to live until the
+  // job is done. `alone` says that no other job uses the memory: then the copy need not wait for work
+  // queued before.
+  virtual void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) = 0;
+  virtual void copy_out(Staging& to, const std::byte* from, size_t bytes) = 0;
+
+  // For a program; null when its steps are simply to be called.
+  virtual std::unique_ptr<Launcher> launcher() = 0;
+
+ protected:
+  Device(DeviceKind kind, std::string name) : kind_(kind), name_(std::move(name)), arena_(*this) {}
+  // Devices are never destroyed: process.exit() runs no cleanup hook of the main environment, so
+  // threads may be alive while static objects die.
+  ~Device() = default;
 
  private:
-  Device() = default;
-  void start();
-  void stop();
-  void schedule();
+  static void stop_all();
+  // Ends the threads.
+  virtual void stop() = 0;
 
-  std::mutex life_;  // held while threads are started or joined
-  int environments_ = 0;
-  int threads_ = 0;  // 0: not read yet
+  DeviceKind kind_;
+  std::string name_;
   Arena arena_;
-  std::unique_ptr<ThreadPool> pool_;
-  std::thread scheduler_;
-
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable changed_;
-  std::deque<std::unique_ptr<Job>> queue_;
-  bool stopping_ = false;
 };
 
 }  // namespace siglip

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/dispatch.h"
+#include "runtime/memory.h"
 #include "runtime/stream.h"
 #include "runtime/view.h"
 
@@ -94,13 +95,16 @@ class Kernel {
  public:
   const std::string& name() const { return name_; }
   const std::vector<Argument>& arguments() const { return arguments_; }
+  // False where the kernel has no form for the device: then nothing below may be called.
+  bool present() const { return function_ != nullptr; }
 
   void run(Stream& stream, const Operand* operands) const { invoke_(function_, stream, operands); }
 
-  // Bytes of scratch a call with these operands needs, whose views carry null data.
-  size_t scratch_bytes(int threads, const Operand* operands) const {
+  // Bytes of scratch a call with these operands needs, whose views carry null data; `workers` are the
+  // device's.
+  size_t scratch_bytes(int workers, const Operand* operands) const {
     if (measure_ == nullptr) return 0;
-    return measure_(scratch_function_, threads, operands, scratch_operands_.data());
+    return measure_(scratch_function_, workers, operands, scratch_operands_.data());
   }
 
  private:
@@ -128,6 +132,9 @@ struct Variants {
 
   Signature* pick(Isa isa) const {
     return isa == Isa::kAvx512 ? avx512 : isa == Isa::kAvx2 ? avx2 : generic;
+  }
+  Signature* pick(DeviceKind kind, Isa isa) const {
+    return kind == DeviceKind::kCuda ? cuda : pick(isa);
   }
 };
 
@@ -162,7 +169,7 @@ class KernelRow<void(Stream&, Parameters...)> {
     return kernel;
   }
 
-  // `sized_by` names the arguments the scratch function takes behind the number of threads.
+  // `sized_by` names the arguments the scratch function takes behind the number of workers.
   template <size_t Count, typename... Sizes, size_t SizeCount>
   static Kernel make(const char* name, Signature* function, const char* const (&names)[Count],
                      size_t (*scratch_function)(int, Sizes...),
@@ -175,9 +182,9 @@ class KernelRow<void(Stream&, Parameters...)> {
     for (size_t i = 0; i < SizeCount; ++i) {
       kernel.scratch_operands_.push_back(find(kernel, sized_by[i], kKinds[i]));
     }
-    kernel.measure_ = [](Kernel::Function erased, int threads, const Operand* operands,
+    kernel.measure_ = [](Kernel::Function erased, int workers, const Operand* operands,
                          const int* which) {
-      return measure(reinterpret_cast<size_t (*)(int, Sizes...)>(erased), threads, operands, which,
+      return measure(reinterpret_cast<size_t (*)(int, Sizes...)>(erased), workers, operands, which,
                      std::index_sequence_for<Sizes...>());
     };
     return kernel;
@@ -191,9 +198,9 @@ class KernelRow<void(Stream&, Parameters...)> {
   }
 
   template <typename... Sizes, size_t... I>
-  static size_t measure(size_t (*function)(int, Sizes...), int threads, const Operand* operands,
+  static size_t measure(size_t (*function)(int, Sizes...), int workers, const Operand* operands,
                         const int* which, std::index_sequence<I...>) {
-    return function(threads, Binding<Sizes>::get(operands[which[I]])...);
+    return function(workers, Binding<Sizes>::get(operands[which[I]])...);
   }
 
   static constexpr bool is_view(ArgumentKind kind) { return kind <= ArgumentKind::kInOut; }

@@ -16,12 +16,15 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // Plain atomics: no destructor, so that threads may still count while the process exits.
-std::atomic<int64_t> live_bytes{0};    // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
-std::atomic<int64_t> buffers{0};       // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
-std::atomic<int64_t> buffer_bytes{0};  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
-std::atomic<int64_t> arena_bytes{0};   // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+struct Counts {
+  std::atomic<int64_t> buffers{0};
+  std::atomic<int64_t> buffer_bytes{0};
+  std::atomic<int64_t> arena_bytes{0};
+};
+std::atomic<int64_t> live_bytes{0};  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+Counts counts[2];                    // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 
-std::string in_mib(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+Counts& counts_of(DeviceKind kind) { return counts[static_cast<size_t>(kind)]; }
 
 [[noreturn]] void refuse(size_t bytes, const std::string& reason) {
   throw Error("ERR_OUT_OF_MEMORY", "memory: an allocation must fit on the device, got " +
@@ -34,9 +37,14 @@ size_t rounded_up(size_t bytes, size_t multiple) {
 
 }  // namespace
 
-MemoryInUse memory_in_use() { return {buffers.load(), buffer_bytes.load(), arena_bytes.load()}; }
+MemoryInUse memory_in_use(DeviceKind kind) {
+  const Counts& of = counts_of(kind);
+  return {of.buffers.load(), of.buffer_bytes.load(), of.arena_bytes.load()};
+}
 
-Block::Block(size_t bytes) : bytes_(bytes) {
+std::string in_mib(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+Block::Block(size_t bytes) : Memory(bytes) {
   static const size_t limit = usable_memory();
   const auto counted = static_cast<int64_t>(bytes);
   const size_t alive = static_cast<size_t>(live_bytes.load());
@@ -70,7 +78,7 @@ Block::Block(size_t bytes) : bytes_(bytes) {
 }
 
 Block::~Block() {
-  live_bytes -= static_cast<int64_t>(bytes_);
+  live_bytes -= static_cast<int64_t>(bytes());
   if (mapping_ != nullptr) {
     munmap(mapping_, mapping_bytes_);
   } else {
@@ -78,14 +86,17 @@ Block::~Block() {
   }
 }
 
-Buffer::Buffer(size_t bytes) : block_(bytes) {
-  buffers += 1;
-  buffer_bytes += static_cast<int64_t>(bytes);
+Buffer::Buffer(MemorySource& source, size_t bytes)
+    : kind_(source.kind()), memory_(source.allocate(bytes)) {
+  Counts& of = counts_of(kind_);
+  of.buffers += 1;
+  of.buffer_bytes += static_cast<int64_t>(bytes);
 }
 
 Buffer::~Buffer() {
-  buffers -= 1;
-  buffer_bytes -= static_cast<int64_t>(bytes());
+  Counts& of = counts_of(kind_);
+  of.buffers -= 1;
+  of.buffer_bytes -= static_cast<int64_t>(bytes());
 }
 
 void Arena::claim(size_t bytes) {
@@ -106,26 +117,27 @@ void Arena::release(size_t bytes) noexcept {
   try {
     resize();
   } catch (const Error&) {
-    // Refused a block smaller than the one just given back: block() is null now, and a run says so.
+    // Refused less than what was just given back: memory() is null now, and a run says so.
   }
 }
 
-std::shared_ptr<Block> Arena::block() const {
+std::shared_ptr<Memory> Arena::memory() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return block_;
+  return memory_;
 }
 
 // Grows at once; shrinks only by half or more, since memory given back has to be faulted in again.
 void Arena::resize() {
   const size_t largest = claims_.empty() ? 0 : *claims_.rbegin();
-  const size_t present = block_ ? block_->bytes() : 0;
+  const size_t present = memory_ ? memory_->bytes() : 0;
   if (largest == present || (largest < present && largest > present / 2)) return;
-  // The old block goes first, so that both need not fit at once (unless a run still holds it).
-  block_.reset();
-  arena_bytes -= static_cast<int64_t>(present);
+  Counts& of = counts_of(source_.kind());
+  // The old memory goes first, so that both need not fit at once (unless a run still holds it).
+  memory_.reset();
+  of.arena_bytes -= static_cast<int64_t>(present);
   if (largest == 0) return;
-  block_ = std::make_shared<Block>(largest);
-  arena_bytes += static_cast<int64_t>(largest);
+  memory_ = source_.allocate(largest);
+  of.arena_bytes += static_cast<int64_t>(largest);
 }
 
 }  // namespace siglip

@@ -72,6 +72,7 @@ const Kernel& kernel_of(const std::vector<Kernel>& kernels, const StepDescriptio
          std::to_string(step.kernel));
   }
   const Kernel& kernel = kernels[static_cast<size_t>(step.kernel)];
+  if (!kernel.present()) throw Error("ERR_DEVICE", kernel.name() + " has no CUDA form");
   if (step.arguments.size() != kernel.arguments().size()) {
     fail("ERR_ARGUMENT",
          kernel.name() + " must have " + std::to_string(kernel.arguments().size()) + " arguments",
@@ -145,7 +146,7 @@ std::string place_of(const Kernel& kernel, const Argument& argument) {
 
 }  // namespace
 
-size_t scratch_bytes(const std::vector<Kernel>& kernels, int threads, const StepDescription& step) {
+size_t scratch_bytes(const std::vector<Kernel>& kernels, int workers, const StepDescription& step) {
   return located([] { return std::string("scratchBytes: "); },
                  [&] {
                    const Kernel& kernel = kernel_of(kernels, step);
@@ -158,23 +159,22 @@ size_t scratch_bytes(const std::vector<Kernel>& kernels, int threads, const Step
                          [&] { return describe_operand(argument, step.arguments[i], &list); }));
                    }
                    point_to_items(operands.data(), operands.size(), list.data());
-                   return kernel.scratch_bytes(threads, operands.data());
+                   return kernel.scratch_bytes(workers, operands.data());
                  });
 }
 
-Program::Program(const std::vector<Kernel>& kernels, int threads, Arena& arena,
+Program::Program(const std::vector<Kernel>& kernels, Device& device,
                  const ProgramDescription& description)
-    : name_(description.name), arena_(arena) {
-  located([&] { return name_ + ": "; }, [&] { build(kernels, threads, description); });
-  if (arena_bytes_ > 0) arena_.claim(arena_bytes_);
+    : name_(description.name), device_(device), launcher_(device.launcher()) {
+  located([&] { return name_ + ": "; }, [&] { build(kernels, description); });
+  if (arena_bytes_ > 0) device_.arena().claim(arena_bytes_);
 }
 
 Program::~Program() {
-  if (arena_bytes_ > 0) arena_.release(arena_bytes_);
+  if (arena_bytes_ > 0) device_.arena().release(arena_bytes_);
 }
 
-void Program::build(const std::vector<Kernel>& kernels, int threads,
-                    const ProgramDescription& description) {
+void Program::build(const std::vector<Kernel>& kernels, const ProgramDescription& description) {
   if (description.arena_bytes < 0 || description.arena_bytes > kMaxBytes) {
     fail("ERR_ARGUMENT", "arenaBytes must be in [0, 2^48]",
          std::to_string(description.arena_bytes));
@@ -190,14 +190,13 @@ void Program::build(const std::vector<Kernel>& kernels, int threads,
   for (size_t i = 0; i < description.steps.size(); ++i) {
     const StepDescription& step = description.steps[i];
     located([&] { return "step " + std::to_string(i) + " '" + step.label + "': "; },
-            [&] { add_step(kernels, threads, step); });
+            [&] { add_step(kernels, step); });
   }
   // From here on the items of lists no longer move.
   point_to_items(operands_.data(), operands_.size(), list_views_.data());
 }
 
-void Program::add_step(const std::vector<Kernel>& kernels, int threads,
-                       const StepDescription& step) {
+void Program::add_step(const std::vector<Kernel>& kernels, const StepDescription& step) {
   const Kernel& kernel = kernel_of(kernels, step);
   const size_t first_operand = operands_.size();
   const size_t first_view = list_views_.size();
@@ -208,7 +207,7 @@ void Program::add_step(const std::vector<Kernel>& kernels, int threads,
   }
   Operand* operands = operands_.data() + first_operand;
   point_to_items(operands, step.arguments.size(), list_views_.data() + first_view);
-  const size_t needed = kernel.scratch_bytes(threads, operands);
+  const size_t needed = kernel.scratch_bytes(device_.workers(), operands);
   if (operands_.back().scratch_bytes < needed) {
     fail("ERR_ARGUMENT", "scratch must have " + std::to_string(needed) + " bytes",
          std::to_string(operands_.back().scratch_bytes));
@@ -255,7 +254,7 @@ Program::Place Program::place(size_t target, const ViewDescription& view) const 
   return {target, storage, view.offset};
 }
 
-void Program::resolve(const std::vector<BufferUse>& buffers, const Block* arena) {
+void Program::resolve(const std::vector<BufferUse>& buffers, const Memory* arena) {
   for (size_t i = 0; i < buffers.size(); ++i) bases_[i] = buffers[i]->data();
   bases_.back() = arena == nullptr ? nullptr : arena->data();
   for (const Place& place : operand_places_) {
@@ -269,34 +268,47 @@ void Program::resolve(const std::vector<BufferUse>& buffers, const Block* arena)
   }
 }
 
-void Program::run(Stream& stream, const std::vector<BufferUse>& buffers, double* nanoseconds,
-                  const std::atomic<bool>& abandoned) {
+void Program::call(Stream& stream, const Step& step) const {
+  try {
+    step.kernel->run(stream, operands_.data() + step.first_operand);
+  } catch (const Error& error) {
+    throw Error(error.code(),
+                std::string(error.what()) + " (in " + name_ + ", step '" + step.label + "')");
+  }
+}
+
+UnderWay Program::run(Stream& stream, const std::vector<BufferUse>& buffers, double* nanoseconds,
+                      const std::atomic<bool>& abandoned) {
   using Clock = std::chrono::steady_clock;
-  const std::shared_ptr<Block> arena = arena_.block();
+  std::shared_ptr<Memory> arena = device_.arena().memory();
   if (arena_bytes_ > 0 && (!arena || arena->bytes() < arena_bytes_)) {
     fail("ERR_OUT_OF_MEMORY",
          name_ + ": the arena must have " + std::to_string(arena_bytes_) + " bytes",
          std::to_string(arena ? arena->bytes() : 0));
   }
   resolve(buffers, arena.get());
-  Clock::time_point before = Clock::now();
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const Step& step = steps_[i];
-    try {
-      step.kernel->run(stream, operands_.data() + step.first_operand);
-    } catch (const Error& error) {
-      throw Error(error.code(),
-                  std::string(error.what()) + " (in " + name_ + ", step '" + step.label + "')");
-    }
+  const std::function<void(size_t)> call_step = [&](size_t i) {
+    call(stream, steps_[i]);
     if (abandoned.load(std::memory_order_relaxed) || stream.cancelled()) {
       fail("ERR_ABORTED", name_ + ": a run must end before its environment", "the end of it");
     }
+  };
+  if (launcher_) {
+    const Steps steps = {steps_.size(), call_step};
+    std::unique_ptr<Launch> launch =
+        launcher_->launch(stream, bases_, steps, nanoseconds != nullptr);
+    return {std::move(arena), std::move(launch)};
+  }
+  Clock::time_point before = Clock::now();
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    call_step(i);
     if (nanoseconds != nullptr) {
       const Clock::time_point after = Clock::now();
       nanoseconds[i] = std::chrono::duration<double, std::nano>(after - before).count();
       before = after;
     }
   }
+  return {};
 }
 
 }  // namespace siglip

@@ -246,7 +246,7 @@ describe('refusals', () => {
     ['ERR_ARGUMENT', 'a view before its buffer', withArguments(x, view(0, -4, 2), x)],
     ['ERR_ARGUMENT', 'an offset inside an element', withArguments(x, view(0, 2, 1), x)],
     ['ERR_ARGUMENT', 'an offset that overflows', withArguments(x, view(0, 2 ** 53 - 1, 2), x)],
-    ['ERR_DTYPE', 'an unknown dtype', withArguments(x, { ...x, dtype: 3 }, x)],
+    ['ERR_DTYPE', 'an unknown dtype', withArguments(x, { ...x, dtype: 4 as never }, x)],
     ['ERR_SHAPE', 'no axes', withArguments(x, { ...x, shape: [] }, x)],
     ['ERR_ARGUMENT', 'seven axes', withArguments(x, { ...x, shape: [1, 1, 1, 1, 1, 1, 1] }, x)],
     ['ERR_SHAPE', 'an extent of zero', withArguments(x, view(0, 0, 0), x)],

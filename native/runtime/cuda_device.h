@@ -1,0 +1,72 @@
+// A GPU of CUDA as a device. Its queue is a stream; memory is allocated, zeroed and, where nothing
+// queued uses it yet, filled on a second one, so that the next batch arrives while one is computed.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "runtime/cuda_context.h"
+#include "runtime/device.h"
+#include "runtime/pipeline.h"
+#if __has_include("runtime/cublaslt.h")
+#include "runtime/cublaslt.h"
+#endif
+
+namespace siglip {
+
+class CudaDevice final : public Device, private Engine {
+ public:
+  explicit CudaDevice(int index);
+
+  int workers() override { return context_.multiprocessors; }
+  void submit(std::unique_ptr<Job> job) override;
+  std::shared_ptr<Memory> allocate(size_t bytes) override;
+  std::unique_ptr<Staging> stage(size_t bytes, bool patient) override;
+  void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) override;
+  void copy_out(Staging& to, const std::byte* from, size_t bytes) override;
+  std::unique_ptr<Launcher> launcher() override;
+
+ private:
+  class Allocation;
+
+  void stop() override;
+  void enter_thread() noexcept override;
+  void issue(Job& job) override;
+  void* mark() noexcept override;
+  void await(void* mark, const Job& job) override;
+
+  // Gives memory back to the pool, and the pool's to the device when that was the last.
+  void free(void* data) noexcept;
+  // Lets what is queued from now on see the allocations and copies of the second stream.
+  void join_copies();
+  // ERR_CUDA once the device has failed in a way that it does not come back from.
+  void check_usable();
+  // Remembers that it has, with the first cause.
+  void break_down(cudaError_t status, const std::string& job);
+
+  CudaContext context_;
+  cudaStream_t compute_ = nullptr;
+  cudaStream_t copies_ = nullptr;
+  cudaStream_t recorder_ = nullptr;
+  cudaMemPool_t pool_ = nullptr;
+  cudaEvent_t copied_ = nullptr;            // of join_copies()
+  cudaStream_t used_ = nullptr;             // where the job under way has queued its last work
+  std::atomic<bool> copies_queued_{false};  // since the last join_copies()
+  std::atomic<int64_t> allocations_{0};
+  std::atomic<bool> stopped_{true};
+  bool graphs_ = true;
+  StagingPool staging_;
+#if __has_include("runtime/cublaslt.h")
+  std::unique_ptr<CublasLt> blas_;
+#endif
+
+  std::mutex mutex_;                // guards what follows
+  std::vector<cudaEvent_t> marks_;  // not in use
+  std::string failure_;             // empty: none
+
+  Pipeline pipeline_;
+};
+
+}  // namespace siglip

@@ -1542,6 +1542,18 @@ function donatedOf({ operands }: OpCase): string[] {
   return Object.keys(operands).filter((name) => operands[name].donated);
 }
 
+/** Dtypes and shapes of the results. */
+export function resultSpecs(c: OpCase): Record<string, Spec> {
+  const specs: Record<string, Spec> = {};
+  const trace = (operands: Tensors): Tensors => {
+    const results = c.apply(operands);
+    for (const [name, { dtype, shape }] of Object.entries(results)) specs[name] = { dtype, shape };
+    return results;
+  };
+  compile(c.op, trace, specsOf(c)).dispose();
+  return specs;
+}
+
 /** Where and in what the program of a case runs. */
 export type CaseOptions = Pick<CompileOptions, 'device' | 'precision'>;
 

@@ -2,8 +2,17 @@
 // CPU's kernel; bfloat16 at the bar of bar.ts; and everything again for the same bits. Output and
 // intermediate memory is poisoned by SIGLIP2_POISON, so what a kernel leaves unwritten is a NaN.
 import type { Device } from '../../lib/array';
+import type { Spec } from '../../lib/graph';
 import type { Arrays, OpCase } from '../op_cases';
-import { deviceCases, modelCases, opCases, splitCases, valuesOf } from '../op_cases';
+import {
+  deviceCases,
+  modelCases,
+  opCases,
+  resultSpecs,
+  specsOf,
+  splitCases,
+  valuesOf,
+} from '../op_cases';
 import type { NdArray } from '../reference/nd_array';
 import { ndArray } from '../reference/nd_array';
 import { expectBfloat16, rounded, roundedOperands } from './bar';
@@ -17,16 +26,12 @@ import {
   runGradient,
   wantedOf,
 } from '../ops/run_case';
+import { isPacked } from './programs';
 import type { Figures, Runner } from './runner';
 import { mustEqualBits } from './runner';
 
 // The first run calls kernels one by one, the second records a graph, the third replays it.
 const RUNS = 3;
-
-/** Layers that are packed for the CPU's multiply-adds. */
-export function isOfCpu({ op }: OpCase): boolean {
-  return ['linear_float32', 'linear_bfloat16', 'linear_int8'].includes(op);
-}
 
 /** What is computed once for all tests of a case. */
 interface Expected {
@@ -51,19 +56,16 @@ function referenceOf(c: OpCase): Oracle {
 
 /** The CPU's kernels, for cases too large for plain loops. */
 function cpuOf(c: OpCase): Oracle {
-  const arrays = (results: Results, like?: Arrays): Arrays =>
+  const arrays = (results: Results, like: Readonly<Record<string, Spec>>): Arrays =>
     Object.fromEntries(
-      Object.entries(results).map(([name, data]) => [
-        name,
-        ndArray(like?.[name]?.shape ?? [data.length], data),
-      ]),
+      Object.entries(results).map(([name, data]) => [name, ndArray(like[name].shape, data)]),
     );
   return {
-    forward: async (values) => arrays((await runForward(c, values, {}, 1))[0]),
+    forward: async (values) => arrays((await runForward(c, values, {}, 1))[0], resultSpecs(c)),
     gradient: async (values, directions) =>
       c.backward === undefined
         ? undefined
-        : arrays((await runGradient(c, values, directions, {}, 1))[0]),
+        : arrays((await runGradient(c, values, directions, {}, 1))[0], specsOf(c)),
   };
 }
 
@@ -95,7 +97,7 @@ function expectAll(
 
 function declareCase(runner: Runner, c: OpCase, device: Device, oracle: Oracle, exact: boolean): void {
   const group = runner.group(c.op);
-  if (isOfCpu(c)) {
+  if (isPacked(c.op)) {
     group.skip(c.name, 'a layer packed for the CPU');
     return;
   }
@@ -141,6 +143,10 @@ function declareCase(runner: Runner, c: OpCase, device: Device, oracle: Oracle, 
       }
       return { share };
     });
+  }
+  if (device === 'cpu') {
+    group.skip(`${c.name}, bfloat16`, 'the CPU computes in float32');
+    return;
   }
   group.test(`${c.name}, bfloat16`, async (): Promise<Figures> => {
     const { values, directions, forward, gradient } = await ready();

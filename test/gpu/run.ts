@@ -8,6 +8,7 @@
 //   --device cuda:1 another GPU; `cpu` tries the tests themselves, float32 alone
 //
 // SIGLIP2_GOLDEN names the folder with the golden numbers.
+import { totalmem } from 'node:os';
 import { parseArgs } from 'node:util';
 import type { Device } from '../../lib/array';
 import { resolveDevice } from '../../lib/array';
@@ -21,14 +22,18 @@ import { declareTowers } from './towers';
 // Read by the addon: memory that a kernel should have written and did not is a NaN.
 process.env['SIGLIP2_POISON'] ??= '1';
 
-function missing(device: Device): string | undefined {
-  if (device === 'cpu') return undefined;
+/** The full name of the device, or why it is not here. */
+function find(choice: Device): { readonly device: Device; readonly missing?: string } {
   try {
-    resolveDevice(device);
-    return undefined;
+    return { device: resolveDevice(choice).device };
   } catch (error) {
-    return error instanceof Error ? error.message.split('\n')[0] : String(error);
+    return { device: choice, missing: error instanceof Error ? error.message : String(error) };
   }
+}
+
+function memoryOf(device: Device): number {
+  const { devices } = loadAddon().describe().cuda;
+  return devices.find(({ index }) => device === `cuda:${String(index)}`)?.memoryBytes ?? totalmem();
 }
 
 async function main(): Promise<void> {
@@ -41,11 +46,10 @@ async function main(): Promise<void> {
       device: { type: 'string', default: 'cuda' },
     },
   });
-  const device = values.device as Device;
-  const reason = missing(device);
-  const runner = new Runner(reason);
+  const { device, missing } = find(values.device as Device);
+  const runner = new Runner(missing?.split('\n').join('; '));
   const { cuda, isa } = loadAddon().describe();
-  declarePrograms(runner, device, memoryOf(cuda));
+  declarePrograms(runner, device, memoryOf(device));
   declareOps(runner, device);
   declareGoldens(runner, device);
   declareTowers(runner, device);

@@ -36,7 +36,11 @@ function errorOf(actual: ArrayLike<number>, exact: NdArray): Error2 {
   exact.data.forEach((value, i) => {
     const difference = Math.abs(actual[i] - value);
     // NaN is infinitely far, but equal infinities are equal.
-    const error = Object.is(actual[i], value) ? 0 : Number.isNaN(difference) ? Infinity : difference;
+    const error = Object.is(actual[i], value)
+      ? 0
+      : Number.isNaN(difference)
+        ? Infinity
+        : difference;
     max = Math.max(max, error);
     sum += error * error;
   });

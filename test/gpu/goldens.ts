@@ -63,7 +63,11 @@ export function declareGoldens(runner: Runner, device: Device): void {
       const subject = twoTowersFixedCase(golden);
       const config = configOf(subject);
       const parameters = hostParameters(config, subject.parameters);
-      expectTwoTowersFixed(golden, await runTwoTowers(config, parameters, subject, device), SUGGESTED);
+      expectTwoTowersFixed(
+        golden,
+        await runTwoTowers(config, parameters, subject, device),
+        SUGGESTED,
+      );
     },
   });
   declare(group, 'bv_naflex', {

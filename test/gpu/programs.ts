@@ -63,7 +63,10 @@ export function declarePrograms(runner: Runner, device: Device, memoryBytes: num
     const without = loadAddon()
       .describe()
       .kernels.filter(({ name, cuda }) => !cuda && !isPacked(name));
-    must(without.length === 0, () => `must be all, got none of ${without.map(({ name }) => name).join(', ')}`);
+    must(
+      without.length === 0,
+      () => `must be all, got none of ${without.map(({ name }) => name).join(', ')}`,
+    );
     return undefined;
   });
 
@@ -82,7 +85,10 @@ export function declarePrograms(runner: Runner, device: Device, memoryBytes: num
       mustEqualBits(`${dtype} written`, { data: await array.read() }, { data: other });
     }
     using zeros = DeviceArray.zeros(float32(3, 1001), device);
-    must((await zeros.read()).every((value) => value === 0), () => 'zeros must be zeros');
+    must(
+      (await zeros.read()).every((value) => value === 0),
+      () => 'zeros must be zeros',
+    );
   });
 
   group.test('two programs and their data interleaved', async () => {

@@ -110,9 +110,15 @@ export class Runner {
     save();
     const count = (outcome: Outcome): number =>
       records.filter((record) => record.outcome === outcome).length;
-    const reasons = new Set(records.flatMap(({ outcome, reason }) => (outcome === 'skipped' && reason !== undefined ? [reason] : [])));
+    const reasons = new Set(
+      records.flatMap(({ outcome, reason }) =>
+        outcome === 'skipped' && reason !== undefined ? [reason] : [],
+      ),
+    );
     for (const reason of reasons) {
-      const those = records.filter((record) => record.outcome === 'skipped' && record.reason === reason);
+      const those = records.filter(
+        (record) => record.outcome === 'skipped' && record.reason === reason,
+      );
       say(`skipped  ${String(those.length)}: ${reason}`);
     }
     say(

@@ -53,7 +53,7 @@ const models: Readonly<Record<string, ModelConfig>> = {
   'NaFlex B/16': shallow(variant('B/16', { layout: 'naflex', vocabulary: 1000 })),
 };
 
-function shallow(config: ModelConfig, depth = 3): ModelConfig {
+function shallow(config: ModelConfig, depth = 2): ModelConfig {
   const { vision, text } = config;
   return { ...config, vision: { ...vision, depth }, text: { ...text, depth } };
 }
@@ -81,7 +81,10 @@ function picturesOf({ vision }: ModelConfig): Inputs {
 
 function textsOf({ text }: ModelConfig): { inputIds: Int32Array }[] {
   return Array.from({ length: 5 }, (_, i) => ({
-    inputIds: Int32Array.from({ length: text.length }, (__, j) => (i * 131 + j * 7) % text.vocabulary),
+    inputIds: Int32Array.from(
+      { length: text.length },
+      (__, j) => (i * 131 + j * 7) % text.vocabulary,
+    ),
   }));
 }
 
@@ -132,7 +135,8 @@ function declareEmbedding(runner: Runner, device: Device): void {
           () => `cosine must be at least ${String(LEAST_COSINE)}, got ${String(least)}`,
         );
         return { difference, cosine: least };
-      }));
+      }),
+    );
   }
 }
 
@@ -141,9 +145,9 @@ function declareEmbedding(runner: Runner, device: Device): void {
 const steps = 20;
 const trained = variant('S/16', { imageSize: 64, vocabulary: 400, length: 16 });
 const small: ModelConfig = shallow(trained, 2);
-const batch = 16;
+const pairs = 16;
 
-function stream(): Stream<Batch> {
+function stream(batch: number): Stream<Batch> {
   const random = new Philox4x32(3, 'gpu training');
   const count = 64;
   const { vision, text } = small;
@@ -170,6 +174,8 @@ async function training(
   precision: ComputeDType,
   options: { readonly microBatches?: number; readonly stopAt?: number; folder?: string } = {},
 ): Promise<Training> {
+  const { microBatches = 1 } = options;
+  const batch = pairs / microBatches;
   const run = async (folder: string): Promise<Training> => {
     const trainer = await Trainer.start(
       {
@@ -177,14 +183,14 @@ async function training(
         folder,
         device,
         precision,
-        batch: batch / (options.microBatches ?? 1),
-        microBatches: options.microBatches ?? 1,
+        batch,
+        microBatches,
         schedule: { totalSteps: steps, warmupSteps: 2 },
         optimizer: { ...defaultOptimizer, learningRate: 1e-3 },
         seed: 1,
         pixelTable: Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2),
       },
-      stream(),
+      stream(batch),
     );
     try {
       const stop = new AbortController();
@@ -216,7 +222,11 @@ function mustBeSame(what: string, actual: Training, expected: Training): void {
   mustEqualBits(what, actual.parameters, expected.parameters);
 }
 
-function declareTraining(runner: Runner, device: Device, precisions: readonly ComputeDType[]): void {
+function declareTraining(
+  runner: Runner,
+  device: Device,
+  precisions: readonly ComputeDType[],
+): void {
   const group = runner.group('training');
   const runs = new Map<ComputeDType, Promise<Training>>();
   const once = (precision: ComputeDType): Promise<Training> => {
@@ -252,7 +262,8 @@ function declareTraining(runner: Runner, device: Device, precisions: readonly Co
       inFolder(async (folder) => {
         await training(device, precision, { folder, stopAt: 7 });
         mustBeSame('resumed', await training(device, precision, { folder }), await once(precision));
-      }));
+      }),
+    );
     group.test(`${precision}: micro-batches`, async (): Promise<Figures> => {
       const { losses } = await training(device, precision, { microBatches: 2 });
       must(

@@ -159,7 +159,7 @@ export function gpuRows(options: RowOptions): readonly GpuRow[] {
   const { quick } = options;
   const bytes = quick ? 1 << 26 : 1 << 30;
   const side = quick ? 1024 : 8192;
-  const count = quick ? 1 << 22 : 375e6;
+  const count = quick ? 1 << 22 : 1 << 27;
   return [
     {
       name: 'device copy',

@@ -196,14 +196,6 @@ def layer_norm(r):
     return result.reply()
 
 
-def gelu(r):
-    """Forward over (batch, width)."""
-    x = random(r["batch"], r["width"])
-    result = Variants()
-    result.add("eager", lambda: lambda: F.gelu(x, approximate="tanh"))
-    return result.reply()
-
-
 def adam(r):
     """One update of `batch` float32 parameters in tensors of sizes as in a tower."""
     shapes, left = [], r["batch"]
@@ -507,7 +499,6 @@ KINDS = {
         linear,
         attention,
         layer_norm,
-        gelu,
         adam,
         sigmoid_loss,
         joint_selection,

@@ -1,5 +1,5 @@
 import type { Device } from '../native/device';
-import { DeviceArray } from './device_array';
+import type { DeviceArray } from './device_array';
 
 /** The array on a device: itself when it is there, else a copy, in which case it is disposed. */
 export async function moved<A extends DeviceArray>(array: A, device: Device): Promise<A> {

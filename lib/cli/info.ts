@@ -63,13 +63,23 @@ function describeCuda({ built, driver, runtime, devices, missing }: NativeCuda):
         {
           name: device.name,
           capability: (device.architecture / 10).toFixed(1),
-          memory: `${gib(device.freeBytes)} free of ${gib(device.memoryBytes)}`,
+          memory: gib(device.memoryBytes),
+          free: freeMemory(device),
           multiprocessors: device.multiprocessors,
         },
       ]),
     ),
     ...(missing.length === 0 ? {} : { missing }),
   };
+}
+
+// A device that is there may still refuse us.
+function freeMemory(device: NativeCuda['devices'][number]): string {
+  try {
+    return gib(device.freeBytes);
+  } catch (error) {
+    return `unknown: ${error instanceof Error ? error.message : String(error)}`;
+  }
 }
 
 // A description downloads nothing: a hub id must be in the cache.

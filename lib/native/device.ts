@@ -32,7 +32,7 @@ export function resolveDevice(choice: 'auto' | Device): ResolvedDevice {
   const { index, name, architecture } = first;
   try {
     return {
-      device: addon.openDevice(`cuda:${String(index)}`),
+      device: addon.openDevice(`cuda:${String(index)}` as Device),
       reason: `${name}, compute capability ${(architecture / 10).toFixed(1)}`,
     };
   } catch (error) {

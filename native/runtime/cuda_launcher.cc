@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "runtime/error.h"
-
 namespace siglip {
 namespace {
 
@@ -111,7 +109,7 @@ GraphExec CudaLauncher::record(const Steps& steps) {
   try {
     const Redirected redirected(context_, recorder_);
     call_all(steps);
-  } catch (const Error&) {
+  } catch (...) {
     // An eager run comes next and says what is wrong, if it is not the recording itself.
     complete = false;
   }

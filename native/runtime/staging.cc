@@ -1,5 +1,6 @@
 #include "runtime/staging.h"
 
+#include <iterator>
 #include <vector>
 
 namespace siglip {
@@ -13,13 +14,13 @@ constexpr size_t kSlack = 4;
 
 class StagingPool::Pooled final : public Staging {
  public:
-  Pooled(StagingPool& pool, std::byte* data, size_t bytes)
-      : Staging(data), pool_(pool), bytes_(bytes) {}
-  ~Pooled() override { pool_.give_back(data(), bytes_); }
+  Pooled(StagingPool& pool, Blocks::node_type block)
+      : Staging(block.mapped()), pool_(pool), block_(std::move(block)) {}
+  ~Pooled() override { pool_.give_back(std::move(block_)); }
 
  private:
   StagingPool& pool_;
-  size_t bytes_;
+  Blocks::node_type block_;
 };
 
 // Up to a quarter of a power of two, so that sizes a little apart share blocks.
@@ -35,9 +36,7 @@ std::unique_ptr<Staging> StagingPool::take(size_t bytes) {
   const size_t wanted = rounded(bytes);
   const auto found = free_blocks_.lower_bound(wanted);
   if (found == free_blocks_.end() || found->first > kSlack * wanted) return nullptr;
-  auto block = std::make_unique<Pooled>(*this, found->second, found->first);
-  free_blocks_.erase(found);
-  return block;
+  return std::make_unique<Pooled>(*this, free_blocks_.extract(found));
 }
 
 void StagingPool::grow(size_t bytes) {
@@ -75,9 +74,9 @@ size_t StagingPool::bytes() const {
   return bytes_;
 }
 
-void StagingPool::give_back(std::byte* data, size_t bytes) noexcept {
+void StagingPool::give_back(Blocks::node_type block) noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
-  free_blocks_.emplace(bytes, data);
+  free_blocks_.insert(std::move(block));
 }
 
 std::byte* StagingPool::evict() {

@@ -60,9 +60,10 @@ class StagingPool {
   size_t bytes() const;
 
  private:
+  using Blocks = std::multimap<size_t, std::byte*>;  // by size
   class Pooled;
   static size_t rounded(size_t bytes);
-  void give_back(std::byte* data, size_t bytes) noexcept;
+  void give_back(Blocks::node_type block) noexcept;
   // The free block to be given up first, taken out; null when there is none. With the lock held.
   std::byte* evict();
 
@@ -70,8 +71,8 @@ class StagingPool {
   Free free_;
   size_t limit_;
   mutable std::mutex mutex_;
-  size_t bytes_ = 0;                               // of all blocks
-  std::multimap<size_t, std::byte*> free_blocks_;  // by size
+  size_t bytes_ = 0;  // of all blocks
+  Blocks free_blocks_;
 };
 
 }  // namespace siglip

@@ -141,7 +141,7 @@ test('info describes machine and model', () => {
   expect(status).toBe(0);
   const facts = JSON.parse(stdout) as { device: string };
   expect(facts.device).toMatch(/^(cpu|cuda:\d+)$/u);
-  expect(facts).toMatchObject({ model: { embedding: 128 } });
+  expect(facts).toMatchObject({ model: { embedding: 128 }, cuda: {} });
 });
 
 test.each([

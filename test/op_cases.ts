@@ -2,8 +2,9 @@
 // they cost. The op tests (test/ops) and the benchmark (bench) read it; neither Jest nor a clock
 // appears here. `opCases` are tiny and awkward (odd sizes, single rows, extreme values), `splitCases`
 // large enough that kernels divide them among threads, `modelCases` what a B/16 tower does.
+import type { Device } from '../lib/array';
 import { DeviceArray } from '../lib/array';
-import type { DType, Program, Spec, Tensor } from '../lib/graph';
+import type { CompileOptions, DType, Program, Spec, Tensor } from '../lib/graph';
 import { compile, gradient } from '../lib/graph';
 import { loadAddon } from '../lib/native/load';
 import type { HostArray } from '../lib/native/spec';
@@ -1425,6 +1426,53 @@ export const splitCases: readonly OpCase[] = [
   accumulateCase([300, 130]),
 ];
 
+/**
+ * Sizes at which kernels of a GPU take paths of their own: whole tiles, head widths and lengths of the
+ * released towers, and one more or less than a tile. Too large for the reference's plain loops.
+ */
+export const deviceCases: readonly OpCase[] = [
+  linearCase([512], 768, 768),
+  linearCase([333], 768, 1152),
+  linearCase([256], 1152, 4304),
+  linearCase([256], 4304, 1152),
+  linearCase([130], 588, 1152, false),
+  mlpCase([4, 64], 1152, 4304),
+  matmulCase(256, 768, 512, false, true),
+  matmulCase(768, 520, 256, true, false),
+  matmulCase(384, 768, 640, false, false),
+  ...[64, 72, 96].flatMap((headWidth) =>
+    [64, 196, 256, 576, 729, 1024].map((T) =>
+      attentionCase({ B: 2, Tq: T, Tk: T, heads: 3, headWidth }),
+    ),
+  ),
+  attentionCase({ B: 80, Tq: 256, Tk: 256, heads: 2, headWidth: 64 }),
+  attentionCase({ B: 3, Tq: 257, Tk: 257, heads: 2, headWidth: 64 }),
+  attentionCase({ B: 3, Tq: 255, Tk: 255, heads: 2, headWidth: 72 }),
+  attentionCase({ B: 2, Tq: 128, Tk: 128, heads: 4, headWidth: 128 }),
+  attentionCase({ B: 2, Tq: 100, Tk: 333, heads: 2, headWidth: 64 }),
+  attentionCase({ B: 2, Tq: 64, Tk: 64, heads: 12, headWidth: 64, keys: [64, 17] }),
+  attentionCase({ B: 2, Tq: 256, Tk: 256, heads: 2, headWidth: 64, spread: 4 }),
+  packedAttentionCase({ lengths: [256, 1, 64, 300, 255], spare: 20, heads: 3, headWidth: 64 }),
+  packedAttentionCase({ lengths: [256, 196], spare: 60, heads: 2, headWidth: 72 }),
+  attentionPoolCase({ B: 3, N: 256, H: 12, D: 768 }),
+  attentionPoolCase({ B: 2, N: 729, H: 16, D: 1152 }),
+  groupMatmulCase(33, 16, 72, 1152, false),
+  groupMatmulCase(16, 16, 1152, 72, true),
+  ...[768, 1152, 1536].map((D) => layerNormCase([333, D])),
+  geluCase([100, 4304]),
+  l2NormalizeCase([300, 1152]),
+  embeddingCase(5000, 768, [40, 64]),
+  embeddingCase(3, 1152, [33, 64]),
+  patchifyCase([3, 3, 224, 224], 14),
+  tokenMeanCase([3, 256, 1152]),
+  sumRowsCase([2000, 1152]),
+  dotCase([1_000_003]),
+  sigmoidLossCase({ R: 1024, C: 1024, E: 1152 }),
+  sigmoidLossCase({ R: 300, C: 1111, E: 768, offset: 200, batch: 2048 }),
+  adamCase([1_000_003], 1, 1e-4, 4),
+  accumulateCase([1_000_003]),
+];
+
 const TOWER_ROWS = 8 * 196;
 
 /** What a B/16 tower at 224 pixels does with eight images, and the loss of a real batch. */
@@ -1495,13 +1543,30 @@ function donatedOf({ operands }: OpCase): string[] {
   return Object.keys(operands).filter((name) => operands[name].donated);
 }
 
+/** Dtypes and shapes of the results. */
+export function resultSpecs(c: OpCase): Record<string, Spec> {
+  const specs: Record<string, Spec> = {};
+  const trace = (operands: Tensors): Tensors => {
+    const results = c.apply(operands);
+    for (const [name, { dtype, shape }] of Object.entries(results)) specs[name] = { dtype, shape };
+    return results;
+  };
+  compile(c.op, trace, specsOf(c), { donate: donatedOf(c) }).dispose();
+  return specs;
+}
+
+/** Where and in what the program of a case runs. */
+export type CaseOptions = Pick<CompileOptions, 'device' | 'precision'>;
+
 /** Operands -> results. */
 export function forwardProgram(
   c: OpCase,
   specs: Record<string, Spec> = specsOf(c),
+  options: CaseOptions = {},
 ): Program<Record<string, Spec>, Tensors> {
   return compile(`${c.op} ${c.name}`, (tensors) => c.apply(tensors), specs, {
     donate: donatedOf(c),
+    ...options,
   });
 }
 
@@ -1512,6 +1577,7 @@ export function forwardProgram(
 export function gradientProgram(
   c: OpCase,
   results: Readonly<Record<string, Spec>>,
+  options: CaseOptions = {},
 ): Program<{ operands: Record<string, Spec>; directions: Record<string, Spec> }, Tensors> {
   const specs = { operands: specsOf(c), directions: { ...results } };
   return compile(
@@ -1527,6 +1593,7 @@ export function gradientProgram(
       return gradient(loss, wrt);
     },
     specs,
+    options,
   );
 }
 
@@ -1548,11 +1615,15 @@ export function hostOperands(c: OpCase, values: Arrays): Record<string, HostArra
 }
 
 /** The same as new arrays on the device, which the caller disposes. */
-export function operandArrays(c: OpCase, values: Arrays): Record<string, DeviceArray> {
+export function operandArrays(
+  c: OpCase,
+  values: Arrays,
+  device: Device = 'cpu',
+): Record<string, DeviceArray> {
   return Object.fromEntries(
     Object.entries(hostOperands(c, values)).map(([name, host]) => [
       name,
-      DeviceArray.from(host, c.operands[name].spec.shape),
+      DeviceArray.from(host, c.operands[name].spec.shape, device),
     ]),
   );
 }

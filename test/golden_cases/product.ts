@@ -1,6 +1,6 @@
 // Runs the product on the golden cases: both towers, the loss and every gradient as one program, its
 // intermediates read by their tap names.
-import type { DeviceArray } from '../../lib/array';
+import type { Device, DeviceArray } from '../../lib/array';
 import type { MapTree, RunInput, Spec, Tensor } from '../../lib/graph';
 import { compile, flatten, gradient } from '../../lib/graph';
 import type {
@@ -149,6 +149,7 @@ export async function runTwoTowers(
   config: ModelConfig,
   parameters: TwoTowersParameters<RunInput>,
   golden: Pick<TwoTowersCase, 'images' | 'ids'>,
+  device: Device = 'cpu',
 ): Promise<Run> {
   const { images, ids } = golden;
   const length = 'patches' in images ? images.patches.shape[1] : undefined;
@@ -170,7 +171,7 @@ export async function runTwoTowers(
       parameters: twoTowersParameters(config, specOf),
       batch: twoTowersInputSpecs(config, ids.shape[0], length),
     },
-    { taps: true },
+    { taps: true, device },
   );
   const { outputs, taps } = await program.runWithTaps({
     parameters,
@@ -210,6 +211,7 @@ interface VisionInputs {
 export async function runVision(
   golden: NaflexCase,
   layout: 'padded' | 'packed' = 'padded',
+  device: Device = 'cpu',
 ): Promise<Run> {
   const { parameters, images, heads, cotangent } = golden;
   const packed = layout === 'packed';
@@ -249,7 +251,7 @@ export async function runVision(
         : visionInputSpecs(config, batch, images.patches.shape[1]),
       cotangent: { dtype: 'float32', shape: cotangent.shape },
     } satisfies VisionInputs,
-    { taps: true },
+    { taps: true, device },
   );
   const { outputs, taps } = await program.runWithTaps({
     parameters: visionParameters(config, ({ path }) => values.get(path) ?? new Float32Array()),

@@ -1,97 +1,20 @@
 // The op test: every case of one operation, held to the float64 reference and to itself.
-import type { DeviceArray } from '../../lib/array';
 import type { SiglipErrorCode } from '../../lib/errors';
 import type { Spec } from '../../lib/graph';
 import { compile, gradient } from '../../lib/graph';
 import { loadAddon } from '../../lib/native/load';
-import type { HostArray } from '../../lib/native/spec';
 import { dot } from '../../lib/ops';
 import type { Arrays, OpCase, Tensors } from '../op_cases';
-import {
-  forwardProgram,
-  gradientProgram,
-  hostOperands,
-  opCases,
-  operandArrays,
-  specsOf,
-  splitCases,
-  valuesOf,
-} from '../op_cases';
+import { forwardProgram, opCases, specsOf, splitCases, valuesOf } from '../op_cases';
 import type { NdArray } from '../reference/nd_array';
 import { inner, map, maxAbs, zip } from '../reference/nd_array';
-import { Random } from '../reference/random';
+import type { Results } from './run_case';
+import { directionsOf, expectWithin, randomOf, runForward, runGradient } from './run_case';
 
-// f32: a few dozen roundings of the tensor's largest value, or of one where a sum cancels.
-const F32_RELATIVE = 4e-6;
-const F32_ABSOLUTE = 2e-7;
 // Central differences in float64 with this step are good to about its square.
 const DIFFERENCE_STEP = 1e-5;
 const DIFFERENCE_RELATIVE = 1e-5;
 const DIFFERENCE_ABSOLUTE = 1e-6;
-
-type Results = Readonly<Record<string, HostArray>>;
-
-async function read(arrays: Readonly<Record<string, DeviceArray>>): Promise<Results> {
-  const results: Record<string, HostArray> = {};
-  for (const [name, array] of Object.entries(arrays)) results[name] = await array.read();
-  return results;
-}
-
-/** One run from fresh copies of the values; nothing stays alive. */
-async function runForward(c: OpCase, values: Arrays): Promise<Results[]> {
-  const program = forwardProgram(c);
-  const runs: Results[] = [];
-  for (let i = 0; i < 2; i++) {
-    const inputs = operandArrays(c, values);
-    const outputs = await program.run(inputs);
-    runs.push(await read(outputs));
-    for (const array of [...Object.values(inputs), ...Object.values(outputs)]) array.dispose();
-  }
-  program.dispose();
-  return runs;
-}
-
-async function runGradient(c: OpCase, values: Arrays, directions: Arrays): Promise<Results[]> {
-  const results = Object.fromEntries(
-    Object.entries(directions).map(([name, { shape }]): [string, Spec] => [
-      name,
-      { dtype: 'float32', shape },
-    ]),
-  );
-  const program = gradientProgram(c, results);
-  const inputs = {
-    operands: hostOperands(c, values),
-    directions: Object.fromEntries(
-      Object.entries(directions).map(([name, u]) => [name, Float32Array.from(u.data)]),
-    ),
-  };
-  const runs: Results[] = [];
-  for (let i = 0; i < 2; i++) {
-    const outputs = await program.run(inputs);
-    runs.push(await read(outputs));
-    for (const array of Object.values(outputs)) array.dispose();
-  }
-  program.dispose();
-  return runs;
-}
-
-function expectWithin(name: string, c: OpCase, actual: HostArray, expected: NdArray): void {
-  if (actual.length !== expected.data.length) {
-    throw new Error(
-      `${name}: must have ${String(expected.data.length)} elements, got ${String(actual.length)}`,
-    );
-  }
-  const bar =
-    c.tolerance === 'exact' ? 0 : c.condition * (F32_RELATIVE * maxAbs(expected) + F32_ABSOLUTE);
-  expected.data.forEach((value, i) => {
-    const wanted = c.tolerance === 'exact' ? Math.fround(value) : value;
-    if (!(Math.abs(actual[i] - wanted) <= bar)) {
-      throw new Error(
-        `${name}[${String(i)}]: must be ${String(wanted)} within ${bar.toExponential(1)}, got ${String(actual[i])}`,
-      );
-    }
-  });
-}
 
 /** ⟨u, J v⟩ of the reference by a central difference. */
 function difference(c: OpCase, values: Arrays, u: Arrays, v: Arrays): number {
@@ -135,7 +58,7 @@ const OTHER_DTYPE = {
 } as const;
 
 function describeCase(c: OpCase): void {
-  const random = new Random(c.name.length * 7919 + Object.keys(c.operands).length);
+  const random = randomOf(c);
   const values = valuesOf(c, random);
   const expected = c.reference(values);
   const { backward } = c;
@@ -143,7 +66,7 @@ function describeCase(c: OpCase): void {
   let forward: Results[] = [];
   let gradients: Results[] = [];
   const draw = (x: NdArray): NdArray => random.array(x.shape, (r) => r.normal());
-  const u = Object.fromEntries(Object.entries(expected).map(([name, y]) => [name, draw(y)]));
+  const u = directionsOf(expected, random);
   const before = { buffers: 0, bufferBytes: 0, arenaBytes: 0 };
   const after = { ...before };
 

@@ -1,0 +1,495 @@
+// Our side of the GPU benchmark: one function per kind of row, seconds of one run. Kernels are timed by
+// the device's own clock, towers and steps by how fast runs follow one another, and one image by the
+// clock of the caller.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Device } from '../lib/array';
+import { DeviceArray } from '../lib/array';
+import { Philox4x32 } from '../lib/array/random';
+import { Siglip2 } from '../lib/embed';
+import type { ComputeDType, ConstantSource, MapTree, Program, Spec, Tensor } from '../lib/graph';
+import {
+  add,
+  compile,
+  Constants,
+  disposeArrays,
+  elements,
+  float32,
+  flatten,
+  gradient,
+  int32,
+} from '../lib/graph';
+import type { ModelConfig, ParameterSpec, VariantName, VisionParameters } from '../lib/model';
+import {
+  initialValues,
+  twoTowersParameters,
+  variant,
+  visionInputSpecs,
+  visionParameters,
+  visionTower,
+} from '../lib/model';
+import * as ops from '../lib/ops';
+import { compileTwoTowersStep } from '../lib/train/two_towers';
+import { defaultOptimizer, scheduleInput } from '../lib/train/optimizer';
+import type { StoredTensor } from '../lib/weights';
+import {
+  concatenate,
+  defaultPreprocessor,
+  formatConfig,
+  formatPreprocessor,
+  huggingFaceTensors,
+  writeSafetensors,
+} from '../lib/weights';
+import type { Request } from './gpu_rows';
+import { median } from './measure';
+import { writeJson } from './results';
+
+/** What one row took. */
+export interface Taken {
+  readonly seconds: number;
+  /** Memory of a run beyond its inputs. */
+  readonly bytes?: number;
+}
+
+/** Where the runs are. */
+export interface Target {
+  readonly device: Device;
+  readonly precision: ComputeDType;
+}
+
+const samples = 9;
+const secondsPerRow = 1.5;
+// So many calls of a kernel in one program that the device has the next one at hand.
+const calls = 4;
+
+// ---- Data ----
+
+const DRAWN = 65521;
+
+/** Normal numbers that repeat after some tens of thousands. */
+function normals(count: number, deviation = 1): Float32Array {
+  const drawn = new Float32Array(Math.min(count, DRAWN));
+  new Philox4x32(1, 'gpu bench').fillNormal(drawn, deviation);
+  return tiled(drawn, count);
+}
+
+function tiled(drawn: Float32Array, count: number): Float32Array {
+  const values = new Float32Array(count);
+  values.set(drawn.subarray(0, count));
+  for (let filled = drawn.length; filled < count; filled *= 2) {
+    values.copyWithin(filled, 0, Math.min(filled, count - filled));
+  }
+  return values;
+}
+
+function array({ device }: Target, shape: readonly number[], deviation = 1): DeviceArray {
+  return DeviceArray.from(normals(elements(float32(...shape)), deviation), shape, device);
+}
+
+/** Initial values of a parameter, the first few drawn and then repeating. */
+function parameter(spec: ParameterSpec): Float32Array {
+  const count = elements(spec);
+  return tiled(initialValues({ ...spec, shape: [Math.min(count, DRAWN)] }, 1), count);
+}
+
+function unitRows(rows: number, width: number): Float32Array {
+  const values = normals(rows * width);
+  for (let i = 0; i < rows; i++) {
+    const row = values.subarray(i * width, (i + 1) * width);
+    let sum = 0;
+    for (let d = 0; d < width; d++) sum += row[d] * row[d];
+    const scale = 1 / Math.sqrt(sum);
+    for (let d = 0; d < width; d++) row[d] *= scale;
+  }
+  return values;
+}
+
+// ---- Clocks ----
+
+type Arrays = Record<string, DeviceArray>;
+type Kernels = Program<Record<string, Spec>, Record<string, Tensor>>;
+
+interface Timing {
+  /** Which kernels count; all without it. */
+  readonly kernel?: string;
+  /** How many times the program holds what is timed. */
+  readonly times?: number;
+}
+
+/** Median seconds of the kernels of a program. */
+async function kernelSeconds(
+  program: Kernels,
+  inputs: Arrays,
+  { kernel = '', times = 1 }: Timing,
+): Promise<number> {
+  const runs: number[] = [];
+  const start = performance.now();
+  for (let i = 0; i < samples + 2; i++) {
+    const { outputs, times: steps } = await program.profile(inputs);
+    for (const array of Object.values(outputs)) {
+      if (!Object.values(inputs).includes(array)) array.dispose();
+    }
+    const counted = steps.filter((step) => step.kernel.startsWith(kernel));
+    if (counted.length === 0) throw new Error(`the program must have kernels ${kernel}`);
+    if (times > 1 && kernel !== '' && counted.length === times) {
+      // Alike, so each is a sample; the first may have waited for its call.
+      runs.push(median(counted.slice(1).map(({ nanoseconds }) => nanoseconds)) / 1e9);
+    } else {
+      runs.push(counted.reduce((sum, { nanoseconds }) => sum + nanoseconds, 0) / 1e9 / times);
+    }
+    if (i >= 4 && performance.now() - start > 1000 * secondsPerRow) break;
+  }
+  return median(runs.slice(2));
+}
+
+async function timeKernels(
+  target: Target,
+  specs: Record<string, Spec>,
+  inputs: Arrays,
+  fn: (tensors: Record<string, Tensor>) => Record<string, Tensor>,
+  timing: Timing & { readonly donate?: readonly string[] },
+): Promise<Taken> {
+  const { donate = [] } = timing;
+  const program: Kernels = compile('row', fn, specs, { ...target, donate });
+  try {
+    const seconds = await kernelSeconds(program, inputs, timing);
+    const { arenaBytes, outputBytes } = program.memory;
+    return { seconds, bytes: arenaBytes + outputBytes };
+  } finally {
+    program.dispose();
+    disposeArrays(inputs);
+  }
+}
+
+/** The same inputs through some calls of an operation; results are kept alive by their squares. */
+function repeated(call: (i: number) => Tensor): Record<string, Tensor> {
+  const squares = Array.from({ length: calls }, (_, i) => {
+    const y = call(i);
+    return ops.dot(y, y);
+  });
+  return { sum: squares.reduce((sum, square) => add(sum, square)) };
+}
+
+/** Seconds a run takes where the next ones are queued already. */
+async function throughput(run: () => Promise<object>): Promise<number> {
+  const one = async (): Promise<void> => {
+    disposeArrays(await run());
+  };
+  for (let i = 0; i < 3; i++) await one();
+  const start = performance.now();
+  await one();
+  const estimate = (performance.now() - start) / 1000;
+  const count = Math.max(4, Math.min(200, Math.ceil(secondsPerRow / estimate / 3)));
+  const rounds: number[] = [];
+  for (let round = 0; round < 3; round++) {
+    const begin = performance.now();
+    const queued: Promise<void>[] = [];
+    for (let i = 0; i < count; i++) {
+      queued.push(one());
+      if (i >= 2) await queued[i - 2];
+    }
+    await Promise.all(queued);
+    rounds.push((performance.now() - begin) / 1000 / count);
+  }
+  return median(rounds);
+}
+
+// ---- Kinds ----
+
+type Sizes = Readonly<Record<string, number>>;
+type Kind = (request: Request, target: Target) => Promise<Taken>;
+
+function sizes(request: Request): Sizes {
+  return request as unknown as Sizes;
+}
+
+const copy: Kind = ({ batch }, target) => {
+  const specs = { x: float32(batch / 4) };
+  const inputs = { x: array(target, [batch / 4]) };
+  return timeKernels(target, specs, inputs, ({ x }) => ({ y: x }), { kernel: 'copy_forward' });
+};
+
+const matmul: Kind = (request, target) => {
+  const { batch, inner, outer } = sizes(request);
+  const specs = { a: float32(batch, inner), b: float32(outer, inner) };
+  const inputs = { a: array(target, [batch, inner]), b: array(target, [outer, inner]) };
+  const fn = ({ a, b }: Record<string, Tensor>): Record<string, Tensor> =>
+    repeated(() => ops.matmul(a, b, { transposeB: true }));
+  return timeKernels(target, specs, inputs, fn, { kernel: 'matmul_forward', times: calls });
+};
+
+const linear: Kind = (request, target) => {
+  const { batch, inner, outer } = sizes(request);
+  const specs = { x: float32(batch, inner), w: float32(outer, inner), b: float32(outer) };
+  const inputs = {
+    x: array(target, [batch, inner]),
+    w: array(target, [outer, inner], 0.02),
+    b: array(target, [outer]),
+  };
+  const fn = ({ x, w, b }: Record<string, Tensor>): Record<string, Tensor> =>
+    repeated(() => {
+      const y = ops.linear(x, w, b);
+      return request['gelu'] === true ? ops.gelu(y) : y;
+    });
+  return timeKernels(target, specs, inputs, fn, { kernel: 'linear_forward', times: calls });
+};
+
+const attention: Kind = (request, target) => {
+  const { batch, tokens, heads, headWidth } = sizes(request);
+  const shape = [batch, tokens, heads * headWidth];
+  const names = ['q', 'k', 'v', 'dout'];
+  const specs = Object.fromEntries(names.map((name) => [name, float32(...shape)]));
+  const inputs = Object.fromEntries(names.map((name) => [name, array(target, shape)]));
+  if (request['pass'] === 'forward') {
+    const fn = ({ q, k, v }: Record<string, Tensor>): Record<string, Tensor> =>
+      repeated(() => ops.attention(q, k, v, { heads }));
+    return timeKernels(target, specs, inputs, fn, { kernel: 'attention_forward', times: calls });
+  }
+  const fn = ({ q, k, v, dout }: Record<string, Tensor>): Record<string, Tensor> => {
+    const value = ops.dot(ops.attention(q, k, v, { heads }), dout);
+    return squares(gradient(value, { q, k, v }));
+  };
+  return timeKernels(target, specs, inputs, fn, { kernel: 'attention_backward' });
+};
+
+/** One number of each, so that results take no memory. */
+function squares(tensors: Record<string, Tensor>): Record<string, Tensor> {
+  return Object.fromEntries(
+    Object.entries(tensors).map(([name, tensor]) => [name, ops.dot(tensor, tensor)]),
+  );
+}
+
+const layerNorm: Kind = (request, target) => {
+  const { batch, width } = sizes(request);
+  const rows = float32(batch, width);
+  const specs = { x: rows, dy: rows, weight: float32(width), bias: float32(width) };
+  const inputs = {
+    x: array(target, [batch, width]),
+    dy: array(target, [batch, width]),
+    weight: array(target, [width]),
+    bias: array(target, [width]),
+  };
+  // Its operands come from a product in a tower, in the precision of the program; so do they here.
+  const narrow = (x: Tensor): Tensor => ops.scaleBy(x, 1);
+  if (request['pass'] === 'forward') {
+    const fn = ({ x, weight, bias }: Record<string, Tensor>): Record<string, Tensor> => {
+      const rowsOf = narrow(x);
+      return repeated(() => ops.layerNorm(rowsOf, weight, bias, { eps: 1e-6 }));
+    };
+    return timeKernels(target, specs, inputs, fn, { kernel: 'layer_norm_forward', times: calls });
+  }
+  const fn = ({ x, dy, weight, bias }: Record<string, Tensor>): Record<string, Tensor> => {
+    const value = ops.dot(ops.layerNorm(narrow(x), weight, bias, { eps: 1e-6 }), narrow(dy));
+    return squares(gradient(value, { x, weight, bias }));
+  };
+  return timeKernels(target, specs, inputs, fn, { kernel: 'layer_norm_backward' });
+};
+
+const adam: Kind = ({ batch }, target) => {
+  const flat = float32(batch);
+  const specs = {
+    param: flat,
+    m: flat,
+    v: flat,
+    grad: flat,
+    gradNorm: float32(1),
+    schedule: float32(3),
+  };
+  const { device } = target;
+  const inputs = {
+    param: array(target, [batch]),
+    m: DeviceArray.zeros(flat, device),
+    v: DeviceArray.zeros(flat, device),
+    grad: array(target, [batch], 1e-3),
+    gradNorm: DeviceArray.from(Float32Array.of(1), [1], device),
+    schedule: DeviceArray.from(Float32Array.of(1e-3, 0.1, 0.05), [3], device),
+  };
+  const fn = (t: Record<string, Tensor>): Record<string, Tensor> => {
+    const { param, m, v, grad, gradNorm, schedule } = t;
+    const updated = ops.adam({ param, m, v, grad, gradNorm, schedule }, defaultOptimizer);
+    return { ...updated };
+  };
+  const donate = ['param', 'm', 'v'];
+  return timeKernels(target, specs, inputs, fn, { kernel: 'adam', donate });
+};
+
+const sigmoidLoss: Kind = (request, target) => {
+  const { batch, width } = sizes(request);
+  const { device } = target;
+  const specs = {
+    images: float32(batch, width),
+    texts: float32(batch, width),
+    logitScale: float32(1),
+    logitBias: float32(1),
+  };
+  const inputs = {
+    images: DeviceArray.from(unitRows(batch, width), [batch, width], device),
+    texts: DeviceArray.from(unitRows(batch, width).reverse(), [batch, width], device),
+    logitScale: DeviceArray.from(Float32Array.of(Math.log(10)), [1], device),
+    logitBias: DeviceArray.from(Float32Array.of(-10), [1], device),
+  };
+  const fn = (t: Record<string, Tensor>): Record<string, Tensor> => {
+    const { images, texts, logitScale, logitBias } = t;
+    const loss = ops.sigmoidLoss(images, texts, logitScale, logitBias);
+    return { loss, ...gradient(loss, { images, texts, logitScale, logitBias }) };
+  };
+  return timeKernels(target, specs, inputs, fn, {});
+};
+
+function modelOf(request: Request): ModelConfig {
+  const { imageSize } = sizes(request);
+  return variant(request['model'] as VariantName, { imageSize });
+}
+
+const embed: Kind = async (request, target) => {
+  const { batch } = request;
+  const config = modelOf(request);
+  const tree = visionParameters<ConstantSource>(config, (spec) => ({
+    dtype: spec.dtype,
+    shape: spec.shape,
+    open: () => Promise.resolve(DeviceArray.from(parameter(spec), spec.shape, target.device)),
+  }));
+  const constants = new Constants(tree);
+  const specs = { images: visionInputSpecs(config, batch) };
+  const program = compile(
+    'embed',
+    (
+      inputs: MapTree<typeof specs, Spec, Tensor>,
+      weights: MapTree<VisionParameters<ConstantSource>, ConstantSource, Tensor>,
+    ) => {
+      const parameters = weights as VisionParameters<Tensor>;
+      const { embedding } = visionTower(parameters, config, inputs.images);
+      if (embedding === undefined) throw new Error('embed: the tower must be pooled');
+      return { embedding };
+    },
+    specs,
+    { ...target, constants },
+  );
+  const side = sizes(request)['imageSize'];
+  const images = array(target, [batch, 3, side, side]);
+  try {
+    const seconds = await throughput(() => program.run({ images: { images } }));
+    return { seconds, bytes: program.memory.peakBytes };
+  } finally {
+    program.dispose();
+    constants.dispose();
+    images.dispose();
+  }
+};
+
+/** Writes a checkpoint whose text tower is as small as the format allows. */
+async function writeModel(folder: string, whole: ModelConfig): Promise<void> {
+  const tiny = { width: 64, depth: 1, mlpWidth: 64, heads: 1, vocabulary: 64 };
+  const config: ModelConfig = { ...whole, text: { ...whole.text, ...tiny } };
+  const tensors = new Map<string, StoredTensor>();
+  for (const { name, shape, parts } of huggingFaceTensors(config)) {
+    tensors.set(name, { dtype: 'F32', shape, data: () => concatenate(parts.map(parameter)) });
+  }
+  await writeSafetensors(join(folder, 'model.safetensors'), tensors, { format: 'pt' });
+  writeJson(join(folder, 'config.json'), formatConfig(config));
+  const preprocessor = formatPreprocessor(defaultPreprocessor(config));
+  writeJson(join(folder, 'preprocessor_config.json'), preprocessor);
+}
+
+const latency: Kind = async (request, { device, precision }) => {
+  const folder = mkdtempSync(join(tmpdir(), 'siglip2-bench-'));
+  try {
+    await writeModel(folder, modelOf(request));
+    const model = await Siglip2.load(folder, { device, precision, towers: 'vision' });
+    try {
+      const side = sizes(request)['imageSize'];
+      const pixelValues = normals(3 * side * side);
+      const times: number[] = [];
+      const start = performance.now();
+      for (let i = 0; i < 205 && performance.now() - start < 1000 * secondsPerRow; i++) {
+        const begin = performance.now();
+        await model.embedImages([{ pixelValues }]);
+        times.push((performance.now() - begin) / 1000);
+      }
+      return { seconds: median(times.slice(times.length > 5 ? 5 : 1)) };
+    } finally {
+      model.dispose();
+    }
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+};
+
+const trainStep: Kind = async (request, target) => {
+  const { batch } = request;
+  const { device, precision } = target;
+  const model = modelOf(request);
+  const optimizer = { ...defaultOptimizer, learningRate: 1e-6 };
+  const program = compileTwoTowersStep({
+    model,
+    batch,
+    optimizer,
+    images: 'values',
+    device,
+    precision,
+  });
+  const own: DeviceArray[] = [];
+  const keep = (made: DeviceArray): DeviceArray => {
+    own.push(made);
+    return made;
+  };
+  try {
+    const zeros = (): ReturnType<typeof twoTowersParameters<DeviceArray>> =>
+      twoTowersParameters(model, ({ dtype, shape }) =>
+        keep(DeviceArray.zeros({ dtype, shape }, device)),
+      );
+    const parameters = twoTowersParameters(model, (spec) =>
+      keep(DeviceArray.from(parameter(spec), spec.shape, device)),
+    );
+    const state = { m: zeros(), v: zeros() };
+    const side = sizes(request)['imageSize'];
+    const { vocabulary, length } = model.text;
+    const ids = int32(batch, length);
+    const texts = keep(
+      DeviceArray.from(
+        Int32Array.from({ length: elements(ids) }, (_, i) => (i * 7919) % vocabulary),
+        ids.shape,
+        device,
+      ),
+    );
+    const images = { images: keep(array(target, [batch, 3, side, side])) };
+    const inputs = {
+      parameters,
+      state,
+      schedule: scheduleInput(1, 1, optimizer),
+      batches: [{ images, texts }],
+    };
+    const seconds = await throughput(async () => {
+      const outputs = await program.run(inputs);
+      const fresh = flatten(outputs)
+        .map(({ leaf }) => leaf as DeviceArray)
+        .filter((leaf) => !own.includes(leaf));
+      return Object.fromEntries(fresh.map((leaf, i) => [String(i), leaf]));
+    });
+    return { seconds, bytes: program.memory.peakBytes };
+  } finally {
+    program.dispose();
+    for (const made of own) made.dispose();
+  }
+};
+
+const kinds: Readonly<Record<string, Kind>> = {
+  copy,
+  matmul,
+  linear,
+  attention,
+  layer_norm: layerNorm,
+  adam,
+  sigmoid_loss: sigmoidLoss,
+  embed,
+  latency,
+  train_step: trainStep,
+};
+
+/** One row of ours. @throws for a kind that we do not have */
+export async function measureOurs(request: Request, target: Target): Promise<Taken> {
+  const kind = kinds[request.kind];
+  if (kind === undefined) throw new Error(`${request.kind} is not here yet`);
+  return kind(request, target);
+}

@@ -3,6 +3,7 @@ import { SiglipError } from '../errors';
 import type { Tensor } from '../graph';
 import { expectRank, expectSpec, extent, op } from '../graph';
 import { kernels } from '../native/kernels';
+import { scale } from './scale';
 
 interface Block {
   readonly offset: number;
@@ -18,7 +19,12 @@ interface Embeddings {
 
 const scalar = { dtype: 'float32', shape: [1] } as const;
 
-const sigmoidLossForward = op<Embeddings, 'loss', Block>({
+// The gradients come with the loss, from the same logits, where somebody reads them.
+const sigmoidLossForward = op<
+  Embeddings,
+  'loss' | 'dimages' | 'dtexts' | 'dlogitScale' | 'dlogitBias',
+  Block
+>({
   name: 'sigmoid_loss',
   infer: ({ images, texts, logitScale, logitBias }) => {
     const [, width = 0] = expectRank('sigmoidLoss', 'images', images, ['R', 'E']);
@@ -26,33 +32,31 @@ const sigmoidLossForward = op<Embeddings, 'loss', Block>({
     expectSpec('sigmoidLoss', 'texts', texts, { dtype: 'float32', shape: [columns, width] });
     expectSpec('sigmoidLoss', 'logitScale', logitScale, scalar);
     expectSpec('sigmoidLoss', 'logitBias', logitBias, scalar);
-    return { loss: scalar };
+    return {
+      loss: scalar,
+      dimages: { dtype: 'float32', shape: images.shape },
+      dtexts: { dtype: 'float32', shape: texts.shape },
+      dlogitScale: scalar,
+      dlogitBias: scalar,
+    };
   },
   kernel: kernels.sigmoidLossForward,
-  gradient: ({ inputs, attributes, gradients: { loss: dloss } }) => {
+  optionalOutputs: ['dimages', 'dtexts', 'dlogitScale', 'dlogitBias'],
+  gradient: ({ outputs, gradients: { loss: dloss, ...others } }) => {
+    if (Object.keys(others).length > 0) {
+      throw new SiglipError(
+        'ERR_NOT_DIFFERENTIABLE',
+        'gradient: the gradient of sigmoidLoss must not lie between the loss and what it is differentiated by, got a path through it',
+      );
+    }
     if (dloss === undefined) return {};
-    const { dimages, dtexts, dlogitScale, dlogitBias } = sigmoidLossBackward(
-      { ...inputs, dloss },
-      attributes,
-    );
-    return { images: dimages, texts: dtexts, logitScale: dlogitScale, logitBias: dlogitBias };
+    return {
+      images: scale(outputs.dimages, dloss),
+      texts: scale(outputs.dtexts, dloss),
+      logitScale: scale(outputs.dlogitScale, dloss),
+      logitBias: scale(outputs.dlogitBias, dloss),
+    };
   },
-});
-
-const sigmoidLossBackward = op<
-  Embeddings & { dloss: Tensor },
-  'dimages' | 'dtexts' | 'dlogitScale' | 'dlogitBias',
-  Block
->({
-  name: 'sigmoid_loss_backward',
-  infer: ({ images, texts }) => ({
-    dimages: images,
-    dtexts: texts,
-    dlogitScale: scalar,
-    dlogitBias: scalar,
-  }),
-  kernel: kernels.sigmoidLossBackward,
-  gradient: 'notDifferentiable',
 });
 
 /**

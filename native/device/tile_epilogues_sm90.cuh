@@ -11,7 +11,7 @@ inline constexpr int kPart = 8;  // eights of columns that are worked off at a t
 
 // Losses, and with kGradient factor · G in rows `stride` apart, a multiple of 64: zeros behind the last
 // column.
-template <bool kLoss, bool kGradient>
+template <bool kGradient>
 struct WgmmaPairBlock {
   using State = PairSums;
 
@@ -32,13 +32,13 @@ struct WgmmaPairBlock {
     add_positives(positives, s, &sums, g);
 #pragma unroll
     for (int part = 0; part < kColumns; part += kPart) {
-      add_negatives<kLoss, kGradient>(acc, part, part + kPart, s, &sums);
+      add_negatives<kGradient>(acc, part, part + kPart, s, &sums);
       if (kGradient) {
         put_positives(positives, g, part, part + kPart, acc);
         put_part(acc, part, row, column, shared);
       }
     }
-    close_tile<kLoss, kGradient>(sums, &state);
+    close_tile<kGradient>(sums, &state);
   }
 
   // 16 rows of 64 columns through shared memory, 144 bytes a row, and from there to memory in whole rows

@@ -62,47 +62,11 @@ __device__ __forceinline__ int column_of_sum(int i) {
   return column / 2 * 8 + lane % 4 * 2 + column % 2;
 }
 
-// row_losses[i]: of the thread's i-th row, over the tile's columns, in all lanes of the row. With kByColumn
-// column_losses: of the thread's share of the columns, over the tile's rows. Leaves nothing in acc.
-template <bool kByColumn, int kRows, int kColumns>
-__device__ __forceinline__ void score_tile(float (&acc)[kRows][kColumns][4],
-                                           float (&row_losses)[2 * kRows],
-                                           float (&column_losses)[kColumns / 4]) {
-  static_assert(kColumns <= 32, "a product has at most 64 factors");
-#pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-    float product[2] = {0.0F, 0.0F};
-    float above[2] = {0.0F, 0.0F};
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      float e[4];
-      float a[4];
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const float u = acc[m][n][q];
-        e[q] = exp2_fast(-fabsf(u));
-        a[q] = fmaxf(u, 0.0F);
-        product[q >> 1] = extend_product(product[q >> 1], e[q]);
-        above[q >> 1] += a[q];
-      }
-      if (!kByColumn) continue;
-      // From here on acc[0][n] holds the products of two columns, then what is above in them.
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float two = extend_product(e[c], e[2 + c]);
-        acc[0][n][c] = m == 0 ? two : extend_product(acc[0][n][c], two);
-        acc[0][n][2 + c] = a[c] + a[2 + c] + (m == 0 ? 0.0F : acc[0][n][2 + c]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float loss = loss_of(product[i], above[i]);
-      loss += __shfl_xor_sync(0xffffffffU, loss, 1);
-      loss += __shfl_xor_sync(0xffffffffU, loss, 2);
-      row_losses[2 * m + i] = loss;
-    }
-  }
-  if (!kByColumn) return;
+// acc[0][n] holds the products of two columns and what is above in them; lanes of the same columns put
+// theirs together.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void fold_columns(float (&acc)[kRows][kColumns][4],
+                                             float (&column_losses)[kColumns / 4]) {
   // Of what two lanes hold for the same columns each takes half over, three times.
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -126,6 +90,50 @@ __device__ __forceinline__ void score_tile(float (&acc)[kRows][kColumns][4],
   for (int i = 0; i < kColumns / 4; ++i) {
     column_losses[i] = loss_of(acc[0][i / 2][i % 2], acc[0][i / 2][2 + i % 2]);
   }
+}
+
+// row_losses[i]: of the thread's i-th row, over the tile's columns, in all lanes of the row. With kByColumn
+// column_losses: of the thread's share of the columns, over the tile's rows. Leaves nothing in acc.
+template <bool kByColumn, int kRows, int kColumns>
+__device__ __forceinline__ void score_tile(float (&acc)[kRows][kColumns][4],
+                                           float (&row_losses)[2 * kRows],
+                                           float (&column_losses)[kColumns / 4]) {
+  static_assert(kColumns <= 32, "a product has at most 64 factors");
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    float product[2] = {0.0F, 0.0F};
+    float above[2] = {0.0F, 0.0F};
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      float e[4];
+      float a[4];
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const float u = acc[m][n][q];
+        e[q] = exp2_fast(-fabsf(u));
+        a[q] = fmaxf(u, 0.0F);
+        product[q >> 1] = extend_product(product[q >> 1], e[q]);
+        above[q >> 1] += a[q];
+      }
+      if constexpr (kByColumn) {
+        // From here on acc[0][n] holds the products of two columns, then what is above in them.
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float two = extend_product(e[c], e[2 + c]);
+          acc[0][n][c] = m == 0 ? two : extend_product(acc[0][n][c], two);
+          acc[0][n][2 + c] = a[c] + a[2 + c] + (m == 0 ? 0.0F : acc[0][n][2 + c]);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float loss = loss_of(product[i], above[i]);
+      loss += __shfl_xor_sync(0xffffffffU, loss, 1);
+      loss += __shfl_xor_sync(0xffffffffU, loss, 2);
+      row_losses[2 * m + i] = loss;
+    }
+  }
+  if constexpr (kByColumn) fold_columns(acc, column_losses);
 }
 
 // ---- Epilogues ---------------------------------------------------------------------------------
@@ -191,8 +199,7 @@ struct WgmmaScoreBlock {
     float columns[kColumns / 4];
     make_logits(acc, row, column, sums.window, *sums.scalars);
     score_tile<kByColumn>(acc, rows, columns);
-    const int thread = static_cast<int>(threadIdx.x);
-    const int lane = thread % 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
     const int across = column / (8 * kColumns);
     if (lane % 4 == 0) {
 #pragma unroll
@@ -201,7 +208,15 @@ struct WgmmaScoreBlock {
         sums.rows[static_cast<int64_t>(across) * sums.window.rows + row + 8 * i] = rows[i];
       }
     }
-    if (!kByColumn) return;
+    if constexpr (kByColumn) put_columns(columns, row, across, shared);
+  }
+
+  // Sums the columns' losses of the warpgroup's four warps.
+  template <int kShare>
+  __device__ __forceinline__ void put_columns(const float (&columns)[kShare], int row, int across,
+                                              std::byte* shared) const {
+    constexpr int kColumns = 4 * kShare;
+    const int thread = static_cast<int>(threadIdx.x);
     float* of_warp = reinterpret_cast<float*>(shared);
 #pragma unroll
     for (int i = 0; i < kColumns / 4; ++i) of_warp[column_of_sum<kColumns>(i)] = columns[i];

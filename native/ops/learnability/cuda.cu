@@ -23,7 +23,6 @@ struct Model {
   In bias;
   double weight;
 
-  int64_t examples() const { return images.extent(0); }
   int64_t width() const { return images.extent(1); }
 };
 

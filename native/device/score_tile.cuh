@@ -62,33 +62,24 @@ __device__ __forceinline__ int column_of_sum(int i) {
   return column / 2 * 8 + lane % 4 * 2 + column % 2;
 }
 
-// acc[0][n] holds the products of two columns and what is above in them; lanes of the same columns put
-// theirs together.
-template <int kRows, int kColumns>
-__device__ __forceinline__ void fold_columns(float (&acc)[kRows][kColumns][4],
-                                             float (&column_losses)[kColumns / 4]) {
-  // Of what two lanes hold for the same columns each takes half over, three times.
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+// acc[0][n] holds the products of two columns and what is above in them. Of what two lanes hold for the
+// same columns each takes half over.
+template <int kDistance, int kRows, int kColumns>
+__device__ __forceinline__ void halve_columns(float (&acc)[kRows][kColumns][4]) {
+  constexpr int kHalf = kColumns * kDistance / 16;
+  const bool upper = (threadIdx.x & kDistance) != 0;
 #pragma unroll
-  for (int distance = 16; distance >= 4; distance /= 2) {
-    const int half = kColumns * distance / 16;
-    const bool upper = (lane & distance) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const int j = i + half;
-      float& low_product = acc[0][i / 2][i % 2];
-      float& low_above = acc[0][i / 2][2 + i % 2];
-      const float high_product = acc[0][j / 2][j % 2];
-      const float high_above = acc[0][j / 2][2 + j % 2];
-      const float product = __shfl_xor_sync(0xffffffffU, upper ? low_product : high_product, distance);
-      const float above = __shfl_xor_sync(0xffffffffU, upper ? low_above : high_above, distance);
-      low_product = extend_product(upper ? high_product : low_product, product);
-      low_above = (upper ? high_above : low_above) + above;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kColumns / 4; ++i) {
-    column_losses[i] = loss_of(acc[0][i / 2][i % 2], acc[0][i / 2][2 + i % 2]);
+  for (int i = 0; i < kHalf; ++i) {
+    const int j = i + kHalf;
+    const float low_product = acc[0][i / 2][i % 2];
+    const float low_above = acc[0][i / 2][2 + i % 2];
+    const float high_product = acc[0][j / 2][j % 2];
+    const float high_above = acc[0][j / 2][2 + j % 2];
+    const float product =
+        __shfl_xor_sync(0xffffffffU, upper ? low_product : high_product, kDistance);
+    const float above = __shfl_xor_sync(0xffffffffU, upper ? low_above : high_above, kDistance);
+    acc[0][i / 2][i % 2] = extend_product(upper ? high_product : low_product, product);
+    acc[0][i / 2][2 + i % 2] = (upper ? high_above : low_above) + above;
   }
 }
 
@@ -133,7 +124,15 @@ __device__ __forceinline__ void score_tile(float (&acc)[kRows][kColumns][4],
       row_losses[2 * m + i] = loss;
     }
   }
-  if constexpr (kByColumn) fold_columns(acc, column_losses);
+  if constexpr (kByColumn) {
+    halve_columns<16>(acc);
+    halve_columns<8>(acc);
+    halve_columns<4>(acc);
+#pragma unroll
+    for (int i = 0; i < kColumns / 4; ++i) {
+      column_losses[i] = loss_of(acc[0][i / 2][i % 2], acc[0][i / 2][2 + i % 2]);
+    }
+  }
 }
 
 // ---- Epilogues ---------------------------------------------------------------------------------

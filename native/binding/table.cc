@@ -120,12 +120,11 @@ std::vector<Kernel> rows(Isa isa) {
                             "reference_images", "reference_texts", "reference_scale",
                             "reference_bias", "learner_weight", "reference_weight", "diagonal",
                             "rows", "columns"),
-      SIGLIP_KERNEL_SCRATCH(learnability_condition,
-                            ("learner_images", "reference_images", "chosen"),  //
-                            "learner_images", "learner_texts", "learner_scale", "learner_bias",
-                            "reference_images", "reference_texts", "reference_scale",
-                            "reference_bias", "scores", "chosen", "learner_weight",
-                            "reference_weight", "y"),
+      SIGLIP_KERNEL_SCRATCH(
+          learnability_condition, ("learner_images", "reference_images", "chosen"),  //
+          "learner_images", "learner_texts", "learner_scale", "learner_bias", "reference_images",
+          "reference_texts", "reference_scale", "reference_bias", "scores", "chosen",
+          "learner_weight", "reference_weight", "y"),
       SIGLIP_KERNEL_SCRATCH(learnability_select, ("scores", "indices"),  //
                             "scores", "taken", "draw", "noise", "chunk", "gain", "indices",
                             "now_taken"),

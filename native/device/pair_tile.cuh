@@ -65,7 +65,8 @@ __device__ __forceinline__ Positives<kRows> take_positives(float (&acc)[kRows][k
     positives.dot[i] = 0.0F;
     positives.any |= here;
   }
-  const bool whole = row + 16 * kRows - 8 < window.rows && column + 8 * kColumns - 7 < window.columns;
+  const bool whole =
+      row + 16 * kRows - 8 < window.rows && column + 8 * kColumns - 7 < window.columns;
   if (whole && !positives.any) return positives;
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {

@@ -36,7 +36,8 @@ __device__ __forceinline__ void make_logits(float (&acc)[kRows][kColumns][4], in
       }
     }
   }
-  const bool whole = row + 16 * kRows - 8 < window.rows && column + 8 * kColumns - 7 < window.columns;
+  const bool whole =
+      row + 16 * kRows - 8 < window.rows && column + 8 * kColumns - 7 < window.columns;
   if (whole && !any) return;
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {
@@ -150,7 +151,8 @@ template <bool kByColumn>
 struct ScoreBlock {
   ScoreSums sums;
 
-  __device__ __forceinline__ void operator()(float (&acc)[4][4][4], int row, int column, int) const {
+  __device__ __forceinline__ void operator()(float (&acc)[4][4][4], int row, int column,
+                                             int) const {
     __shared__ float by_row[4][kTile];     // of the warps side by side
     __shared__ float by_column[2][kTile];  // of those on top of each other
     float rows[8];

@@ -34,6 +34,12 @@ describeGolden('jest_selection', (golden) => {
     const N = noise.shape[1];
     const inputs = names.map((input) => golden.tensor(`in/${input}`));
     const float32 = ({ shape }: NdArray): Spec => ({ dtype: 'float32', shape });
+    const specs: Spec[] = [
+      { dtype: 'uint8', shape: [N] },
+      { dtype: 'int32', shape: [4] },
+      ...inputs.map(float32),
+      ...Array.from({ length: chunks }, (): Spec => ({ dtype: 'float32', shape: [N] })),
+    ];
     const program = compile(
       'select',
       (tensors: readonly Tensor[]) => {
@@ -53,12 +59,7 @@ describeGolden('jest_selection', (golden) => {
           },
         );
       },
-      [
-        { dtype: 'uint8', shape: [N] },
-        { dtype: 'int32', shape: [4] },
-        ...inputs.map(float32),
-        ...Array.from({ length: chunks }, (): Spec => ({ dtype: 'float32', shape: [N] })),
-      ],
+      specs,
     );
     const selection = await program.run([
       new Uint8Array(N),
@@ -84,7 +85,8 @@ describeGolden('jest_selection', (golden) => {
     expect(Array.from(taken)).toEqual(
       Array.from({ length: N }, (_, i) => (indices.includes(i) ? 1 : 0)),
     );
-    for (const array of [...selection.scores, ...selection.chunks, selection.taken]) array.dispose();
+    for (const array of [...selection.scores, ...selection.chunks, selection.taken])
+      array.dispose();
     program.dispose();
   });
 });

@@ -88,9 +88,7 @@ describe('drawExamples', () => {
     p.dispose();
     expect(indices[0]).toBe(4);
     expect(indices.slice(198, 200)).toEqual([2, 1]);
-    expect(indices.slice(200)).toEqual(
-      Array.from({ length: 100 }, (_, i) => 3 * i),
-    );
+    expect(indices.slice(200)).toEqual(Array.from({ length: 100 }, (_, i) => 3 * i));
     expect([...indices].sort((a, b) => a - b)).toEqual(Array.from({ length: N }, (_, i) => i));
   });
 });

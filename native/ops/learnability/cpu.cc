@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kRows = 256;
 constexpr int64_t kColumns = 4096;
-constexpr int64_t kColumnGrain = 64;     // columns of a task
+constexpr int64_t kColumnGrain = 64;       // columns of a task
 constexpr int64_t kSoftplusElements = 16;  // that take as long as one softplus
 
 // One of the two models.
@@ -54,10 +54,10 @@ Models check_models(const char* who, const In& learner_images, const In& learner
                     const In& learner_scale, const In& learner_bias, const In& reference_images,
                     const In& reference_texts, const In& reference_scale, const In& reference_bias,
                     double learner_weight, double reference_weight) {
-  const Models models = {check_model(who, learner_images, learner_texts, learner_scale,
-                                     learner_bias, learner_weight),
-                         check_model(who, reference_images, reference_texts, reference_scale,
-                                     reference_bias, reference_weight)};
+  const Models models = {
+      check_model(who, learner_images, learner_texts, learner_scale, learner_bias, learner_weight),
+      check_model(who, reference_images, reference_texts, reference_scale, reference_bias,
+                  reference_weight)};
   check_extent(who, "reference_images", reference_images, 0, models.model[0].examples);
   return models;
 }
@@ -134,16 +134,15 @@ double sum_row(const float* row, int64_t n) {
 // For blocks of l_ij of images with texts calls visit(row, rows, column, columns); with `positives`
 // pairs i = j count as such, and diagonal[i] += weight · l_ii.
 template <typename Visit>
-void for_blocks(Stream& stream, const Model& model, const float* rows_data, const float* columns_data,
-                int64_t columns, bool positives, const Workspace& w, double* row_sums,
-                const Visit& visit) {
+void for_blocks(Stream& stream, const Model& model, const float* rows_data,
+                const float* columns_data, int64_t columns, bool positives, const Workspace& w,
+                double* row_sums, const Visit& visit) {
   double* diagonal = w.sums[2];
   for (int64_t row = 0; row < model.examples; row += kRows) {
     const int64_t rows = smaller(kRows, model.examples - row);
     for (int64_t column = 0; column < columns; column += kColumns) {
       const int64_t n = smaller(kColumns, columns - column);
-      gemm(stream, block_shape(rows, n, model.width),
-           {rows_data + row * model.width, model.width},
+      gemm(stream, block_shape(rows, n, model.width), {rows_data + row * model.width, model.width},
            {columns_data + column * model.width, model.width}, {w.losses, n}, w.product);
       const Partition part = partition_by_thread(stream, rows, n * kSoftplusElements);
       stream.parallel(part.tasks(), [&](int64_t task, int) {
@@ -207,10 +206,9 @@ void learnability_forward(Stream& stream, In learner_images, In learner_texts, I
                           double reference_weight, MaybeOut diagonal, MaybeOut rows,
                           MaybeOut columns, Scratch scratch) {
   constexpr char kName[] = "learnability_forward";
-  const Models models =
-      check_models(kName, learner_images, learner_texts, learner_scale, learner_bias,
-                   reference_images, reference_texts, reference_scale, reference_bias,
-                   learner_weight, reference_weight);
+  const Models models = check_models(
+      kName, learner_images, learner_texts, learner_scale, learner_bias, reference_images,
+      reference_texts, reference_scale, reference_bias, learner_weight, reference_weight);
   const int64_t n = models.model[0].examples;
   if (diagonal.present()) check_elements(kName, "diagonal", diagonal, n);
   if (rows.present()) check_elements(kName, "rows", rows, n);
@@ -267,17 +265,16 @@ void learnability_condition(Stream& stream, In learner_images, In learner_texts,
                             double learner_weight, double reference_weight, Out y,
                             Scratch scratch) {
   constexpr char kName[] = "learnability_condition";
-  const Models models =
-      check_models(kName, learner_images, learner_texts, learner_scale, learner_bias,
-                   reference_images, reference_texts, reference_scale, reference_bias,
-                   learner_weight, reference_weight);
+  const Models models = check_models(
+      kName, learner_images, learner_texts, learner_scale, learner_bias, reference_images,
+      reference_texts, reference_scale, reference_bias, learner_weight, reference_weight);
   const int64_t n = models.model[0].examples;
   const int64_t count = chosen.elements();
   check_elements(kName, "scores", scores, n);
   check_elements(kName, "y", y, n);
-  check_scratch(kName, scratch,
-                learnability_condition_scratch(stream.threads(), learner_images, reference_images,
-                                               chosen));
+  check_scratch(
+      kName, scratch,
+      learnability_condition_scratch(stream.threads(), learner_images, reference_images, chosen));
   const int32_t* indices = chosen.data<int32_t>();
   for (int64_t i = 0; i < count; ++i) {
     if (indices[i] >= 0 && indices[i] < n) continue;
@@ -289,8 +286,7 @@ void learnability_condition(Stream& stream, In learner_images, In learner_texts,
   Carver carver(scratch.data);
   Workspace w = workspace(stream.threads(), n, count, count,
                           larger_width(learner_images, reference_images), carver);
-  w.product = {w.product.data,
-               scratch.bytes - static_cast<size_t>(w.product.data - scratch.data)};
+  w.product = {w.product.data, scratch.bytes - static_cast<size_t>(w.product.data - scratch.data)};
   zero(w.sums[0], n);
   for (const Model& model : models.model) {
     if (model.weight == 0.0) continue;
@@ -333,9 +329,9 @@ void learnability_select(Stream& stream, In scores, In taken, In draw, MaybeIn n
     fail("ERR_SHAPE", "%s: size of indices must be at most %lld, got %lld", kName,
          static_cast<long long>(n), static_cast<long long>(count));
   }
-  check_scratch(kName, scratch,
-                learnability_select_scratch(stream.threads(), scores,
-                                            In(nullptr, DType::kInt32, 1, &count)));
+  check_scratch(
+      kName, scratch,
+      learnability_select_scratch(stream.threads(), scores, In(nullptr, DType::kInt32, 1, &count)));
   const float* values = scores.data();
   const uint8_t* before = taken.data<uint8_t>();
   const int32_t* words = draw.data<int32_t>();
@@ -352,9 +348,10 @@ void learnability_select(Stream& stream, In scores, In taken, In draw, MaybeIn n
   stream.parallel(part.tasks(), [&](int64_t task, int) {
     for (int64_t i = part.begin(task); i < part.end(task); ++i) {
       const uint32_t index = static_cast<uint32_t>(i);
-      const double shift =
-          given != nullptr ? static_cast<double>(given[i]) : gumbel_noise(random_word(stream_of, index));
-      keys[i] = selection_key(factor * static_cast<double>(values[i]) + shift, before[i] != 0, index);
+      const double shift = given != nullptr ? static_cast<double>(given[i])
+                                            : gumbel_noise(random_word(stream_of, index));
+      keys[i] =
+          selection_key(factor * static_cast<double>(values[i]) + shift, before[i] != 0, index);
       after[i] = before[i];
     }
   });

@@ -3,9 +3,9 @@
 #include <cuda_bf16.h>
 
 #include "device/score_tile.cuh"
-#include "ops/sigmoid_loss/products.cuh"  // and the namespace of keys.h
 #include "ops/learnability/keys.h"
 #include "ops/learnability/learnability.h"
+#include "ops/sigmoid_loss/products.cuh"  // and the namespace of keys.h
 #include "runtime/device_carver.h"
 
 namespace siglip::cuda {
@@ -49,10 +49,10 @@ void check_model(const char* who, const Model& model, int64_t examples) {
 
 struct SumsWorkspace {
   PairScalars* scalars;
-  double* sums[3];       // (examples): rows, columns, diagonal
-  float* row_parts;      // (tiles across a group, examples)
-  float* column_parts;   // (parts down, columns of a group)
-  std::byte* chosen;     // (K, width)
+  double* sums[3];      // (examples): rows, columns, diagonal
+  float* row_parts;     // (tiles across a group, examples)
+  float* column_parts;  // (parts down, columns of a group)
+  std::byte* chosen;    // (K, width)
 };
 
 SumsWorkspace sums_workspace(int64_t examples, int64_t columns, bool by_column,
@@ -67,9 +67,7 @@ SumsWorkspace sums_workspace(int64_t examples, int64_t columns, bool by_column,
   return w;
 }
 
-unsigned blocks_for(int64_t threads) {
-  return static_cast<unsigned>(divide_up(threads, kThreads));
-}
+unsigned blocks_for(int64_t threads) { return static_cast<unsigned>(divide_up(threads, kThreads)); }
 
 // sums[i] += weight · Σ_p parts[p][i].
 __global__ void __launch_bounds__(kThreads)
@@ -99,10 +97,8 @@ void add_losses(const CudaContext& cuda, const char* name, const T* rows, int64_
     const int64_t n = smaller(kGroupColumns, count - first);
     const TileOperand<T> b = embeddings(columns + first * width, width);
     const TileShape shape = tile_shape(examples, n, width);
-    const ScoreSums sums = {w.scalars,
-                            {shape.m, shape.n, clamp_offset(offset) - first},
-                            w.row_parts,
-                            w.column_parts};
+    const ScoreSums sums = {
+        w.scalars, {shape.m, shape.n, clamp_offset(offset) - first}, w.row_parts, w.column_parts};
     int64_t across = divide_up(n, kTile);
     int64_t down = divide_up(examples, kTile);
     bool done = false;
@@ -199,7 +195,7 @@ int64_t bytes_of_rows(const In& images, int64_t rows) {
 // ---- Selection ---------------------------------------------------------------------------------
 
 struct Selection {
-  uint64_t last;   // key of the K-th
+  uint64_t last;  // key of the K-th
   int collected;
 };
 
@@ -211,8 +207,8 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t index = static_cast<uint32_t>(i);
   const Draw of_chunk = {static_cast<uint32_t>(draw[0]), static_cast<uint32_t>(draw[1]), chunk,
                          static_cast<uint32_t>(draw[2]), static_cast<uint32_t>(draw[3])};
-  const double shift = noise != nullptr ? static_cast<double>(noise[i])
-                                        : gumbel_noise(random_word(of_chunk, index));
+  const double shift =
+      noise != nullptr ? static_cast<double>(noise[i]) : gumbel_noise(random_word(of_chunk, index));
   const double value = static_cast<double>(gain) * static_cast<double>(scores[i]) + shift;
   keys[i] = selection_key(value, taken[i] != 0, index);
 }
@@ -421,8 +417,7 @@ void learnability_select(Stream& stream, In scores, In taken, In draw, MaybeIn n
          static_cast<long long>(n), static_cast<long long>(count));
   }
   check_scratch(kName, scratch,
-                learnability_select_scratch(0, scores,
-                                            In(nullptr, DType::kInt32, 1, &count)));
+                learnability_select_scratch(0, scores, In(nullptr, DType::kInt32, 1, &count)));
   DeviceCarver carver(scratch.data);
   const SelectWorkspace w = select_workspace(n, count, carver);
   const uint8_t* before = taken.data<uint8_t>();
@@ -432,8 +427,8 @@ void learnability_select(Stream& stream, In scores, In taken, In draw, MaybeIn n
   check_launch(kName);
   find_last_kernel<<<1, kRadixThreads, 0, cuda.stream>>>(w.keys, n, count, w.selection);
   check_launch(kName);
-  collect_kernel<<<blocks_for(n), kThreads, 0, cuda.stream>>>(
-      w.keys, before, n, count, w.selection, w.chosen, now_taken.data<uint8_t>());
+  collect_kernel<<<blocks_for(n), kThreads, 0, cuda.stream>>>(w.keys, before, n, count, w.selection,
+                                                              w.chosen, now_taken.data<uint8_t>());
   check_launch(kName);
   rank_kernel<<<blocks_for(count), kThreads, 0, cuda.stream>>>(w.chosen, count,
                                                                indices.data<int32_t>());

@@ -341,9 +341,9 @@ struct TaskSums {
 struct GradientWorkspace {
   float* texts_transposed;  // one block of texts
   float* texts;
-  float* images;         // one block of images
-  float* gradient;       // G of the block
-  TaskSums* partials;    // of each task
+  float* images;       // one block of images
+  float* gradient;     // G of the block
+  TaskSums* partials;  // of each task
 };
 
 GradientWorkspace gradient_workspace(const Extents& e, Carver& carver) {

@@ -68,7 +68,9 @@ int64_t partials_of(const Extents& e, const Blocks& blocks, int multiprocessors)
   return tiles > of_calls ? tiles : of_calls;
 }
 
-int64_t tiles_of(const Extents& e) { return divide_up(e.rows, kTile) * divide_up(e.columns, kTile); }
+int64_t tiles_of(const Extents& e) {
+  return divide_up(e.rows, kTile) * divide_up(e.columns, kTile);
+}
 
 struct Workspace {
   PairScalars* scalars;
@@ -169,10 +171,9 @@ int64_t make_pairs(const CudaContext& cuda, const Call<T>& call, bool wgmma, con
     }
   }
   const TileShape shape = tile_shape(block.rows, block.columns, width);
-  launch_tiles<false, false>(cuda, call.name, embeddings(images, width), embeddings(texts, width),
-                             shape,
-                             PairBlock<kGradient, T>{
-                                 scalars, {shape.m, shape.n, offset}, partials, gradient, stride});
+  launch_tiles<false, false>(
+      cuda, call.name, embeddings(images, width), embeddings(texts, width), shape,
+      PairBlock<kGradient, T>{scalars, {shape.m, shape.n, offset}, partials, gradient, stride});
   return shape.tiles();
 }
 
@@ -226,7 +227,7 @@ int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, bool wgmma, c
       const Block block = {row, smaller(blocks.rows, e.rows - row), column,
                            smaller(blocks.columns, e.columns - column)};
       partials += make_pairs<true>(cuda, call, wgmma, block, w.scalars,
-                                          w.partials + partials * kPairSums, gradient, stride);
+                                   w.partials + partials * kPairSums, gradient, stride);
       add_gradients(cuda, call, wgmma, block, gradient, stride);
     }
   }
@@ -246,19 +247,17 @@ void run(Stream& stream, const Call<T>& call, Scratch scratch) {
   const bool with_gradient = call.dimages != nullptr || call.dtexts != nullptr ||
                              call.dlogit_scale != nullptr || call.dlogit_bias != nullptr;
   DeviceCarver carver(scratch.data);
-  const Workspace w =
-      workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
+  const Workspace w = workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
   const bool wgmma = sizeof(T) == 2 && wgmma_wanted(cuda) &&
                      embeddings(call.images, e.width).aligned &&
                      embeddings(call.texts, e.width).aligned;
   prepare_pairs_kernel<<<1, 1, 0, cuda.stream>>>(call.logit_scale, call.logit_bias, call.batch,
-                                           w.scalars);
+                                                 w.scalars);
   check_launch(call.name);
   const int64_t partials =
       with_gradient ? run_gradient(cuda, call, wgmma, w) : run_loss(cuda, call, wgmma, w);
-  finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(w.partials, partials, w.scalars, call.batch,
-                                                       call.loss, call.dlogit_scale,
-                                                       call.dlogit_bias);
+  finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(
+      w.partials, partials, w.scalars, call.batch, call.loss, call.dlogit_scale, call.dlogit_bias);
   check_launch(call.name);
 }
 
@@ -291,10 +290,10 @@ size_t sigmoid_loss_forward_scratch(int multiprocessors, In images, In texts, Ma
                                     MaybeOut dtexts, MaybeOut dlogit_scale, MaybeOut dlogit_bias) {
   const Extents e = {images.extent(0), texts.extent(0), images.extent(1)};
   DeviceCarver carver(nullptr);
-  workspace(e, images.dtype(), multiprocessors,
-            dimages.present() || dtexts.present() || dlogit_scale.present() ||
-                dlogit_bias.present(),
-            carver);
+  workspace(
+      e, images.dtype(), multiprocessors,
+      dimages.present() || dtexts.present() || dlogit_scale.present() || dlogit_bias.present(),
+      carver);
   return carver.bytes();
 }
 

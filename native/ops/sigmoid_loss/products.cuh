@@ -31,8 +31,7 @@ inline TileShape tile_shape(int64_t m, int64_t n, int64_t k) {
 // Rows of embeddings, one behind the other.
 template <typename T>
 TileOperand<T> embeddings(const T* data, int64_t width) {
-  return {data, width,
-          reinterpret_cast<uintptr_t>(data) % 16 == 0 && width * sizeof(T) % 16 == 0};
+  return {data, width, reinterpret_cast<uintptr_t>(data) % 16 == 0 && width * sizeof(T) % 16 == 0};
 }
 
 // How far the columns of positives may be from their rows: farther ones are outside of any block.
@@ -79,16 +78,16 @@ void launch_tiles(const CudaContext& cuda, const char* name, const TileOperand<T
 }
 
 // A matrix in memory (rows, columns), in boxes of 64 columns and so many rows.
-inline CUtensorMap matrix_map(const __nv_bfloat16* data, int64_t rows, int64_t columns, int64_t stride,
-                              int box_rows) {
+inline CUtensorMap matrix_map(const __nv_bfloat16* data, int64_t rows, int64_t columns,
+                              int64_t stride, int box_rows) {
   const int64_t extents[] = {columns, rows};
   const int box[] = {64, box_rows};
   return tensor_map(data, 2, extents, &stride, box, Swizzle::k128);
 }
 
 template <int kColumns, bool kAcrossA, bool kAcrossB, typename Epilogue>
-void launch_wgmma(const CudaContext& cuda, const char* name, const CUtensorMap& a, const CUtensorMap& b,
-            const TileShape& shape, const Epilogue& epilogue) {
+void launch_wgmma(const CudaContext& cuda, const char* name, const CUtensorMap& a,
+                  const CUtensorMap& b, const TileShape& shape, const Epilogue& epilogue) {
   const auto kernel = wgmma_product_kernel<kColumns, kAcrossA, kAcrossB, Epilogue>;
   constexpr int kShared = WgmmaTile<kColumns>::kShared;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
@@ -96,7 +95,7 @@ void launch_wgmma(const CudaContext& cuda, const char* name, const CUtensorMap& 
   const int tiles = (shape.m + kWgmmaRows - 1) / kWgmmaRows * ((shape.n + kColumns - 1) / kColumns);
   const int blocks = tiles < cuda.multiprocessors ? tiles : cuda.multiprocessors;
   kernel<<<static_cast<unsigned>(blocks), kWgmmaThreads, kShared, cuda.stream>>>(a, b, shape,
-                                                                                epilogue);
+                                                                                 epilogue);
   check_launch(name);
 }
 

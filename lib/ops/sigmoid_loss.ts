@@ -3,7 +3,6 @@ import { SiglipError } from '../errors';
 import type { Tensor } from '../graph';
 import { expectRank, expectSpec, extent, op } from '../graph';
 import { kernels } from '../native/kernels';
-import { scale } from './scale';
 
 interface Block {
   readonly offset: number;
@@ -51,13 +50,24 @@ const sigmoidLossForward = op<
     }
     if (dloss === undefined) return {};
     return {
-      images: scale(outputs.dimages, dloss),
-      texts: scale(outputs.dtexts, dloss),
-      logitScale: scale(outputs.dlogitScale, dloss),
-      logitBias: scale(outputs.dlogitBias, dloss),
+      images: timesUpstream(outputs.dimages, dloss),
+      texts: timesUpstream(outputs.dtexts, dloss),
+      logitScale: timesUpstream(outputs.dlogitScale, dloss),
+      logitBias: timesUpstream(outputs.dlogitBias, dloss),
     };
   },
 });
+
+const sigmoidLossBackward = op<{ x: Tensor; factor: Tensor }, 'y', object>({
+  name: 'sigmoid_loss_backward',
+  infer: ({ x }) => ({ y: x }),
+  kernel: kernels.scaleForward,
+  gradient: 'notDifferentiable',
+});
+
+function timesUpstream(gradient: Tensor, dloss: Tensor): Tensor {
+  return sigmoidLossBackward({ x: gradient, factor: dloss }, {}).y;
+}
 
 /**
  * (1/batch) Σ_ij softplus(−z_ij S_ij) with S = exp(logitScale) · images · textsᵀ + logitBias and

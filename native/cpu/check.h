@@ -29,6 +29,13 @@ static inline void check_dtype(const char* who, const char* what, const View& vi
        static_cast<int>(view.dtype()));
 }
 
+// Of kernels that take either type.
+static inline void check_float(const char* who, const char* what, const View& view) {
+  if (view.dtype() == DType::kFloat32 || view.dtype() == DType::kBfloat16) return;
+  fail("ERR_DTYPE", "%s: dtype of %s must be float32 or bfloat16, got number %d", who, what,
+       static_cast<int>(view.dtype()));
+}
+
 // Before extent(-1) is asked of a view of any rank.
 static inline void check_not_scalar(const char* who, const char* what, const View& view) {
   if (view.rank() >= 1) return;

@@ -9,12 +9,15 @@
 
 namespace siglip {
 
+class CublasLt;  // runtime/cublaslt.h
+
 struct CudaContext {
   cudaStream_t stream = nullptr;
   int device = 0;
   int multiprocessors = 0;
-  int architecture = 0;  // 10 · major + minor of the compute capability: 80, 90
-  int shared_bytes = 0;  // the most dynamic shared memory a block may opt in to
+  int architecture = 0;      // 10 · major + minor of the compute capability: 80, 90
+  int shared_bytes = 0;      // the most dynamic shared memory a block may opt in to
+  CublasLt* blas = nullptr;  // null where the library is not there
 };
 
 // Throws ERR_CUDA, saying what failed and why, unless the status is success.

@@ -2,11 +2,14 @@
 // order in float64.
 #include <cuda_bf16.h>
 
+#include "cuda/pair_products.cuh"
 #include "device/score_tile.cuh"
-#include "ops/learnability/keys.h"
 #include "ops/learnability/learnability.h"
-#include "ops/sigmoid_loss/products.cuh"  // and the namespace of keys.h
 #include "runtime/device_carver.h"
+
+#define SIGLIP_CPU cuda  // the namespace of the checks and keys
+#include "cpu/check.h"
+#include "ops/learnability/keys.h"
 
 namespace siglip::cuda {
 namespace {
@@ -103,7 +106,7 @@ void add_losses(const CudaContext& cuda, const char* name, const T* rows, int64_
     int64_t down = divide_up(examples, kTile);
     bool done = false;
     if constexpr (sizeof(T) == 2) {
-      if (wgmma_wanted(cuda) && a.aligned && b.aligned) {
+      if (pair_instructions(cuda).wgmma && a.aligned && b.aligned) {
         launch_wgmma<kScoreColumns, false, false>(
             cuda, name, matrix_map(a.data, examples, width, width, kWgmmaRows),
             matrix_map(b.data, n, width, width, kScoreColumns), shape,

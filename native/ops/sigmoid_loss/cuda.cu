@@ -6,12 +6,16 @@
 
 #include <type_traits>
 
+#include "cuda/pair_products.cuh"
 #include "device/tile_epilogues.cuh"
-#include "ops/sigmoid_loss/products.cuh"
 #include "ops/sigmoid_loss/sigmoid_loss.h"
 #include "ops/sigmoid_loss/wgmma.h"
+#include "runtime/cublaslt.h"
 #include "runtime/cuda_context.h"
 #include "runtime/device_carver.h"
+
+#define SIGLIP_CPU cuda  // the namespace of the checks
+#include "cpu/check.h"
 
 namespace siglip::cuda {
 namespace {
@@ -156,14 +160,15 @@ struct Block {
 // Makes the losses of a block, and its G where `gradient` is given, and returns how many rows of partial
 // sums it wrote.
 template <bool kGradient, typename T>
-int64_t make_pairs(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Block& block,
-                   const PairScalars* scalars, double* partials, T* gradient, int64_t stride) {
+int64_t make_pairs(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                   const Block& block, const PairScalars* scalars, double* partials, T* gradient,
+                   int64_t stride) {
   const int64_t width = call.extents.width;
   const T* images = call.images + block.row * width;
   const T* texts = call.texts + block.column * width;
   const int64_t offset = clamp_offset(call.offset) + block.row - block.column;
   if constexpr (sizeof(T) == 2) {
-    if (wgmma) {
+    if (by.wgmma) {
       wgmma_pairs(cuda, call.name,
                   {images, texts, block.rows, block.columns, width, offset, scalars, partials,
                    gradient, stride});
@@ -177,46 +182,56 @@ int64_t make_pairs(const CudaContext& cuda, const Call<T>& call, bool wgmma, con
   return shape.tiles();
 }
 
-// Adds a block's G · Y to dX and Gᵀ · X to dY.
-template <typename T>
-void add_gradients(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Block& block,
-                   const T* gradient, int64_t stride) {
-  const int64_t width = call.extents.width;
-  const T* images = call.images + block.row * width;
-  const T* texts = call.texts + block.column * width;
-  float* dimages = call.dimages == nullptr ? nullptr : call.dimages + block.row * width;
-  float* dtexts = call.dtexts == nullptr ? nullptr : call.dtexts + block.column * width;
+// y (m, width) (+)= op(G) · B with B (k, width) and op(G) = G (m, k), or G (k, m) transposed.
+template <bool kTranspose, typename T>
+void add_product(const CudaContext& cuda, const char* name, const PairInstructions& by, const T* g,
+                 int64_t stride, const T* b, int64_t m, int64_t width, int64_t k, float* y,
+                 bool add) {
   if constexpr (sizeof(T) == 2) {
-    if (wgmma) {
-      if (dimages != nullptr) {
-        wgmma_add(cuda, call.name,
-                  {gradient, stride, false, texts, block.rows, width, block.columns, dimages,
-                   block.column > 0});
-      }
-      if (dtexts != nullptr) {
-        wgmma_add(cuda, call.name,
-                  {gradient, stride, true, images, block.columns, width, block.rows, dtexts,
-                   block.row > 0});
-      }
+    if (by.library && cuda.blas != nullptr) {
+      MatrixProduct product;
+      product.m = m;
+      product.n = width;
+      product.k = k;
+      product.transpose_a = kTranspose;
+      product.input = DType::kBfloat16;
+      product.a = {g, stride, 0};
+      product.b = {b, width, 0};
+      product.c = y;
+      product.c_stride = width;
+      product.residual = add ? y : nullptr;
+      if (cuda.blas->multiply(product)) return;
+    }
+    if (by.wgmma) {
+      wgmma_add(cuda, name, {g, stride, kTranspose, b, m, width, k, y, add});
       return;
     }
   }
-  const TileOperand<T> g = {gradient, stride, true};
-  if (dimages != nullptr) {
-    launch_tiles<false, true>(cuda, call.name, g, embeddings(texts, width),
-                              tile_shape(block.rows, width, block.columns),
-                              add_to(dimages, block.rows, width, block.column > 0));
+  launch_tiles<kTranspose, true>(cuda, name, TileOperand<T>{g, stride, true}, embeddings(b, width),
+                                 tile_shape(m, width, k), add_to(y, m, width, add));
+}
+
+// Adds a block's G · Y to dX and Gᵀ · X to dY.
+template <typename T>
+void add_gradients(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                   const Block& block, const T* gradient, int64_t stride) {
+  const int64_t width = call.extents.width;
+  if (call.dimages != nullptr) {
+    add_product<false>(cuda, call.name, by, gradient, stride, call.texts + block.column * width,
+                       block.rows, width, block.columns, call.dimages + block.row * width,
+                       block.column > 0);
   }
-  if (dtexts != nullptr) {
-    launch_tiles<true, true>(cuda, call.name, g, embeddings(images, width),
-                             tile_shape(block.columns, width, block.rows),
-                             add_to(dtexts, block.columns, width, block.row > 0));
+  if (call.dtexts != nullptr) {
+    add_product<true>(cuda, call.name, by, gradient, stride, call.images + block.row * width,
+                      block.columns, width, block.rows, call.dtexts + block.column * width,
+                      block.row > 0);
   }
 }
 
 // Both return the rows of partial sums that were written.
 template <typename T>
-int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Workspace& w) {
+int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                     const Workspace& w) {
   const Extents& e = call.extents;
   const Blocks blocks = blocks_of(e, kDTypeOf<T>, cuda.multiprocessors);
   T* gradient = reinterpret_cast<T*>(w.gradient);
@@ -226,18 +241,19 @@ int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, bool wgmma, c
     for (int64_t row = 0; row < e.rows; row += blocks.rows) {
       const Block block = {row, smaller(blocks.rows, e.rows - row), column,
                            smaller(blocks.columns, e.columns - column)};
-      partials += make_pairs<true>(cuda, call, wgmma, block, w.scalars,
+      partials += make_pairs<true>(cuda, call, by, block, w.scalars,
                                    w.partials + partials * kPairSums, gradient, stride);
-      add_gradients(cuda, call, wgmma, block, gradient, stride);
+      add_gradients(cuda, call, by, block, gradient, stride);
     }
   }
   return partials;
 }
 
 template <typename T>
-int64_t run_loss(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Workspace& w) {
+int64_t run_loss(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                 const Workspace& w) {
   const Block all = {0, call.extents.rows, 0, call.extents.columns};
-  return make_pairs<false, T>(cuda, call, wgmma, all, w.scalars, w.partials, nullptr, 0);
+  return make_pairs<false, T>(cuda, call, by, all, w.scalars, w.partials, nullptr, 0);
 }
 
 template <typename T>
@@ -248,14 +264,14 @@ void run(Stream& stream, const Call<T>& call, Scratch scratch) {
                              call.dlogit_scale != nullptr || call.dlogit_bias != nullptr;
   DeviceCarver carver(scratch.data);
   const Workspace w = workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
-  const bool wgmma = sizeof(T) == 2 && wgmma_wanted(cuda) &&
-                     embeddings(call.images, e.width).aligned &&
-                     embeddings(call.texts, e.width).aligned;
+  PairInstructions by = pair_instructions(cuda);
+  by.wgmma = by.wgmma && embeddings(call.images, e.width).aligned &&
+             embeddings(call.texts, e.width).aligned;
   prepare_pairs_kernel<<<1, 1, 0, cuda.stream>>>(call.logit_scale, call.logit_bias, call.batch,
                                                  w.scalars);
   check_launch(call.name);
   const int64_t partials =
-      with_gradient ? run_gradient(cuda, call, wgmma, w) : run_loss(cuda, call, wgmma, w);
+      with_gradient ? run_gradient(cuda, call, by, w) : run_loss(cuda, call, by, w);
   finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(
       w.partials, partials, w.scalars, call.batch, call.loss, call.dlogit_scale, call.dlogit_bias);
   check_launch(call.name);

@@ -1,8 +1,8 @@
 #include "ops/sigmoid_loss/wgmma.h"
 
+#include "cuda/pair_products.cuh"
 #include "device/tile_epilogues_sm90.cuh"
 #include "device/tile_product_sm90.cuh"
-#include "ops/sigmoid_loss/products.cuh"
 
 namespace siglip::cuda {
 namespace {

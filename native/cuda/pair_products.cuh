@@ -5,16 +5,14 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "device/tile_epilogues.cuh"
 #include "device/tile_product_sm90.cuh"
 #include "runtime/cuda_context.h"
+#include "runtime/error.h"
 #include "runtime/tensor_map.h"
-
-#if !defined(SIGLIP_CPU)
-#define SIGLIP_CPU cuda  // the namespace of the checks
-#endif
-#include "cpu/check.h"
+#include "runtime/view.h"
 
 namespace siglip::cuda {
 
@@ -40,17 +38,23 @@ inline int64_t clamp_offset(int64_t offset) {
   return offset < -kFar ? -kFar : offset > kFar ? kFar : offset;
 }
 
-// SIGLIP2_CUDA_LOSS is mma or wgmma, where one wants to say by which instructions products of bfloat16
-// are made.
-inline bool wgmma_wanted(const CudaContext& cuda) {
+// By what products of bfloat16 are made: by cuBLASLt where it is there and has no epilogue to run, by wgmma
+// where the device has it, else by mma. SIGLIP2_CUDA_LOSS is mma or wgmma, where one wants to say so.
+struct PairInstructions {
+  bool library;
+  bool wgmma;
+};
+
+inline PairInstructions pair_instructions(const CudaContext& cuda) {
   const char* word = std::getenv("SIGLIP2_CUDA_LOSS");
-  if (word == nullptr || *word == '\0') return cuda.architecture >= 90;
+  const bool able = cuda.architecture >= 90;
+  if (word == nullptr || *word == '\0') return {true, able};
   const bool wgmma = std::strcmp(word, "wgmma") == 0;
-  if ((!wgmma && std::strcmp(word, "mma") != 0) || (wgmma && cuda.architecture < 90)) {
-    fail("ERR_ARGUMENT", "cuda: SIGLIP2_CUDA_LOSS must be mma%s on this device, got %s",
-         cuda.architecture < 90 ? "" : " or wgmma", word);
+  if ((!wgmma && std::strcmp(word, "mma") != 0) || (wgmma && !able)) {
+    throw Error("ERR_ARGUMENT", std::string("cuda: SIGLIP2_CUDA_LOSS must be mma") +
+                                    (able ? " or wgmma" : "") + " on this device, got " + word);
   }
-  return wgmma;
+  return {false, wgmma};
 }
 
 // One thread makes the scalars of a call from t and b.

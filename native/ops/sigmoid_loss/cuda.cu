@@ -49,7 +49,7 @@ struct Blocks {
 // Rows such that the tiles of dX, 128 × 256 or 192, fill the multiprocessors a whole number of times.
 int64_t rows_of_block(int64_t width, int multiprocessors) {
   const int64_t tile_columns = width % 256 != 0 && width % 192 == 0 ? 192 : 256;
-  const int64_t across = divide_up(width, tile_columns);
+  const int64_t across = width < 1 ? 1 : divide_up(width, tile_columns);
   int64_t down = 0;
   for (int64_t waves = 1; down * kTile < kLeastRows; ++waves) {
     down = waves * multiprocessors / across;

@@ -20,11 +20,11 @@ inline constexpr float kLn2 = 0.6931471805599453F;
 
 // What a kernel needs of the scalars, made once for a call.
 struct PairScalars {
-  float scale2;    // exp(t) · log2 e
-  float bias2;     // b · log2 e
-  float factor;    // exp(t) · dloss / batch: of G in the gradients of embeddings
-  double scale;    // exp(t)
-  double upstream; // dloss / batch
+  float scale2;     // exp(t) · log2 e
+  float bias2;      // b · log2 e
+  float factor;     // exp(t) · dloss / batch: of G in the gradients of embeddings
+  double scale;     // exp(t)
+  double upstream;  // dloss / batch
 };
 
 // A block of the logits: the pairs with row < rows and column < columns; the positive of row i is in
@@ -66,7 +66,8 @@ __device__ __forceinline__ Positives<kRows> take_positives(float (&acc)[kRows][k
     positives.dot[i] = 0.0F;
     positives.any |= here;
   }
-  const bool whole = row + 16 * kRows - 8 < window.rows && column + 8 * kColumns - 7 < window.columns;
+  const bool whole =
+      row + 16 * kRows - 8 < window.rows && column + 8 * kColumns - 7 < window.columns;
   if (whole && !positives.any) return positives;
 #pragma unroll
   for (int m = 0; m < kRows; ++m) {

@@ -71,8 +71,7 @@ struct WgmmaPairBlock {
   }
 
   __device__ __forceinline__ void finish(const State& state) const {
-    const double values[kPairSums] = {lane_sum(state.loss), lane_sum(state.g),
-                                      lane_sum(state.dot)};
+    const double values[kPairSums] = {lane_sum(state.loss), lane_sum(state.g), lane_sum(state.dot)};
     if (threadIdx.x % 32 != 0) return;
     const int warp = static_cast<int>(threadIdx.x) / 32 - 4;
     double* target =

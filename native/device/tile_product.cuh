@@ -16,7 +16,7 @@ namespace siglip::cuda {
 
 inline constexpr int kTile = 128;
 inline constexpr int kTileThreads = 256;
-inline constexpr int kTileWarpRows = 64;     // of C, per warp
+inline constexpr int kTileWarpRows = 64;  // of C, per warp
 inline constexpr int kTileWarpColumns = 32;
 inline constexpr int kTileShared = 3 * 2 * 10240;
 
@@ -55,11 +55,11 @@ __device__ __forceinline__ TilePlace place_tile(int tile, int tiles_down, int ti
 
 // ---- bfloat16 ----------------------------------------------------------------------------------
 
-inline constexpr int kBfloat16Depth = 32;   // of a stage
+inline constexpr int kBfloat16Depth = 32;  // of a stage
 inline constexpr int kBfloat16Stages = 3;
-inline constexpr int kAlongBytes = 80;      // of a row of k in shared memory, padded: no bank twice
-inline constexpr int kAcrossBytes = 272;    // of a row of the other axis
-inline constexpr int kStageBytes = 10240;   // of an operand
+inline constexpr int kAlongBytes = 80;     // of a row of k in shared memory, padded: no bank twice
+inline constexpr int kAcrossBytes = 272;   // of a row of the other axis
+inline constexpr int kStageBytes = 10240;  // of an operand
 
 // A 16-byte piece of a row: `count` elements from p on, zeros behind; count may be negative.
 __device__ __forceinline__ uint4 gather_piece(const __nv_bfloat16* p, int count) {
@@ -111,8 +111,8 @@ __device__ __forceinline__ void multiply_stage(uint32_t a_stage, uint32_t b_stag
     for (int m = 0; m < 4; ++m) {
       const int row = warp_row + 16 * m + 8 * second;
       if (kAcrossA) {
-        load_matrices_transposed(
-            a[m], a_stage + (step + inner + 8 * fourth) * kAcrossBytes + 2 * row);
+        load_matrices_transposed(a[m],
+                                 a_stage + (step + inner + 8 * fourth) * kAcrossBytes + 2 * row);
       } else {
         load_matrices(a[m], a_stage + (row + inner) * kAlongBytes + 2 * (step + 8 * fourth));
       }
@@ -121,8 +121,8 @@ __device__ __forceinline__ void multiply_stage(uint32_t a_stage, uint32_t b_stag
     for (int n = 0; n < 2; ++n) {
       const int row = warp_column + 16 * n + 8 * fourth;
       if (kAcrossB) {
-        load_matrices_transposed(
-            b[n], b_stage + (step + inner + 8 * second) * kAcrossBytes + 2 * row);
+        load_matrices_transposed(b[n],
+                                 b_stage + (step + inner + 8 * second) * kAcrossBytes + 2 * row);
       } else {
         load_matrices(b[n], b_stage + (row + inner) * kAlongBytes + 2 * (step + 8 * second));
       }
@@ -173,8 +173,8 @@ inline constexpr int kFloatStride = kTile + 4;  // floats of a row of shared mem
 
 // A thread's eight consecutive elements of a stage.
 template <bool kAcross>
-__device__ __forceinline__ void fetch_stage(const TileOperand<float>& operand, int first, int extent,
-                                            int first_k, int k, float (&values)[8]) {
+__device__ __forceinline__ void fetch_stage(const TileOperand<float>& operand, int first,
+                                            int extent, int first_k, int k, float (&values)[8]) {
   const int thread = static_cast<int>(threadIdx.x);
   const int row = kAcross ? first_k + thread / 16 : first + thread % kTile;
   const int column = kAcross ? first + thread % 16 * 8 : first_k + thread / kTile * 8;

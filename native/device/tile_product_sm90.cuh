@@ -61,8 +61,9 @@ __device__ __forceinline__ uint64_t operand_step(uint32_t address, int step) {
 // across k 64 × 64 (n, k); all swizzled by 128 bytes.
 template <int kColumns, bool kAcrossA, bool kAcrossB, typename Epilogue>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
-    wgmma_product_kernel(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
-                         TileShape shape, Epilogue epilogue) {
+    wgmma_product_kernel(const __grid_constant__ CUtensorMap a,
+                         const __grid_constant__ CUtensorMap b, TileShape shape,
+                         Epilogue epilogue) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Tile = WgmmaTile<kColumns>;
   constexpr int kStages = Tile::kStages;
@@ -100,7 +101,8 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     if (thread != 0) return;
     tma_prefetch_map(&a);
     tma_prefetch_map(&b);
-    for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
+    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+         tile += static_cast<int>(gridDim.x)) {
       const TilePlace place = place_tile(tile, tiles_down, tiles_across);
       for (int depth = 0; depth < depths; ++depth) {
         std::byte* target = stages + stage * kStageBytes;

@@ -75,7 +75,9 @@ int64_t partials_of(const Extents& e, const Blocks& blocks, int multiprocessors)
   return tiles > of_calls ? tiles : of_calls;
 }
 
-int64_t tiles_of(const Extents& e) { return divide_up(e.rows, kTile) * divide_up(e.columns, kTile); }
+int64_t tiles_of(const Extents& e) {
+  return divide_up(e.rows, kTile) * divide_up(e.columns, kTile);
+}
 
 struct Workspace {
   PairScalars* scalars;
@@ -180,8 +182,7 @@ struct Call {
 
 template <typename T>
 TileOperand<T> embeddings(const T* data, int64_t width) {
-  return {data, width,
-          reinterpret_cast<uintptr_t>(data) % 16 == 0 && width * sizeof(T) % 16 == 0};
+  return {data, width, reinterpret_cast<uintptr_t>(data) % 16 == 0 && width * sizeof(T) % 16 == 0};
 }
 
 AddTo add_to(float* y, int64_t rows, int64_t width, bool add) {
@@ -309,8 +310,7 @@ void run(Stream& stream, const Call<T>& call, Scratch scratch) {
   const Extents& e = call.extents;
   const bool with_gradient = call.dimages != nullptr;
   DeviceCarver carver(scratch.data);
-  const Workspace w =
-      workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
+  const Workspace w = workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
   const bool wgmma = sizeof(T) == 2 && wgmma_wanted(cuda) &&
                      embeddings(call.images, e.width).aligned &&
                      embeddings(call.texts, e.width).aligned;
@@ -325,9 +325,8 @@ void run(Stream& stream, const Call<T>& call, Scratch scratch) {
   } else {
     partials = run_gradient<true>(cuda, call, wgmma, w);
   }
-  finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(w.partials, partials, w.scalars, call.batch,
-                                                       call.loss, call.dlogit_scale,
-                                                       call.dlogit_bias);
+  finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(
+      w.partials, partials, w.scalars, call.batch, call.loss, call.dlogit_scale, call.dlogit_bias);
   check_launch(call.name);
 }
 

@@ -27,7 +27,7 @@ void launch(const CudaContext& cuda, const char* name, const CUtensorMap& a, con
   const int tiles = (shape.m + kWgmmaRows - 1) / kWgmmaRows * ((shape.n + kColumns - 1) / kColumns);
   const int blocks = tiles < cuda.multiprocessors ? tiles : cuda.multiprocessors;
   kernel<<<static_cast<unsigned>(blocks), kWgmmaThreads, kShared, cuda.stream>>>(a, b, shape,
-                                                                                epilogue);
+                                                                                 epilogue);
   check_launch(name);
 }
 

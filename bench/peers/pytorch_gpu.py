@@ -78,11 +78,16 @@ class Variants:
 
     def __init__(self):
         self.variants, self.failed = {}, {}
+        self.late = False
 
     def add(self, name, make, **options):
+        if self.late:
+            self.failed[name] = "out of time"
+            return
         try:
             self.variants[name] = timed(make(), **options)
         except Exception as error:
+            self.late = isinstance(error, TimeoutError)
             self.failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         gc.collect()
         if CUDA:

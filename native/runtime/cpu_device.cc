@@ -40,6 +40,8 @@ void CpuDevice::copy_out(Staging& to, const std::byte* from, size_t bytes) {
   std::memcpy(to.data(), from, bytes);
 }
 
+void CpuDevice::fill(std::byte* to, int value, size_t bytes) { std::memset(to, value, bytes); }
+
 void CpuDevice::start() {
   if (threads_ == 0) threads_ = configured_threads();
   const SignalsBlocked blocked;

@@ -23,6 +23,7 @@ class CpuDevice final : public Device {
   std::unique_ptr<Staging> stage(size_t bytes, bool patient) override;
   void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) override;
   void copy_out(Staging& to, const std::byte* from, size_t bytes) override;
+  void fill(std::byte* to, int value, size_t bytes) override;
   std::unique_ptr<Launcher> launcher() override { return nullptr; }
 
  private:

@@ -192,6 +192,10 @@ void CudaDevice::copy_out(Staging& to, const std::byte* from, size_t bytes) {
   check_cuda(cudaMemcpyAsync(to.data(), from, bytes, cudaMemcpyDeviceToHost, used_), "a read");
 }
 
+void CudaDevice::fill(std::byte* to, int value, size_t bytes) {
+  check_cuda(cudaMemsetAsync(to, value, bytes, used_), "a fill");
+}
+
 std::unique_ptr<Launcher> CudaDevice::launcher() {
   return std::make_unique<CudaLauncher>(context_, recorder_, graphs_);
 }

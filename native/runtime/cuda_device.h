@@ -26,6 +26,7 @@ class CudaDevice final : public Device, private Engine {
   std::unique_ptr<Staging> stage(size_t bytes, bool patient) override;
   void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) override;
   void copy_out(Staging& to, const std::byte* from, size_t bytes) override;
+  void fill(std::byte* to, int value, size_t bytes) override;
   std::unique_ptr<Launcher> launcher() override;
 
  private:

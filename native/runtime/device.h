@@ -54,6 +54,9 @@ class Device : public MemorySource {
   virtual void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) = 0;
   virtual void copy_out(Staging& to, const std::byte* from, size_t bytes) = 0;
 
+  // For jobs: sets `bytes` bytes to `value`.
+  virtual void fill(std::byte* to, int value, size_t bytes) = 0;
+
   // For a program; null when its steps are simply to be called.
   virtual std::unique_ptr<Launcher> launcher() = 0;
 

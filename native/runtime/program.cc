@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "runtime/error.h"
@@ -12,6 +13,20 @@ namespace {
 // Sizes beyond this are mistakes; below it, sums of two never overflow.
 constexpr int64_t kMaxBytes = int64_t{1} << 48;
 constexpr double kMaxSafeInteger = 9007199254740991.0;
+
+// All bits set is a NaN in float32 and in bfloat16.
+constexpr int kPoison = 0xFF;
+
+// SIGLIP2_POISON=1, for tests: a value that no step wrote shows as NaN in whatever depends on it.
+bool poisons() {
+  static const bool on = [] {
+    const char* text = std::getenv("SIGLIP2_POISON");
+    const std::string value = text == nullptr ? "" : text;
+    if (value.empty() || value == "0" || value == "1") return value == "1";
+    throw Error("ERR_ARGUMENT", "SIGLIP2_POISON must be 0 or 1, got " + value);
+  }();
+  return on;
+}
 
 // Where it went wrong, the callers put in front.
 [[noreturn]] void fail(const char* code, const std::string& what, const std::string& actual) {
@@ -187,6 +202,7 @@ void Program::build(const std::vector<Kernel>& kernels, const ProgramDescription
     buffer_bytes_.push_back(static_cast<size_t>(bytes));
   }
   bases_.resize(buffer_bytes_.size() + 1);
+  used_.resize(buffer_bytes_.size());
   for (size_t i = 0; i < description.steps.size(); ++i) {
     const StepDescription& step = description.steps[i];
     located([&] { return "step " + std::to_string(i) + " '" + step.label + "': "; },
@@ -220,6 +236,14 @@ void Program::add_operand(const Argument& argument, const ArgumentDescription& g
   operands_.push_back(describe_operand(argument, given, &list_views_));
   if (const auto* view = std::get_if<ViewDescription>(&given)) {
     operand_places_.push_back(place(operands_.size() - 1, *view));
+    if (view->storage != kArenaStorage) {
+      const auto buffer = static_cast<size_t>(view->storage);
+      const bool writes =
+          argument.kind == ArgumentKind::kOut || argument.kind == ArgumentKind::kMaybeOut;
+      const bool whole = static_cast<size_t>(checked_bytes(*view)) == buffer_bytes_[buffer];
+      if (writes && whole && !used_[buffer]) results_.push_back(buffer);
+      used_[buffer] = true;
+    }
     if (argument.kind == ArgumentKind::kScratch &&
         view->offset % static_cast<int64_t>(kAlignment) != 0) {
       fail("ERR_ARGUMENT", "its offset must be a multiple of 64", std::to_string(view->offset));
@@ -227,6 +251,8 @@ void Program::add_operand(const Argument& argument, const ArgumentDescription& g
   } else if (const auto* views = std::get_if<std::vector<ViewDescription>>(&given)) {
     for (size_t i = 0; i < views->size(); ++i) {
       list_places_.push_back(place(first_view + i, (*views)[i]));
+      const int64_t storage = (*views)[i].storage;
+      if (storage != kArenaStorage) used_[static_cast<size_t>(storage)] = true;
     }
   }
 }
@@ -268,6 +294,13 @@ void Program::resolve(const std::vector<BufferUse>& buffers, const Memory* arena
   }
 }
 
+void Program::poison(const std::vector<BufferUse>& buffers, const Memory* arena) {
+  if (arena != nullptr && arena_bytes_ > 0) device_.fill(arena->data(), kPoison, arena_bytes_);
+  for (const size_t buffer : results_) {
+    device_.fill(buffers[buffer]->data(), kPoison, buffer_bytes_[buffer]);
+  }
+}
+
 void Program::call(Stream& stream, const Step& step) const {
   try {
     step.kernel->run(stream, operands_.data() + step.first_operand);
@@ -287,6 +320,7 @@ UnderWay Program::run(Stream& stream, const std::vector<BufferUse>& buffers, dou
          std::to_string(arena ? arena->bytes() : 0));
   }
   resolve(buffers, arena.get());
+  if (poisons()) poison(buffers, arena.get());
   const std::function<void(size_t)> call_step = [&](size_t i) {
     call(stream, steps_[i]);
     if (abandoned.load(std::memory_order_relaxed) || stream.cancelled()) {

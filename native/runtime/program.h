@@ -95,6 +95,8 @@ class Program {
   void add_operand(const Argument& argument, const ArgumentDescription& given);
   Place place(size_t target, const ViewDescription& view) const;
   void resolve(const std::vector<BufferUse>& buffers, const Memory* arena);
+  // Fills with NaN what the program is to write before it reads it.
+  void poison(const std::vector<BufferUse>& buffers, const Memory* arena);
   void call(Stream& stream, const Step& step) const;
 
   std::string name_;
@@ -108,6 +110,8 @@ class Program {
   std::vector<In> list_views_;
   std::vector<Place> list_places_;
   std::vector<std::byte*> bases_;  // of the buffers, then of the arena
+  std::vector<bool> used_;       // buffers that a step has named so far, while the program is built
+  std::vector<size_t> results_;  // buffers that a step writes whole before any reads them
 };
 
 }  // namespace siglip

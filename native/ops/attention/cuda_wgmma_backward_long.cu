@@ -342,9 +342,7 @@ void run(const CudaContext& cuda, const BackwardCall& call,
 template <int kWidth>
 void backward_long(const CudaContext& cuda, const BackwardCall& call) {
   const Shape& shape = call.shape;
-  const auto queries = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.queries);
-  };
+  const auto queries = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.queries); };
   const auto keys = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.keys); };
   const Tensor<kWidth> k = keys(call.k);
   const Tensor<kWidth> v = keys(call.v);

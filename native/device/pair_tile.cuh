@@ -100,6 +100,7 @@ struct TileSums {
   float above = 0.0F;  // max(u, 0)
   float log = 0.0F;
   float g = 0.0F;
+  float positive_g = 0.0F;  // apart: near −1, it would swallow the last digits of the others
   float dot = 0.0F;
 };
 
@@ -118,7 +119,7 @@ __device__ __forceinline__ void add_positives(const Positives<kRows>& positives,
     const float sigmoid = u > 0.0F ? high : e * high;
     sums->above += fmaxf(u, 0.0F);
     sums->log += log1pf(e);
-    sums->g -= sigmoid;
+    sums->positive_g -= sigmoid;
     sums->dot = fmaf(-sigmoid, dot, sums->dot);
     g[i] = -sigmoid * scalars.factor;
   }
@@ -176,7 +177,7 @@ __device__ __forceinline__ void close_tile(const TileSums& tile, PairSums* sums)
   const float log = tile.log + log1pf(tile.product[0]) + log1pf(tile.product[1]);
   sums->loss += static_cast<double>(fmaf(kLn2, tile.above, log));
   if (kGradient) {
-    sums->g += static_cast<double>(tile.g);
+    sums->g += static_cast<double>(tile.g) + static_cast<double>(tile.positive_g);
     sums->dot += static_cast<double>(tile.dot);
   }
 }

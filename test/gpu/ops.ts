@@ -164,6 +164,10 @@ function declareCase(
     group.skip(`${c.name}, bfloat16`, 'the CPU computes in float32');
     return;
   }
+  if (c.steep) {
+    group.skip(`${c.name}, bfloat16`, 'a rounding of its operands gives another result');
+    return;
+  }
   group.test(`${c.name}, bfloat16`, async (): Promise<Figures> => {
     const { values, directions, forward, gradient } = await ready();
     const place = { device, precision: 'bfloat16' } as const;

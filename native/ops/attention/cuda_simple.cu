@@ -234,7 +234,6 @@ __global__ void __launch_bounds__(kThreads)
   const Matrix<T> a = {(kOfKeys ? q : k) + other_at, stride, tile.others, shape.width};
   const Matrix<T> b = {(kOfKeys ? dout : v) + other_at, stride, tile.others, shape.width};
 
-  const float c = scale * static_cast<float>(kLog2E);
   float first_sums[kRows][kWidth / 16] = {};
   float second_sums[kRows][kWidth / 16] = {};
   for (int first = 0; first < tile.others; first += kOthers) {
@@ -257,7 +256,7 @@ __global__ void __launch_bounds__(kThreads)
         const bool counts =
             own < tile.rows && other < tile.others && (mask == nullptr || mask[key] != 0);
         const int64_t at = tile.statistic + query;
-        p[i][j] = counts ? exp2f(p[i][j] * c - lse[at] * static_cast<float>(kLog2E)) : 0.0F;
+        p[i][j] = counts ? expf(fmaf(p[i][j], scale, -lse[at])) : 0.0F;
         ds[i][j] = counts ? p[i][j] * (ds[i][j] - delta[at]) : 0.0F;
       }
     }

@@ -54,7 +54,7 @@ struct SumsWorkspace {
   PairScalars* scalars;
   double* sums[3];      // (examples): rows, columns, diagonal
   float* row_parts;     // (tiles across a group, examples)
-  float* column_parts;  // (parts down, columns of a group)
+  float* column_parts;  // (parts down, columns of a group): of 64 rows, of whole tiles
   std::byte* chosen;    // (K, width)
 };
 
@@ -65,7 +65,8 @@ SumsWorkspace sums_workspace(int64_t examples, int64_t columns, bool by_column,
   w.scalars = carver.take<PairScalars>(1);
   for (double*& sums : w.sums) sums = carver.take<double>(examples);
   w.row_parts = carver.take<float>(divide_up(group, kTile) * examples);
-  w.column_parts = by_column ? carver.take<float>(divide_up(examples, 64) * group) : nullptr;
+  const int64_t down = divide_up(examples, kWgmmaRows) * (kWgmmaRows / 64);
+  w.column_parts = by_column ? carver.take<float>(down * group) : nullptr;
   w.chosen = chosen_bytes > 0 ? carver.take<std::byte>(chosen_bytes) : nullptr;
   return w;
 }

@@ -19,6 +19,7 @@ import * as gelu from './reference/gelu';
 import * as groupMatmul from './reference/group_matmul';
 import * as l2Normalize from './reference/l2_normalize';
 import * as layerNorm from './reference/layer_norm';
+import * as learnability from './reference/learnability';
 import * as linear from './reference/linear';
 import * as linearBfloat16 from './reference/linear_bfloat16';
 import * as linearInt8 from './reference/linear_int8';
@@ -1105,6 +1106,104 @@ function sigmoidLossCase({
   });
 }
 
+// ---- Selection ----
+
+interface ScoreSizes {
+  readonly N: number;
+  /** Widths of the learner's and of the reference's embeddings. */
+  readonly widths: readonly [number, number];
+  readonly weights?: ops.ScoreWeights;
+}
+
+// Operands of both models, and how to find them again.
+function scoredModels({ N, widths: [E, F] }: ScoreSizes): Record<string, Operand> {
+  const rows = (width: number): Operand =>
+    f32([N, width], {
+      draw: (random) => random.normal() / Math.sqrt(width),
+      differentiable: false,
+    });
+  const constant = (value: number): Operand =>
+    f32([1], { draw: () => value, differentiable: false });
+  return {
+    learnerImages: rows(E),
+    learnerTexts: rows(E),
+    learnerScale: constant(Math.log(12)),
+    learnerBias: constant(-4),
+    referenceImages: rows(F),
+    referenceTexts: rows(F),
+    referenceScale: constant(Math.log(30)),
+    referenceBias: constant(-9),
+  };
+}
+
+function modelOf<T>(operands: Readonly<Record<string, T>>, who: 'learner' | 'reference') {
+  return {
+    images: operands[`${who}Images`],
+    texts: operands[`${who}Texts`],
+    logitScale: operands[`${who}Scale`],
+    logitBias: operands[`${who}Bias`],
+  };
+}
+
+function learnabilityCase(sizes: ScoreSizes): OpCase {
+  const { N, widths, weights = ops.scoreWeights.learnability } = sizes;
+  const [E, F] = widths;
+  return opCase({
+    op: 'learnability',
+    name: `${text([N, E])} by ${String(F)}, weights ${String(weights.learnerWeight)} and ${String(weights.referenceWeight)}`,
+    operands: scoredModels(sizes),
+    apply: (t) => ops.learnability(modelOf(t, 'learner'), modelOf(t, 'reference'), weights),
+    reference: (a) =>
+      learnability.learnability(modelOf(a, 'learner'), modelOf(a, 'reference'), weights),
+    refuses: [
+      { learnerTexts: [N, E + 1] },
+      { learnerTexts: [N + 1, E] },
+      { referenceImages: [N + 1, F] },
+      { referenceTexts: [N, F + 1] },
+      { learnerScale: [2] },
+      { referenceBias: [1, 1] },
+      { learnerImages: [N * E] },
+    ],
+    cost: { forward: { flops: 2 * N * N * (E + F), bytes: floats(2 * N * E, 2 * N * F, 3 * N) } },
+  });
+}
+
+function conditionScoresCase(sizes: ScoreSizes, K: number): OpCase {
+  const { N, widths, weights = ops.scoreWeights.learnability } = sizes;
+  const [E, F] = widths;
+  return opCase({
+    op: 'learnability',
+    name: `${text([N, E])} by ${String(F)} given ${String(K)}`,
+    operands: {
+      ...scoredModels(sizes),
+      scores: f32([N], { differentiable: false }),
+      chosen: ids([K], N),
+    },
+    apply: (t) => ({
+      y: ops.conditionScores(
+        modelOf(t, 'learner'),
+        modelOf(t, 'reference'),
+        t.scores,
+        t.chosen,
+        weights,
+      ),
+    }),
+    reference: (a) => ({
+      y: learnability.conditionScores(
+        modelOf(a, 'learner'),
+        modelOf(a, 'reference'),
+        a.scores,
+        a.chosen,
+        weights,
+      ),
+    }),
+    refuses: [{ scores: [N + 1] }, { chosen: [K, 1] }, { referenceTexts: [N, F + 1] }],
+    cost: {
+      forward: { flops: 4 * N * K * (E + F), bytes: floats(2 * N * E, 2 * N * F, 2 * N, K) },
+    },
+  });
+}
+
 // ---- Optimizer ----
 
 function adamCase(
@@ -1368,6 +1467,12 @@ export const opCases: readonly OpCase[] = [
   sigmoidLossCase({ R: 6, C: 6, E: 16, offset: 6, batch: 12, bias: 0 }),
   sigmoidLossCase({ R: 70, C: 130, E: 24, offset: 31, batch: 200, bias: -3 }),
   sigmoidLossCase({ R: 4, C: 4, E: 8, scale: 400, bias: 60 }),
+  learnabilityCase({ N: 1, widths: [1, 3] }),
+  learnabilityCase({ N: 37, widths: [19, 24] }),
+  learnabilityCase({ N: 70, widths: [16, 5], weights: ops.scoreWeights.easyReference }),
+  learnabilityCase({ N: 20, widths: [8, 8], weights: ops.scoreWeights.hardLearner }),
+  conditionScoresCase({ N: 37, widths: [19, 24] }, 5),
+  conditionScoresCase({ N: 9, widths: [3, 2], weights: ops.scoreWeights.hardLearner }, 9),
   adamCase([37], 1, 0, 4),
   adamCase([5, 9], 1, 1e-4, 0.5),
   adamCase([1], 0, 1e-4, 9),
@@ -1422,6 +1527,8 @@ export const splitCases: readonly OpCase[] = [
   dotCase([60000]),
   globalNormCase([[60000], [33, 70], [1]]),
   sigmoidLossCase({ R: 500, C: 500, E: 70 }),
+  learnabilityCase({ N: 500, widths: [40, 30] }),
+  conditionScoresCase({ N: 600, widths: [40, 30] }, 150),
   adamCase([300, 130], 1, 1e-4, 4),
   accumulateCase([300, 130]),
 ];

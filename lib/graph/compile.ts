@@ -14,7 +14,7 @@ import { hoist } from './constants';
 import { copy } from './intrinsics';
 import { Reshaped, describe } from './op';
 import type { Plan } from './planner';
-import { plan, rootsOf, totalBytes } from './planner';
+import { leftOut, plan, rootsOf, totalBytes } from './planner';
 import type { ComputeDType } from './precision';
 import { narrowed } from './precision';
 import type { Graph, Specialize } from './rewrite';
@@ -344,21 +344,13 @@ class Encoder {
     private readonly graph: Graph,
     private readonly device: Device,
   ) {
-    const read = new Set<Tensor>(graph.results);
-    for (const node of graph.nodes) {
-      for (const operand of Object.values(node.inputs)) {
-        if (operand instanceof Tensor) read.add(operand);
-        else if (operand !== null) operand.forEach((x) => read.add(x));
-      }
-    }
+    const skipped = leftOut(graph);
     for (const node of graph.nodes) {
       const kernel = node.definition?.kernel;
       if (kernel === undefined || kernel === 'alias') continue;
       const outputs: Record<string, Ref | null> = {};
       for (const [name, output] of Object.entries(node.outputs)) {
-        const skipped =
-          node.definition?.optionalOutputs?.includes(name) === true && !read.has(output);
-        outputs[name] = skipped ? null : output;
+        outputs[name] = skipped.has(output) ? null : output;
       }
       // The builder's type was checked against the operation's operands where it was declared.
       const call = { ...node.inputs, ...node.attributes, ...outputs } as Parameters<

@@ -66,11 +66,12 @@ export function plan(graph: Graph, inputs: readonly Tensor[], options: PlanOptio
     return buffers.length - 1;
   });
 
+  const skipped = leftOut(graph);
   const blocks = new Map<Tensor | Node, Block>();
   graph.nodes.forEach((node, i) => {
     for (const output of Object.values(node.outputs)) {
       const root = rootOf(output);
-      if (root === output && !bufferOf.has(root)) {
+      if (root === output && !bufferOf.has(root) && !skipped.has(output)) {
         blocks.set(root, { bytes: bytesOf(root), first: i, last: i, offset: 0 });
       }
     }
@@ -99,6 +100,19 @@ export function plan(graph: Graph, inputs: readonly Tensor[], options: PlanOptio
     if (block !== undefined) scratch.set(node, { storage: -1, offset: block.offset });
   }
   return { arenaBytes, buffers, places, scratch, results };
+}
+
+/** The results that nobody reads and kernels leave out. */
+export function leftOut(graph: Graph): ReadonlySet<Tensor> {
+  const read = new Set<Tensor>([...graph.results, ...graph.nodes.flatMap(operandsOf)]);
+  return new Set(
+    graph.nodes.flatMap(({ definition, outputs }) =>
+      (definition?.optionalOutputs ?? []).flatMap((name) => {
+        const output = outputs[name];
+        return output === undefined || read.has(output) ? [] : [output];
+      }),
+    ),
+  );
 }
 
 /** Maps every tensor that shares another's memory (an alias, an update in place) to that tensor. */

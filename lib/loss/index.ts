@@ -1,2 +1,4 @@
+export type { JointSelection, JointSelectionOptions } from './joint_selection';
+export { jointSelection } from './joint_selection';
 export type { SigmoidLossOptions } from './sigmoid';
 export { sigmoidLoss } from './sigmoid';

@@ -262,20 +262,53 @@ export const KERNEL_SIGNATURES = {
     { name: 'offset', kind: 'int' },
     { name: 'batch', kind: 'int' },
     { name: 'loss', kind: 'out' },
+    { name: 'dimages', kind: 'maybe_out' },
+    { name: 'dtexts', kind: 'maybe_out' },
+    { name: 'dlogit_scale', kind: 'maybe_out' },
+    { name: 'dlogit_bias', kind: 'maybe_out' },
     { name: 'scratch', kind: 'scratch' },
   ],
-  sigmoid_loss_backward: [
-    { name: 'dloss', kind: 'in' },
-    { name: 'images', kind: 'in' },
-    { name: 'texts', kind: 'in' },
-    { name: 'logit_scale', kind: 'in' },
-    { name: 'logit_bias', kind: 'in' },
-    { name: 'offset', kind: 'int' },
-    { name: 'batch', kind: 'int' },
-    { name: 'dimages', kind: 'out' },
-    { name: 'dtexts', kind: 'out' },
-    { name: 'dlogit_scale', kind: 'out' },
-    { name: 'dlogit_bias', kind: 'out' },
+  learnability_forward: [
+    { name: 'learner_images', kind: 'in' },
+    { name: 'learner_texts', kind: 'in' },
+    { name: 'learner_scale', kind: 'in' },
+    { name: 'learner_bias', kind: 'in' },
+    { name: 'reference_images', kind: 'in' },
+    { name: 'reference_texts', kind: 'in' },
+    { name: 'reference_scale', kind: 'in' },
+    { name: 'reference_bias', kind: 'in' },
+    { name: 'learner_weight', kind: 'float' },
+    { name: 'reference_weight', kind: 'float' },
+    { name: 'diagonal', kind: 'maybe_out' },
+    { name: 'rows', kind: 'maybe_out' },
+    { name: 'columns', kind: 'maybe_out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  learnability_condition: [
+    { name: 'learner_images', kind: 'in' },
+    { name: 'learner_texts', kind: 'in' },
+    { name: 'learner_scale', kind: 'in' },
+    { name: 'learner_bias', kind: 'in' },
+    { name: 'reference_images', kind: 'in' },
+    { name: 'reference_texts', kind: 'in' },
+    { name: 'reference_scale', kind: 'in' },
+    { name: 'reference_bias', kind: 'in' },
+    { name: 'scores', kind: 'in' },
+    { name: 'chosen', kind: 'in' },
+    { name: 'learner_weight', kind: 'float' },
+    { name: 'reference_weight', kind: 'float' },
+    { name: 'y', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  learnability_select: [
+    { name: 'scores', kind: 'in' },
+    { name: 'taken', kind: 'in' },
+    { name: 'draw', kind: 'in' },
+    { name: 'noise', kind: 'maybe_in' },
+    { name: 'chunk', kind: 'int' },
+    { name: 'gain', kind: 'float' },
+    { name: 'indices', kind: 'out' },
+    { name: 'now_taken', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
   ],
   add_forward: [
@@ -697,39 +730,108 @@ export const kernels = {
     offset: number;
     batch: number;
     loss: Ref;
+    dimages: Ref | null;
+    dtexts: Ref | null;
+    dlogitScale: Ref | null;
+    dlogitBias: Ref | null;
   }): KernelCall => ({
     kernel: 'sigmoid_loss_forward',
-    arguments: [a.images, a.texts, a.logitScale, a.logitBias, a.offset, a.batch, a.loss],
-  }),
-
-  /** The call of `sigmoid_loss_backward`; its formula stands in the contract under native/ops. */
-  sigmoidLossBackward: (a: {
-    dloss: Ref;
-    images: Ref;
-    texts: Ref;
-    logitScale: Ref;
-    logitBias: Ref;
-    offset: number;
-    batch: number;
-    dimages: Ref;
-    dtexts: Ref;
-    dlogitScale: Ref;
-    dlogitBias: Ref;
-  }): KernelCall => ({
-    kernel: 'sigmoid_loss_backward',
     arguments: [
-      a.dloss,
       a.images,
       a.texts,
       a.logitScale,
       a.logitBias,
       a.offset,
       a.batch,
+      a.loss,
       a.dimages,
       a.dtexts,
       a.dlogitScale,
       a.dlogitBias,
     ],
+  }),
+
+  /** The call of `learnability_forward`; its formula stands in the contract under native/ops. */
+  learnabilityForward: (a: {
+    learnerImages: Ref;
+    learnerTexts: Ref;
+    learnerScale: Ref;
+    learnerBias: Ref;
+    referenceImages: Ref;
+    referenceTexts: Ref;
+    referenceScale: Ref;
+    referenceBias: Ref;
+    learnerWeight: number;
+    referenceWeight: number;
+    diagonal: Ref | null;
+    rows: Ref | null;
+    columns: Ref | null;
+  }): KernelCall => ({
+    kernel: 'learnability_forward',
+    arguments: [
+      a.learnerImages,
+      a.learnerTexts,
+      a.learnerScale,
+      a.learnerBias,
+      a.referenceImages,
+      a.referenceTexts,
+      a.referenceScale,
+      a.referenceBias,
+      a.learnerWeight,
+      a.referenceWeight,
+      a.diagonal,
+      a.rows,
+      a.columns,
+    ],
+  }),
+
+  /** The call of `learnability_condition`; its formula stands in the contract under native/ops. */
+  learnabilityCondition: (a: {
+    learnerImages: Ref;
+    learnerTexts: Ref;
+    learnerScale: Ref;
+    learnerBias: Ref;
+    referenceImages: Ref;
+    referenceTexts: Ref;
+    referenceScale: Ref;
+    referenceBias: Ref;
+    scores: Ref;
+    chosen: Ref;
+    learnerWeight: number;
+    referenceWeight: number;
+    y: Ref;
+  }): KernelCall => ({
+    kernel: 'learnability_condition',
+    arguments: [
+      a.learnerImages,
+      a.learnerTexts,
+      a.learnerScale,
+      a.learnerBias,
+      a.referenceImages,
+      a.referenceTexts,
+      a.referenceScale,
+      a.referenceBias,
+      a.scores,
+      a.chosen,
+      a.learnerWeight,
+      a.referenceWeight,
+      a.y,
+    ],
+  }),
+
+  /** The call of `learnability_select`; its formula stands in the contract under native/ops. */
+  learnabilitySelect: (a: {
+    scores: Ref;
+    taken: Ref;
+    draw: Ref;
+    noise: Ref | null;
+    chunk: number;
+    gain: number;
+    indices: Ref;
+    nowTaken: Ref;
+  }): KernelCall => ({
+    kernel: 'learnability_select',
+    arguments: [a.scores, a.taken, a.draw, a.noise, a.chunk, a.gain, a.indices, a.nowTaken],
   }),
 
   /** The call of `add_forward`; its formula stands in the contract under native/ops. */

@@ -18,7 +18,12 @@ interface Embeddings {
 
 const scalar = { dtype: 'float32', shape: [1] } as const;
 
-const sigmoidLossForward = op<Embeddings, 'loss', Block>({
+// The gradients come with the loss, from the same logits, where somebody reads them.
+const sigmoidLossForward = op<
+  Embeddings,
+  'loss' | 'dimages' | 'dtexts' | 'dlogitScale' | 'dlogitBias',
+  Block
+>({
   name: 'sigmoid_loss',
   infer: ({ images, texts, logitScale, logitBias }) => {
     const [, width = 0] = expectRank('sigmoidLoss', 'images', images, ['R', 'E']);
@@ -26,36 +31,45 @@ const sigmoidLossForward = op<Embeddings, 'loss', Block>({
     expectSpec('sigmoidLoss', 'texts', texts, { dtype: 'float32', shape: [columns, width] });
     expectSpec('sigmoidLoss', 'logitScale', logitScale, scalar);
     expectSpec('sigmoidLoss', 'logitBias', logitBias, scalar);
-    return { loss: scalar };
+    return {
+      loss: scalar,
+      dimages: { dtype: 'float32', shape: images.shape },
+      dtexts: { dtype: 'float32', shape: texts.shape },
+      dlogitScale: scalar,
+      dlogitBias: scalar,
+    };
   },
   kernel: kernels.sigmoidLossForward,
   precision: { narrow: ['images', 'texts'] },
-  gradient: ({ inputs, attributes, gradients: { loss: dloss } }) => {
+  optionalOutputs: ['dimages', 'dtexts', 'dlogitScale', 'dlogitBias'],
+  gradient: ({ outputs, gradients: { loss: dloss, ...others } }) => {
+    if (Object.keys(others).length > 0) {
+      throw new SiglipError(
+        'ERR_NOT_DIFFERENTIABLE',
+        'gradient: the gradient of sigmoidLoss must not lie between the loss and what it is differentiated by, got a path through it',
+      );
+    }
     if (dloss === undefined) return {};
-    const { dimages, dtexts, dlogitScale, dlogitBias } = sigmoidLossBackward(
-      { ...inputs, dloss },
-      attributes,
-    );
-    return { images: dimages, texts: dtexts, logitScale: dlogitScale, logitBias: dlogitBias };
+    return {
+      images: timesUpstream(outputs.dimages, dloss),
+      texts: timesUpstream(outputs.dtexts, dloss),
+      logitScale: timesUpstream(outputs.dlogitScale, dloss),
+      logitBias: timesUpstream(outputs.dlogitBias, dloss),
+    };
   },
 });
 
-const sigmoidLossBackward = op<
-  Embeddings & { dloss: Tensor },
-  'dimages' | 'dtexts' | 'dlogitScale' | 'dlogitBias',
-  Block
->({
+const sigmoidLossBackward = op<{ x: Tensor; factor: Tensor }, 'y', object>({
   name: 'sigmoid_loss_backward',
-  infer: ({ images, texts }) => ({
-    dimages: images,
-    dtexts: texts,
-    dlogitScale: scalar,
-    dlogitBias: scalar,
-  }),
-  kernel: kernels.sigmoidLossBackward,
-  precision: { narrow: ['images', 'texts'] },
+  infer: ({ x }) => ({ y: x }),
+  kernel: kernels.scaleForward,
+  precision: 'float32',
   gradient: 'notDifferentiable',
 });
+
+function timesUpstream(gradient: Tensor, dloss: Tensor): Tensor {
+  return sigmoidLossBackward({ x: gradient, factor: dloss }, {}).y;
+}
 
 /**
  * (1/batch) Σ_ij softplus(−z_ij S_ij) with S = exp(logitScale) · images · textsᵀ + logitBias and

@@ -11,6 +11,7 @@
 #include "ops/group_matmul/group_matmul.h"
 #include "ops/l2_normalize/l2_normalize.h"
 #include "ops/layer_norm/layer_norm.h"
+#include "ops/learnability/learnability.h"
 #include "ops/linear/linear.h"
 #include "ops/linear_bfloat16/linear_bfloat16.h"
 #include "ops/linear_float32/linear_float32.h"
@@ -121,12 +122,24 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL(token_mean_backward, "dy", "dx"),
       SIGLIP_KERNEL(l2_normalize_forward, "x", "eps", "y", "norm"),
       SIGLIP_KERNEL(l2_normalize_backward, "dy", "x", "norm", "eps", "dx"),
-      SIGLIP_KERNEL_SCRATCH(sigmoid_loss_forward, ("images", "texts"),  //
+      SIGLIP_KERNEL_SCRATCH(sigmoid_loss_forward,
+                            ("images", "texts", "dimages", "dtexts", "dlogit_scale",
+                             "dlogit_bias"),  //
                             "images", "texts", "logit_scale", "logit_bias", "offset", "batch",
-                            "loss"),
-      SIGLIP_KERNEL_SCRATCH(sigmoid_loss_backward, ("images", "texts"),  //
-                            "dloss", "images", "texts", "logit_scale", "logit_bias", "offset",
-                            "batch", "dimages", "dtexts", "dlogit_scale", "dlogit_bias"),
+                            "loss", "dimages", "dtexts", "dlogit_scale", "dlogit_bias"),
+      SIGLIP_KERNEL_SCRATCH(learnability_forward, ("learner_images", "reference_images"),  //
+                            "learner_images", "learner_texts", "learner_scale", "learner_bias",
+                            "reference_images", "reference_texts", "reference_scale",
+                            "reference_bias", "learner_weight", "reference_weight", "diagonal",
+                            "rows", "columns"),
+      SIGLIP_KERNEL_SCRATCH(
+          learnability_condition, ("learner_images", "reference_images", "chosen"),  //
+          "learner_images", "learner_texts", "learner_scale", "learner_bias", "reference_images",
+          "reference_texts", "reference_scale", "reference_bias", "scores", "chosen",
+          "learner_weight", "reference_weight", "y"),
+      SIGLIP_KERNEL_SCRATCH(learnability_select, ("scores", "indices"),  //
+                            "scores", "taken", "draw", "noise", "chunk", "gain", "indices",
+                            "now_taken"),
       SIGLIP_KERNEL(add_forward, "a", "b", "y"),
       SIGLIP_KERNEL(add_row_forward, "x", "row", "y"),
       SIGLIP_KERNEL(repeat_row_forward, "row", "y"),

@@ -20,11 +20,18 @@ inline constexpr float kLn2 = 0.6931471805599453F;
 
 // What a kernel needs of the scalars, made once for a call.
 struct PairScalars {
+<<<<<<< HEAD
   float scale2;     // exp(t) · log2 e
   float bias2;      // b · log2 e
   float factor;     // exp(t) · dloss / batch: of G in the gradients of embeddings
   double scale;     // exp(t)
   double upstream;  // dloss / batch
+=======
+  float scale2;  // exp(t) · log2 e
+  float bias2;   // b · log2 e
+  float factor;  // exp(t) / batch: of G in the gradients of embeddings
+  double scale;  // exp(t)
+>>>>>>> a81a7a95dd7b817ab9abe6fe9010d93687d88dc4
 };
 
 // A block of the logits: the pairs with row < rows and column < columns; the positive of row i is in
@@ -127,7 +134,7 @@ __device__ __forceinline__ void add_positives(const Positives<kRows>& positives,
 
 // Adds the negatives of the columns 8 · first .. 8 · last. With kGradient the dot products become
 // factor · G, zero for pairs that were taken out.
-template <bool kLoss, bool kGradient, int kRows, int kColumns>
+template <bool kGradient, int kRows, int kColumns>
 __device__ __forceinline__ void add_negatives(float (&acc)[kRows][kColumns][4], int first, int last,
                                               const PairScalars& scalars, TileSums* sums) {
   static_assert(4 * kRows * kColumns <= 128, "a product has at most 64 factors");
@@ -140,10 +147,8 @@ __device__ __forceinline__ void add_negatives(float (&acc)[kRows][kColumns][4], 
         const float dot = acc[m][n][q];
         const float u = fmaf(dot, scalars.scale2, scalars.bias2);
         const float e = exp2_fast(-fabsf(u));
-        if (kLoss) {
-          sums->product[q >> 1] = extend_product(sums->product[q >> 1], e);
-          sums->above += fmaxf(u, 0.0F);
-        }
+        sums->product[q >> 1] = extend_product(sums->product[q >> 1], e);
+        sums->above += fmaxf(u, 0.0F);
         if (kGradient) {
           const float high = reciprocal_fast(1.0F + e);
           const float g = u > 0.0F ? high : e * high;
@@ -174,12 +179,10 @@ __device__ __forceinline__ void put_positives(const Positives<kRows>& positives,
   }
 }
 
-template <bool kLoss, bool kGradient>
+template <bool kGradient>
 __device__ __forceinline__ void close_tile(const TileSums& tile, PairSums* sums) {
-  if (kLoss) {
-    const float log = tile.log + log1pf(tile.product[0]) + log1pf(tile.product[1]);
-    sums->loss += static_cast<double>(fmaf(kLn2, tile.above, log));
-  }
+  const float log = tile.log + log1pf(tile.product[0]) + log1pf(tile.product[1]);
+  sums->loss += static_cast<double>(fmaf(kLn2, tile.above, log));
   if (kGradient) {
     sums->g += static_cast<double>(tile.g);
     sums->dot += static_cast<double>(tile.dot);

@@ -66,7 +66,7 @@ __device__ __forceinline__ double lane_sum(double value) {
 inline constexpr int kPairSums = 3;
 
 // Losses, and with kGradient factor · G in rows `stride` apart: zeros behind the last column.
-template <bool kLoss, bool kGradient, typename T>
+template <bool kGradient, typename T>
 struct PairBlock {
   const PairScalars* scalars;
   PairWindow window;
@@ -81,13 +81,13 @@ struct PairBlock {
     TileSums tile_sums;
     float g[8];
     add_positives(positives, s, &tile_sums, g);
-    add_negatives<kLoss, kGradient>(acc, 0, 4, s, &tile_sums);
+    add_negatives<kGradient>(acc, 0, 4, s, &tile_sums);
     if (kGradient) {
       put_positives(positives, g, 0, 4, acc);
       put_gradient(acc, row, column);
     }
     PairSums sums;
-    close_tile<kLoss, kGradient>(tile_sums, &sums);
+    close_tile<kGradient>(tile_sums, &sums);
     __shared__ double warp_sums[kTileThreads / 32][kPairSums];
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const double values[kPairSums] = {lane_sum(sums.loss), lane_sum(sums.g), lane_sum(sums.dot)};

@@ -11,7 +11,7 @@ inline constexpr int kPart = 8;  // eights of columns that are worked off at a t
 
 // Losses, and with kGradient factor · G in rows `stride` apart, a multiple of 64: zeros behind the last
 // column.
-template <bool kLoss, bool kGradient>
+template <bool kGradient>
 struct WgmmaPairBlock {
   using State = PairSums;
 
@@ -32,13 +32,13 @@ struct WgmmaPairBlock {
     add_positives(positives, s, &sums, g);
 #pragma unroll
     for (int part = 0; part < kColumns; part += kPart) {
-      add_negatives<kLoss, kGradient>(acc, part, part + kPart, s, &sums);
+      add_negatives<kGradient>(acc, part, part + kPart, s, &sums);
       if (kGradient) {
         put_positives(positives, g, part, part + kPart, acc);
         put_part(acc, part, row, column, shared);
       }
     }
-    close_tile<kLoss, kGradient>(sums, &state);
+    close_tile<kGradient>(sums, &state);
   }
 
   // 16 rows of 64 columns through shared memory, 144 bytes a row, and from there to memory in whole rows
@@ -47,8 +47,9 @@ struct WgmmaPairBlock {
   __device__ __forceinline__ void put_part(float (&acc)[1][kColumns][4], int part, int row,
                                            int column, std::byte* shared) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int first_row = row - lane / 4;
-    const int first_column = column - 2 * (lane % 4);
+    const int first_row = row - lane / 4 + lane / 8;
+    const int first_column = column - 2 * (lane % 4) + 8 * (lane % 8);
+    const int row_stride = static_cast<int>(stride);
     const uint32_t target = shared_address(shared) + lane % 16 * 144 + lane / 16 * 16;
 #pragma unroll
     for (int n = part; n < part + kPart; n += 2) {
@@ -58,13 +59,14 @@ struct WgmmaPairBlock {
                      pack_bfloat16(acc[0][n + 1][2], acc[0][n + 1][3]));
     }
     __syncwarp();
+    __nv_bfloat16* out = gradient + first_row * stride + first_column + 8 * part;
+    const bool inside = first_column + 8 * part < row_stride;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int line = 4 * i + lane / 8;
-      const int64_t place = first_column + 8 * part + lane % 8 * 8;
-      const uint4 piece = *reinterpret_cast<const uint4*>(shared + line * 144 + lane % 8 * 16);
-      if (first_row + line < window.rows && place < stride) {
-        *reinterpret_cast<uint4*>(gradient + (first_row + line) * stride + place) = piece;
+      const uint4 piece =
+          *reinterpret_cast<const uint4*>(shared + (4 * i + lane / 8) * 144 + lane % 8 * 16);
+      if (inside && first_row + 4 * i < window.rows) {
+        *reinterpret_cast<uint4*>(out + 4 * i * row_stride) = piece;
       }
     }
     __syncwarp();

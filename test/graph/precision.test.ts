@@ -64,7 +64,10 @@ const contract: Partial<
   l2_normalize_forward: { free: 'x' },
   l2_normalize_backward: { alike: 'x dx' },
   sigmoid_loss_forward: { alike: 'images texts' },
-  sigmoid_loss_backward: { alike: 'images texts' },
+  learnability_forward: { alike: 'learner_images learner_texts reference_images reference_texts' },
+  learnability_condition: {
+    alike: 'learner_images learner_texts reference_images reference_texts',
+  },
   add_forward: { alike: 'a b y' },
   add_row_forward: { alike: 'x y', free: 'row' },
   repeat_row_forward: { alike: 'row y' },

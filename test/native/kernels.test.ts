@@ -32,9 +32,21 @@ test('a builder puts named arguments into C++ order, without scratch', () => {
     float32(1),
   ];
   expect(
-    kernels.sigmoidLossForward({ loss, batch: 8, offset: 4, logitBias, logitScale, texts, images }),
+    kernels.sigmoidLossForward({
+      loss,
+      dlogitBias: null,
+      dlogitScale: null,
+      dtexts: null,
+      dimages: null,
+      batch: 8,
+      offset: 4,
+      logitBias,
+      logitScale,
+      texts,
+      images,
+    }),
   ).toEqual({
     kernel: 'sigmoid_loss_forward',
-    arguments: [images, texts, logitScale, logitBias, 4, 8, loss],
+    arguments: [images, texts, logitScale, logitBias, 4, 8, loss, null, null, null, null],
   });
 });

@@ -1,7 +1,7 @@
 // Blocks of at most kBlock rows by kBlock columns of the logits. The columns of a block lie in
 // panels, (panels, rows, kPanel), so that G is read as it was written by both of its products:
 //   dX += G · Y  row by row,     dY += Gᵀ · X  column by column.
-// The forward holds the dot products of one panel and some rows at a time, the backward G of one
+// The loss alone holds the dot products of one panel and some rows at a time, with gradients G of one
 // block (4 MiB) and packed copies of its embeddings. Neither grows with the batch.
 // With s = −z (+1 for a negative pair, −1 for a positive one) no difference of large numbers is
 // taken: the loss of a pair is softplus(s S), and its G is s σ(s S).
@@ -182,15 +182,23 @@ void add_loss(const Logits& logits, int64_t first_row, int64_t rows, int64_t fir
   }
 }
 
-// Replaces the dots of a panel by factor · G; zeros past its last column.
+// Sums over pairs.
+struct Sums {
+  Float64Vec loss = {};
+  Float64Vec gradient = {};  // G of batch 1
+  Float64Vec dot = {};       // the same times S − b
+};
+
+// Adds to the sums, and replaces the dots of a panel by factor · G; zeros past its last column.
 template <int kVectors>
 void gradient_panel(const Logits& logits, int64_t first_row, int64_t rows, int64_t first_column,
-                    int64_t size, float factor, float* dots, Float64Vec* sum, Float64Vec* dot_sum) {
+                    int64_t size, float factor, float* dots, Sums* sums) {
   IntVec number[kVectors];
   for (int j = 0; j < kVectors; ++j) number[j] = lane_numbers(j);
   const IntVec end = IntVec{} + static_cast<int32_t>(size);
   for (int64_t i = 0; i < rows; ++i) {
     const IntVec positive = IntVec{} + logits.positive(first_row + i, first_column);
+    Vec row_loss = {};
     Vec row_sum = {};
     Vec row_dot_sum = {};
     for (int j = 0; j < kVectors; ++j) {
@@ -202,14 +210,17 @@ void gradient_panel(const Logits& logits, int64_t first_row, int64_t rows, int64
       const Vec e = exp_nonpositive(-abs(u));
       const Vec high = splat(1.0F) / (splat(1.0F) + e);
       const Vec sigmoid = select(u > splat(0.0F), high, e * high);
-      const Vec g = reinterpret_cast<Vec>((bits(sigmoid) ^ sign) &
-                                          reinterpret_cast<UintVec>(number[j] < end));
+      const UintVec inside = reinterpret_cast<UintVec>(number[j] < end);
+      const Vec g = reinterpret_cast<Vec>((bits(sigmoid) ^ sign) & inside);
       store(target, g * splat(factor));
+      const Vec softplus = max(u, splat(0.0F)) + log1p_unit(e);
+      row_loss += reinterpret_cast<Vec>(bits(softplus) & inside);
       row_sum += g;
       row_dot_sum += g * scaled;
     }
-    add(sum, row_sum);
-    add(dot_sum, row_dot_sum);
+    add(&sums->loss, row_loss);
+    add(&sums->gradient, row_sum);
+    add(&sums->dot, row_dot_sum);
   }
 }
 
@@ -304,74 +315,70 @@ void zero(int64_t elements, float* y) {
 
 // ---- Scratch -----------------------------------------------------------------------------------
 
-struct ForwardWorkspace {
+struct LossWorkspace {
   float* texts;      // one block of texts, transposed panels
   double* partials;  // the loss of each task
 };
 
-Parts forward_tasks(const Extents& e) {
+Parts loss_tasks(const Extents& e) {
   return share_out(e.rows, e.rows * smaller(e.columns, kBlock) * larger(1, e.width));
 }
 
-ForwardWorkspace forward_workspace(const Extents& e, Carver& carver) {
+LossWorkspace loss_workspace(const Extents& e, Carver& carver) {
   const int64_t columns = smaller(e.columns, kBlock);
-  ForwardWorkspace w;
+  LossWorkspace w;
   w.texts = carver.take<float>(panels_of(columns) * kPanel * e.padded_width());
-  w.partials = carver.take<double>(forward_tasks(e).count);
+  w.partials = carver.take<double>(loss_tasks(e).count);
   return w;
 }
 
-struct BackwardWorkspace {
-  float* texts_transposed;  // one block of texts
-  float* texts;
-  float* images;         // one block of images
-  float* gradient;       // G of the block
-  double* partials;      // Σ G of each task
-  double* dot_partials;  // Σ G ∘ (S − b) of each task
+struct TaskSums {
+  double loss;
+  double gradient;
+  double dot;
 };
 
-BackwardWorkspace backward_workspace(const Extents& e, Carver& carver) {
+struct GradientWorkspace {
+  float* texts_transposed;  // one block of texts
+  float* texts;
+  float* images;       // one block of images
+  float* gradient;     // G of the block
+  TaskSums* partials;  // of each task
+};
+
+GradientWorkspace gradient_workspace(const Extents& e, Carver& carver) {
   const int64_t columns = smaller(e.columns, kBlock);
   const int64_t rows = smaller(e.rows, kBlock);
   const int64_t width = panels_of(e.width) * kPanel;
-  BackwardWorkspace w;
+  GradientWorkspace w;
   w.texts_transposed = carver.take<float>(panels_of(columns) * kPanel * e.padded_width());
   w.texts = carver.take<float>(columns * width);
   w.images = carver.take<float>(rows * width);
   w.gradient = carver.take<float>(panels_of(columns) * kPanel * rows);
-  w.partials = carver.take<double>(ceil_div(rows, kLeastRows));
-  w.dot_partials = carver.take<double>(ceil_div(rows, kLeastRows));
+  w.partials = carver.take<TaskSums>(ceil_div(rows, kLeastRows));
   return w;
 }
 
-}  // namespace
+// ---- The call ----------------------------------------------------------------------------------
 
-size_t sigmoid_loss_forward_scratch(int, In images, In texts) {
-  Carver carver(nullptr);
-  forward_workspace(extents_of(images, texts), carver);
-  return carver.bytes();
-}
+struct Call {
+  Extents extents;
+  const float* images;
+  const float* texts;
+  Logits logits;
+  double batch;
+};
 
-void sigmoid_loss_forward(Stream& stream, In images, In texts, In logit_scale, In logit_bias,
-                          int64_t offset, int64_t batch, Out loss, Scratch scratch) {
-  constexpr char kName[] = "sigmoid_loss_forward";
-  const Extents e = check_operands(kName, images, texts, logit_scale, logit_bias);
-  check_elements(kName, "loss", loss, 1);
-  check_scratch(kName, scratch, sigmoid_loss_forward_scratch(stream.threads(), images, texts));
-  const float* images_data = images.data();
-  const float* texts_data = texts.data();
-  const Logits logits = {static_cast<float>(::exp(static_cast<double>(*logit_scale.data()))),
-                         *logit_bias.data(), offset};
-  Carver carver(scratch.data);
-  const ForwardWorkspace w = forward_workspace(e, carver);
-
+// Σ softplus(s S).
+double sum_losses(Stream& stream, const Call& call, const LossWorkspace& w) {
+  const Extents& e = call.extents;
   double total = 0.0;
-  const Parts tasks = forward_tasks(e);
+  const Parts tasks = loss_tasks(e);
   const LaneParts blocks = column_blocks(e);
   for (int64_t block = 0; block < blocks.count(); ++block) {
     const int64_t column = blocks.begin(block);
     const int64_t columns = blocks.end(block) - column;
-    pack_transposed(stream, {texts_data + column * e.width, e.width}, columns, e, w.texts);
+    pack_transposed(stream, {call.texts + column * e.width, e.width}, columns, e, w.texts);
     stream.parallel(tasks.count, [&](int64_t task, int) {
       alignas(64) float dots[kLeastRows * kPanel];
       Float64Vec sum = {};
@@ -379,66 +386,38 @@ void sigmoid_loss_forward(Stream& stream, In images, In texts, In logit_scale, I
         const int64_t rows = smaller(kLeastRows, tasks.end(task) - row);
         for_panels(columns, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
           constexpr int kVectors = decltype(vectors)::value;
-          dot_panel<kVectors>({images_data + row * e.width, e.width}, rows, e.width,
+          dot_panel<kVectors>({call.images + row * e.width, e.width}, rows, e.width,
                               w.texts + panel * kPanel * e.padded_width(), dots);
-          add_loss<kVectors>(logits, row, rows, column + first, size, dots, &sum);
+          add_loss<kVectors>(call.logits, row, rows, column + first, size, dots, &sum);
         });
       }
       w.partials[task] = reduce_add(sum);
     });
     for (int64_t task = 0; task < tasks.count; ++task) total += w.partials[task];
   }
-  *loss.data() = static_cast<float>(total / static_cast<double>(batch));
+  return total;
 }
 
-size_t sigmoid_loss_backward_scratch(int, In images, In texts) {
-  Carver carver(nullptr);
-  backward_workspace(extents_of(images, texts), carver);
-  return carver.bytes();
-}
-
-void sigmoid_loss_backward(Stream& stream, In dloss, In images, In texts, In logit_scale,
-                           In logit_bias, int64_t offset, int64_t batch, Out dimages, Out dtexts,
-                           Out dlogit_scale, Out dlogit_bias, Scratch scratch) {
-  constexpr char kName[] = "sigmoid_loss_backward";
-  const Extents e = check_operands(kName, images, texts, logit_scale, logit_bias);
-  check_elements(kName, "dloss", dloss, 1);
-  check_elements(kName, "dimages", dimages, images.elements());
-  check_elements(kName, "dtexts", dtexts, texts.elements());
-  check_elements(kName, "dlogit_scale", dlogit_scale, 1);
-  check_elements(kName, "dlogit_bias", dlogit_bias, 1);
-  check_scratch(kName, scratch, sigmoid_loss_backward_scratch(stream.threads(), images, texts));
-  const float* images_data = images.data();
-  const float* texts_data = texts.data();
-  float* dimages_data = dimages.data();
-  float* dtexts_data = dtexts.data();
-  const double scale = ::exp(static_cast<double>(*logit_scale.data()));
-  const double upstream = static_cast<double>(*dloss.data()) / static_cast<double>(batch);
-  const float factor = static_cast<float>(scale * upstream);
-  const Logits logits = {static_cast<float>(scale), *logit_bias.data(), offset};
-  Carver carver(scratch.data);
-  const BackwardWorkspace w = backward_workspace(e, carver);
-  if (e.rows == 0 || e.columns == 0) {
-    zero(images.elements(), dimages_data);
-    zero(texts.elements(), dtexts_data);
-  }
-
-  double total = 0.0;
-  double dot_total = 0.0;
+// The sums, and the gradients of the embeddings where there is room for them.
+TaskSums sum_gradients(Stream& stream, const Call& call, const GradientWorkspace& w, float* dimages,
+                       float* dtexts) {
+  const Extents& e = call.extents;
+  const float factor = static_cast<float>(static_cast<double>(call.logits.scale) / call.batch);
+  TaskSums total = {};
   const LaneParts across = column_blocks(e);
   const Parts down = row_blocks(e);
   for (int64_t column_block = 0; column_block < across.count(); ++column_block) {
     const int64_t column = across.begin(column_block);
     const int64_t columns = across.end(column_block) - column;
-    const Rows block_texts = {texts_data + column * e.width, e.width};
+    const Rows block_texts = {call.texts + column * e.width, e.width};
     pack_transposed(stream, block_texts, columns, e, w.texts_transposed);
-    pack(stream, block_texts, columns, e.width, w.texts);
+    if (dimages != nullptr) pack(stream, block_texts, columns, e.width, w.texts);
     for (int64_t row_block = 0; row_block < down.count; ++row_block) {
       const int64_t row = down.begin(row_block);
       const int64_t rows = down.end(row_block) - row;
-      const Rows block_images = {images_data + row * e.width, e.width};
+      const Rows block_images = {call.images + row * e.width, e.width};
       const Gradient gradient = {w.gradient, rows, columns};
-      if (column_block == 0 || down.count > 1) {
+      if (dtexts != nullptr && (column_block == 0 || down.count > 1)) {
         pack(stream, block_images, rows, e.width, w.images);
       }
 
@@ -447,37 +426,99 @@ void sigmoid_loss_backward(Stream& stream, In dloss, In images, In texts, In log
       stream.parallel(tasks.count, [&](int64_t task, int) {
         const int64_t begin = tasks.begin(task);
         const int64_t end = tasks.end(task);
-        Float64Vec sum = {};
-        Float64Vec dot_sum = {};
+        Sums sums;
         for_panels(columns, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
           constexpr int kVectors = decltype(vectors)::value;
           float* dots = gradient.at(panel, begin);
           dot_panel<kVectors>({block_images.at(begin), e.width}, end - begin, e.width,
                               w.texts_transposed + panel * kPanel * e.padded_width(), dots);
-          gradient_panel<kVectors>(logits, row + begin, end - begin, column + first, size, factor,
-                                   dots, &sum, &dot_sum);
+          gradient_panel<kVectors>(call.logits, row + begin, end - begin, column + first, size,
+                                   factor, dots, &sums);
         });
-        w.partials[task] = reduce_add(sum);
-        w.dot_partials[task] = reduce_add(dot_sum);
+        w.partials[task] = {reduce_add(sums.loss), reduce_add(sums.gradient), reduce_add(sums.dot)};
+        if (dimages == nullptr) return;
         add_to_rows(gradient, w.texts, begin, end, e.width, column_block == 0,
-                    dimages_data + row * e.width);
+                    dimages + row * e.width);
       });
       for (int64_t task = 0; task < tasks.count; ++task) {
-        total += w.partials[task];
-        dot_total += w.dot_partials[task];
+        total.loss += w.partials[task].loss;
+        total.gradient += w.partials[task].gradient;
+        total.dot += w.partials[task].dot;
       }
 
+      if (dtexts == nullptr) continue;
       const Parts panel_tasks = share_out_panels(columns, products);
       stream.parallel(panel_tasks.count, [&](int64_t task, int) {
         for (int64_t p = panel_tasks.begin(task); p < panel_tasks.end(task); ++p) {
-          add_to_columns(gradient, w.images, p, e.width, row_block == 0,
-                         dtexts_data + column * e.width);
+          add_to_columns(gradient, w.images, p, e.width, row_block == 0, dtexts + column * e.width);
         }
       });
     }
   }
-  *dlogit_scale.data() = static_cast<float>(dot_total * upstream);
-  *dlogit_bias.data() = static_cast<float>(total * upstream);
+  return total;
+}
+
+// Null where it is not wanted.
+float* data_of(const MaybeOut& y) { return y.present() ? y.data() : nullptr; }
+
+}  // namespace
+
+size_t sigmoid_loss_forward_scratch(int, In images, In texts, MaybeOut dimages, MaybeOut dtexts,
+                                    MaybeOut dlogit_scale, MaybeOut dlogit_bias) {
+  Carver carver(nullptr);
+  if (dimages.present() || dtexts.present() || dlogit_scale.present() || dlogit_bias.present()) {
+    gradient_workspace(extents_of(images, texts), carver);
+  } else {
+    loss_workspace(extents_of(images, texts), carver);
+  }
+  return carver.bytes();
+}
+
+void sigmoid_loss_forward(Stream& stream, In images, In texts, In logit_scale, In logit_bias,
+                          int64_t offset, int64_t batch, Out loss, MaybeOut dimages,
+                          MaybeOut dtexts, MaybeOut dlogit_scale, MaybeOut dlogit_bias,
+                          Scratch scratch) {
+  constexpr char kName[] = "sigmoid_loss_forward";
+  const Extents e = check_operands(kName, images, texts, logit_scale, logit_bias);
+  check_elements(kName, "loss", loss, 1);
+  if (dimages.present()) check_elements(kName, "dimages", dimages, images.elements());
+  if (dtexts.present()) check_elements(kName, "dtexts", dtexts, texts.elements());
+  if (dlogit_scale.present()) check_elements(kName, "dlogit_scale", dlogit_scale, 1);
+  if (dlogit_bias.present()) check_elements(kName, "dlogit_bias", dlogit_bias, 1);
+  check_scratch(kName, scratch,
+                sigmoid_loss_forward_scratch(stream.threads(), images, texts, dimages, dtexts,
+                                             dlogit_scale, dlogit_bias));
+  float* loss_data = loss.data();
+  float* dimages_data = data_of(dimages);
+  float* dtexts_data = data_of(dtexts);
+  float* dlogit_scale_data = data_of(dlogit_scale);
+  float* dlogit_bias_data = data_of(dlogit_bias);
+  const double scale = ::exp(static_cast<double>(*logit_scale.data()));
+  const Call call = {e,
+                     images.data(),
+                     texts.data(),
+                     {static_cast<float>(scale), *logit_bias.data(), offset},
+                     static_cast<double>(batch)};
+  Carver carver(scratch.data);
+  if (dimages_data == nullptr && dtexts_data == nullptr && dlogit_scale_data == nullptr &&
+      dlogit_bias_data == nullptr) {
+    const double total = sum_losses(stream, call, loss_workspace(e, carver));
+    *loss_data = static_cast<float>(total / call.batch);
+    return;
+  }
+  if (e.rows == 0 || e.columns == 0) {
+    if (dimages_data != nullptr) zero(images.elements(), dimages_data);
+    if (dtexts_data != nullptr) zero(texts.elements(), dtexts_data);
+  }
+  const TaskSums total =
+      sum_gradients(stream, call, gradient_workspace(e, carver), dimages_data, dtexts_data);
+  *loss_data = static_cast<float>(total.loss / call.batch);
+  if (dlogit_scale_data != nullptr) {
+    *dlogit_scale_data = static_cast<float>(total.dot / call.batch);
+  }
+  if (dlogit_bias_data != nullptr) {
+    *dlogit_bias_data = static_cast<float>(total.gradient / call.batch);
+  }
 }
 
 }  // namespace siglip::SIGLIP_CPU

@@ -4,13 +4,13 @@
 // are added up in a fixed order.
 #include <cuda_bf16.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <type_traits>
 
+#include "cuda/pair_products.cuh"
 #include "device/tile_epilogues.cuh"
 #include "ops/sigmoid_loss/sigmoid_loss.h"
 #include "ops/sigmoid_loss/wgmma.h"
+#include "runtime/cublaslt.h"
 #include "runtime/cuda_context.h"
 #include "runtime/device_carver.h"
 
@@ -29,9 +29,6 @@ constexpr int64_t kLeastRows = 4096;
 constexpr int64_t kMostRows = 8192;
 constexpr int64_t kColumns = 16384;
 constexpr int64_t kGradientAlignment = 64;  // of its rows
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Extents {
   int64_t rows;
@@ -52,7 +49,7 @@ struct Blocks {
 // Rows such that the tiles of dX, 128 × 256 or 192, fill the multiprocessors a whole number of times.
 int64_t rows_of_block(int64_t width, int multiprocessors) {
   const int64_t tile_columns = width % 256 != 0 && width % 192 == 0 ? 192 : 256;
-  const int64_t across = divide_up(width, tile_columns);
+  const int64_t across = width < 1 ? 1 : divide_up(width, tile_columns);
   int64_t down = 0;
   for (int64_t waves = 1; down * kTile < kLeastRows; ++waves) {
     down = waves * multiprocessors / across;
@@ -99,29 +96,7 @@ Workspace workspace(const Extents& e, DType dtype, int multiprocessors, bool wit
   return w;
 }
 
-size_t scratch_bytes(int multiprocessors, const In& images, const In& texts, bool with_gradient) {
-  const Extents e = {images.extent(0), texts.extent(0), images.extent(1)};
-  DeviceCarver carver(nullptr);
-  workspace(e, images.dtype(), multiprocessors, with_gradient, carver);
-  return carver.bytes();
-}
-
 // ---- Kernels -----------------------------------------------------------------------------------
-
-// dloss: none means 1.
-__global__ void prepare_kernel(const float* logit_scale, const float* logit_bias,
-                               const float* dloss, double batch, PairScalars* scalars) {
-  constexpr double kLog2EDouble = 1.4426950408889634;
-  const double scale = exp(static_cast<double>(*logit_scale));
-  const double upstream = (dloss == nullptr ? 1.0 : static_cast<double>(*dloss)) / batch;
-  PairScalars s;
-  s.scale2 = static_cast<float>(scale * kLog2EDouble);
-  s.bias2 = static_cast<float>(static_cast<double>(*logit_bias) * kLog2EDouble);
-  s.factor = static_cast<float>(scale * upstream);
-  s.scale = scale;
-  s.upstream = upstream;
-  *scalars = s;
-}
 
 // Adds up `rows` partials and makes of them the scalars that are asked for.
 __global__ void __launch_bounds__(kFinishThreads)
@@ -139,28 +114,14 @@ __global__ void __launch_bounds__(kFinishThreads)
     for (int i = 0; i < kPairSums; ++i) shared[i][threadIdx.x] += shared[i][threadIdx.x + half];
   }
   if (threadIdx.x != 0) return;
-  if (loss != nullptr) *loss = static_cast<float>(shared[0][0] / batch);
-  if (dlogit_bias != nullptr) *dlogit_bias = static_cast<float>(shared[1][0] * scalars->upstream);
+  *loss = static_cast<float>(shared[0][0] / batch);
+  if (dlogit_bias != nullptr) *dlogit_bias = static_cast<float>(shared[1][0] / batch);
   if (dlogit_scale != nullptr) {
-    *dlogit_scale = static_cast<float>(shared[2][0] * scalars->scale * scalars->upstream);
+    *dlogit_scale = static_cast<float>(shared[2][0] * scalars->scale / batch);
   }
 }
 
-template <bool kAcrossA, bool kAcrossB, typename T, typename Epilogue>
-void launch_tiles(const CudaContext& cuda, const char* name, const TileOperand<T>& a,
-                  const TileOperand<T>& b, const TileShape& shape, const Epilogue& epilogue) {
-  const auto kernel = tile_product_kernel<kAcrossA, kAcrossB, T, Epilogue>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kTileShared),
-             name);
-  kernel<<<static_cast<unsigned>(shape.tiles()), kTileThreads, kTileShared, cuda.stream>>>(
-      a, b, shape, epilogue);
-  check_launch(name);
-}
-
 // ---- The call ----------------------------------------------------------------------------------
-
-template <typename T>
-constexpr DType kDTypeOf = sizeof(T) == 2 ? DType::kBfloat16 : DType::kFloat32;
 
 template <typename T>
 struct Call {
@@ -170,21 +131,23 @@ struct Call {
   const T* texts;
   const float* logit_scale;
   const float* logit_bias;
-  const float* dloss;  // none: 1
   int64_t offset;
   double batch;
-  float* loss;     // or none
-  float* dimages;  // with the other gradients, or none
+  float* loss;
+  float* dimages;  // null where it is not wanted, as the others
   float* dtexts;
   float* dlogit_scale;
   float* dlogit_bias;
 };
 
+<<<<<<< HEAD
 template <typename T>
 TileOperand<T> embeddings(const T* data, int64_t width) {
   return {data, width, reinterpret_cast<uintptr_t>(data) % 16 == 0 && width * sizeof(T) % 16 == 0};
 }
 
+=======
+>>>>>>> a81a7a95dd7b817ab9abe6fe9010d93687d88dc4
 AddTo add_to(float* y, int64_t rows, int64_t width, bool add) {
   return {y,
           width,
@@ -192,28 +155,6 @@ AddTo add_to(float* y, int64_t rows, int64_t width, bool add) {
           static_cast<int>(width),
           add,
           reinterpret_cast<uintptr_t>(y) % 8 == 0 && width % 2 == 0};
-}
-
-TileShape tile_shape(int64_t m, int64_t n, int64_t k) {
-  return {static_cast<int>(m), static_cast<int>(n), static_cast<int>(k)};
-}
-
-// Positions outside any block need not be told apart.
-int64_t clamp_offset(int64_t offset) {
-  constexpr int64_t kFar = int64_t{1} << 40;
-  return offset < -kFar ? -kFar : offset > kFar ? kFar : offset;
-}
-
-// SIGLIP2_CUDA_LOSS is mma or wgmma, where one wants to say which products bfloat16 takes.
-bool wgmma_wanted(const CudaContext& cuda) {
-  const char* word = std::getenv("SIGLIP2_CUDA_LOSS");
-  if (word == nullptr || *word == '\0') return cuda.architecture >= 90;
-  const bool wgmma = std::strcmp(word, "wgmma") == 0;
-  if ((!wgmma && std::strcmp(word, "mma") != 0) || (wgmma && cuda.architecture < 90)) {
-    fail("ERR_ARGUMENT", "cuda: SIGLIP2_CUDA_LOSS must be mma%s on this device, got %s",
-         cuda.architecture < 90 ? "" : " or wgmma", word);
-  }
-  return wgmma;
 }
 
 // A part of the logits.
@@ -226,61 +167,79 @@ struct Block {
 
 // Makes the losses of a block, and its G where `gradient` is given, and returns how many rows of partial
 // sums it wrote.
-template <bool kLoss, bool kGradient, typename T>
-int64_t make_pairs(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Block& block,
-                   const PairScalars* scalars, double* partials, T* gradient, int64_t stride) {
+template <bool kGradient, typename T>
+int64_t make_pairs(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                   const Block& block, const PairScalars* scalars, double* partials, T* gradient,
+                   int64_t stride) {
   const int64_t width = call.extents.width;
   const T* images = call.images + block.row * width;
   const T* texts = call.texts + block.column * width;
   const int64_t offset = clamp_offset(call.offset) + block.row - block.column;
   if constexpr (sizeof(T) == 2) {
-    if (wgmma) {
+    if (by.wgmma) {
       wgmma_pairs(cuda, call.name,
                   {images, texts, block.rows, block.columns, width, offset, scalars, partials,
-                   gradient, stride, kLoss});
+                   gradient, stride});
       return wgmma_partials(cuda.multiprocessors);
     }
   }
   const TileShape shape = tile_shape(block.rows, block.columns, width);
-  launch_tiles<false, false>(cuda, call.name, embeddings(images, width), embeddings(texts, width),
-                             shape,
-                             PairBlock<kLoss, kGradient, T>{
-                                 scalars, {shape.m, shape.n, offset}, partials, gradient, stride});
+  launch_tiles<false, false>(
+      cuda, call.name, embeddings(images, width), embeddings(texts, width), shape,
+      PairBlock<kGradient, T>{scalars, {shape.m, shape.n, offset}, partials, gradient, stride});
   return shape.tiles();
+}
+
+// y (m, width) (+)= op(G) · B with B (k, width) and op(G) = G (m, k), or G (k, m) transposed.
+template <bool kTranspose, typename T>
+void add_product(const CudaContext& cuda, const char* name, const PairInstructions& by, const T* g,
+                 int64_t stride, const T* b, int64_t m, int64_t width, int64_t k, float* y,
+                 bool add) {
+  if constexpr (sizeof(T) == 2) {
+    if (by.library && cuda.blas != nullptr) {
+      MatrixProduct product;
+      product.m = m;
+      product.n = width;
+      product.k = k;
+      product.transpose_a = kTranspose;
+      product.input = DType::kBfloat16;
+      product.a = {g, stride, 0};
+      product.b = {b, width, 0};
+      product.c = y;
+      product.c_stride = width;
+      product.residual = add ? y : nullptr;
+      if (cuda.blas->multiply(product)) return;
+    }
+    if (by.wgmma) {
+      wgmma_add(cuda, name, {g, stride, kTranspose, b, m, width, k, y, add});
+      return;
+    }
+  }
+  launch_tiles<kTranspose, true>(cuda, name, TileOperand<T>{g, stride, true}, embeddings(b, width),
+                                 tile_shape(m, width, k), add_to(y, m, width, add));
 }
 
 // Adds a block's G · Y to dX and Gᵀ · X to dY.
 template <typename T>
-void add_gradients(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Block& block,
-                   const T* gradient, int64_t stride) {
+void add_gradients(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                   const Block& block, const T* gradient, int64_t stride) {
   const int64_t width = call.extents.width;
-  const T* images = call.images + block.row * width;
-  const T* texts = call.texts + block.column * width;
-  float* dimages = call.dimages + block.row * width;
-  float* dtexts = call.dtexts + block.column * width;
-  if constexpr (sizeof(T) == 2) {
-    if (wgmma) {
-      wgmma_add(cuda, call.name,
-                {gradient, stride, false, texts, block.rows, width, block.columns, dimages,
-                 block.column > 0});
-      wgmma_add(cuda, call.name,
-                {gradient, stride, true, images, block.columns, width, block.rows, dtexts,
-                 block.row > 0});
-      return;
-    }
+  if (call.dimages != nullptr) {
+    add_product<false>(cuda, call.name, by, gradient, stride, call.texts + block.column * width,
+                       block.rows, width, block.columns, call.dimages + block.row * width,
+                       block.column > 0);
   }
-  const TileOperand<T> g = {gradient, stride, true};
-  launch_tiles<false, true>(cuda, call.name, g, embeddings(texts, width),
-                            tile_shape(block.rows, width, block.columns),
-                            add_to(dimages, block.rows, width, block.column > 0));
-  launch_tiles<true, true>(cuda, call.name, g, embeddings(images, width),
-                           tile_shape(block.columns, width, block.rows),
-                           add_to(dtexts, block.columns, width, block.row > 0));
+  if (call.dtexts != nullptr) {
+    add_product<true>(cuda, call.name, by, gradient, stride, call.images + block.row * width,
+                      block.columns, width, block.rows, call.dtexts + block.column * width,
+                      block.row > 0);
+  }
 }
 
 // Both return the rows of partial sums that were written.
-template <bool kLoss, typename T>
-int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Workspace& w) {
+template <typename T>
+int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                     const Workspace& w) {
   const Extents& e = call.extents;
   const Blocks blocks = blocks_of(e, kDTypeOf<T>, cuda.multiprocessors);
   T* gradient = reinterpret_cast<T*>(w.gradient);
@@ -290,27 +249,30 @@ int64_t run_gradient(const CudaContext& cuda, const Call<T>& call, bool wgmma, c
     for (int64_t row = 0; row < e.rows; row += blocks.rows) {
       const Block block = {row, smaller(blocks.rows, e.rows - row), column,
                            smaller(blocks.columns, e.columns - column)};
-      partials += make_pairs<kLoss, true>(cuda, call, wgmma, block, w.scalars,
-                                          w.partials + partials * kPairSums, gradient, stride);
-      add_gradients(cuda, call, wgmma, block, gradient, stride);
+      partials += make_pairs<true>(cuda, call, by, block, w.scalars,
+                                   w.partials + partials * kPairSums, gradient, stride);
+      add_gradients(cuda, call, by, block, gradient, stride);
     }
   }
   return partials;
 }
 
 template <typename T>
-int64_t run_loss(const CudaContext& cuda, const Call<T>& call, bool wgmma, const Workspace& w) {
+int64_t run_loss(const CudaContext& cuda, const Call<T>& call, const PairInstructions& by,
+                 const Workspace& w) {
   const Block all = {0, call.extents.rows, 0, call.extents.columns};
-  return make_pairs<true, false, T>(cuda, call, wgmma, all, w.scalars, w.partials, nullptr, 0);
+  return make_pairs<false, T>(cuda, call, by, all, w.scalars, w.partials, nullptr, 0);
 }
 
 template <typename T>
 void run(Stream& stream, const Call<T>& call, Scratch scratch) {
   const CudaContext& cuda = stream.cuda();
   const Extents& e = call.extents;
-  const bool with_gradient = call.dimages != nullptr;
+  const bool with_gradient = call.dimages != nullptr || call.dtexts != nullptr ||
+                             call.dlogit_scale != nullptr || call.dlogit_bias != nullptr;
   DeviceCarver carver(scratch.data);
   const Workspace w = workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
+<<<<<<< HEAD
   const bool wgmma = sizeof(T) == 2 && wgmma_wanted(cuda) &&
                      embeddings(call.images, e.width).aligned &&
                      embeddings(call.texts, e.width).aligned;
@@ -325,6 +287,16 @@ void run(Stream& stream, const Call<T>& call, Scratch scratch) {
   } else {
     partials = run_gradient<true>(cuda, call, wgmma, w);
   }
+=======
+  PairInstructions by = pair_instructions(cuda);
+  by.wgmma = by.wgmma && embeddings(call.images, e.width).aligned &&
+             embeddings(call.texts, e.width).aligned;
+  prepare_pairs_kernel<<<1, 1, 0, cuda.stream>>>(call.logit_scale, call.logit_bias, call.batch,
+                                                 w.scalars);
+  check_launch(call.name);
+  const int64_t partials =
+      with_gradient ? run_gradient(cuda, call, by, w) : run_loss(cuda, call, by, w);
+>>>>>>> a81a7a95dd7b817ab9abe6fe9010d93687d88dc4
   finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(
       w.partials, partials, w.scalars, call.batch, call.loss, call.dlogit_scale, call.dlogit_bias);
   check_launch(call.name);
@@ -350,37 +322,43 @@ Extents check_operands(const char* who, const In& images, const In& texts, const
   return e;
 }
 
-struct Gradients {
-  const Out& images;
-  const Out& texts;
-  const Out& logit_scale;
-  const Out& logit_bias;
-};
+// Null where it is not wanted.
+float* data_of(const MaybeOut& y) { return y.present() ? y.data() : nullptr; }
 
-// Loss, gradients or both, of either dtype.
-void dispatch(Stream& stream, const char* name, const Extents& e, const In* dloss, const In& images,
-              const In& texts, const In& logit_scale, const In& logit_bias, int64_t offset,
-              int64_t batch, const Out* loss, const Gradients* gradients, Scratch scratch) {
+}  // namespace
+
+size_t sigmoid_loss_forward_scratch(int multiprocessors, In images, In texts, MaybeOut dimages,
+                                    MaybeOut dtexts, MaybeOut dlogit_scale, MaybeOut dlogit_bias) {
+  const Extents e = {images.extent(0), texts.extent(0), images.extent(1)};
+  DeviceCarver carver(nullptr);
+  workspace(
+      e, images.dtype(), multiprocessors,
+      dimages.present() || dtexts.present() || dlogit_scale.present() || dlogit_bias.present(),
+      carver);
+  return carver.bytes();
+}
+
+void sigmoid_loss_forward(Stream& stream, In images, In texts, In logit_scale, In logit_bias,
+                          int64_t offset, int64_t batch, Out loss, MaybeOut dimages,
+                          MaybeOut dtexts, MaybeOut dlogit_scale, MaybeOut dlogit_bias,
+                          Scratch scratch) {
+  constexpr char kName[] = "sigmoid_loss_forward";
+  const Extents e = check_operands(kName, images, texts, logit_scale, logit_bias);
+  check_elements(kName, "loss", loss, 1);
+  if (dimages.present()) check_elements(kName, "dimages", dimages, images.elements());
+  if (dtexts.present()) check_elements(kName, "dtexts", dtexts, texts.elements());
+  if (dlogit_scale.present()) check_elements(kName, "dlogit_scale", dlogit_scale, 1);
+  if (dlogit_bias.present()) check_elements(kName, "dlogit_bias", dlogit_bias, 1);
+  check_scratch(kName, scratch,
+                sigmoid_loss_forward_scratch(stream.cuda().multiprocessors, images, texts, dimages,
+                                             dtexts, dlogit_scale, dlogit_bias));
   const auto with = [&](auto* images_data, auto* texts_data) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(images_data)>>;
-    Call<T> call = {};
-    call.name = name;
-    call.extents = e;
-    call.images = images_data;
-    call.texts = texts_data;
-    call.logit_scale = logit_scale.data();
-    call.logit_bias = logit_bias.data();
-    call.dloss = dloss == nullptr ? nullptr : dloss->data();
-    call.offset = offset;
-    call.batch = static_cast<double>(batch);
-    call.loss = loss == nullptr ? nullptr : loss->data();
-    if (gradients != nullptr) {
-      call.dimages = gradients->images.data();
-      call.dtexts = gradients->texts.data();
-      call.dlogit_scale = gradients->logit_scale.data();
-      call.dlogit_bias = gradients->logit_bias.data();
-    }
-    run(stream, call, scratch);
+    run(stream,
+        Call<T>{kName, e, images_data, texts_data, logit_scale.data(), logit_bias.data(), offset,
+                static_cast<double>(batch), loss.data(), data_of(dimages), data_of(dtexts),
+                data_of(dlogit_scale), data_of(dlogit_bias)},
+        scratch);
   };
   if (images.dtype() == DType::kFloat32) {
     with(images.data(), texts.data());
@@ -388,44 +366,6 @@ void dispatch(Stream& stream, const char* name, const Extents& e, const In* dlos
     with(reinterpret_cast<const __nv_bfloat16*>(images.data<bfloat16>()),
          reinterpret_cast<const __nv_bfloat16*>(texts.data<bfloat16>()));
   }
-}
-
-}  // namespace
-
-size_t sigmoid_loss_forward_scratch(int multiprocessors, In images, In texts) {
-  return scratch_bytes(multiprocessors, images, texts, false);
-}
-
-void sigmoid_loss_forward(Stream& stream, In images, In texts, In logit_scale, In logit_bias,
-                          int64_t offset, int64_t batch, Out loss, Scratch scratch) {
-  constexpr char kName[] = "sigmoid_loss_forward";
-  const Extents e = check_operands(kName, images, texts, logit_scale, logit_bias);
-  check_elements(kName, "loss", loss, 1);
-  check_scratch(kName, scratch,
-                sigmoid_loss_forward_scratch(stream.cuda().multiprocessors, images, texts));
-  dispatch(stream, kName, e, nullptr, images, texts, logit_scale, logit_bias, offset, batch, &loss,
-           nullptr, scratch);
-}
-
-size_t sigmoid_loss_backward_scratch(int multiprocessors, In images, In texts) {
-  return scratch_bytes(multiprocessors, images, texts, true);
-}
-
-void sigmoid_loss_backward(Stream& stream, In dloss, In images, In texts, In logit_scale,
-                           In logit_bias, int64_t offset, int64_t batch, Out dimages, Out dtexts,
-                           Out dlogit_scale, Out dlogit_bias, Scratch scratch) {
-  constexpr char kName[] = "sigmoid_loss_backward";
-  const Extents e = check_operands(kName, images, texts, logit_scale, logit_bias);
-  check_elements(kName, "dloss", dloss, 1);
-  check_elements(kName, "dimages", dimages, images.elements());
-  check_elements(kName, "dtexts", dtexts, texts.elements());
-  check_elements(kName, "dlogit_scale", dlogit_scale, 1);
-  check_elements(kName, "dlogit_bias", dlogit_bias, 1);
-  check_scratch(kName, scratch,
-                sigmoid_loss_backward_scratch(stream.cuda().multiprocessors, images, texts));
-  const Gradients gradients = {dimages, dtexts, dlogit_scale, dlogit_bias};
-  dispatch(stream, kName, e, &dloss, images, texts, logit_scale, logit_bias, offset, batch, nullptr,
-           &gradients, scratch);
 }
 
 }  // namespace siglip::cuda

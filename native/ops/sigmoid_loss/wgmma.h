@@ -27,7 +27,6 @@ struct WgmmaPairs {
   double* partials;
   __nv_bfloat16* gradient;  // or none
   int64_t stride;
-  bool loss;  // is wanted
 };
 void wgmma_pairs(const CudaContext& cuda, const char* name, const WgmmaPairs& pairs);
 

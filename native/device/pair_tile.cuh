@@ -20,18 +20,10 @@ inline constexpr float kLn2 = 0.6931471805599453F;
 
 // What a kernel needs of the scalars, made once for a call.
 struct PairScalars {
-<<<<<<< HEAD
-  float scale2;     // exp(t) · log2 e
-  float bias2;      // b · log2 e
-  float factor;     // exp(t) · dloss / batch: of G in the gradients of embeddings
-  double scale;     // exp(t)
-  double upstream;  // dloss / batch
-=======
   float scale2;  // exp(t) · log2 e
   float bias2;   // b · log2 e
   float factor;  // exp(t) / batch: of G in the gradients of embeddings
   double scale;  // exp(t)
->>>>>>> a81a7a95dd7b817ab9abe6fe9010d93687d88dc4
 };
 
 // A block of the logits: the pairs with row < rows and column < columns; the positive of row i is in

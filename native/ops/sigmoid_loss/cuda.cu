@@ -140,14 +140,6 @@ struct Call {
   float* dlogit_bias;
 };
 
-<<<<<<< HEAD
-template <typename T>
-TileOperand<T> embeddings(const T* data, int64_t width) {
-  return {data, width, reinterpret_cast<uintptr_t>(data) % 16 == 0 && width * sizeof(T) % 16 == 0};
-}
-
-=======
->>>>>>> a81a7a95dd7b817ab9abe6fe9010d93687d88dc4
 AddTo add_to(float* y, int64_t rows, int64_t width, bool add) {
   return {y,
           width,
@@ -272,22 +264,6 @@ void run(Stream& stream, const Call<T>& call, Scratch scratch) {
                              call.dlogit_scale != nullptr || call.dlogit_bias != nullptr;
   DeviceCarver carver(scratch.data);
   const Workspace w = workspace(e, kDTypeOf<T>, cuda.multiprocessors, with_gradient, carver);
-<<<<<<< HEAD
-  const bool wgmma = sizeof(T) == 2 && wgmma_wanted(cuda) &&
-                     embeddings(call.images, e.width).aligned &&
-                     embeddings(call.texts, e.width).aligned;
-  prepare_kernel<<<1, 1, 0, cuda.stream>>>(call.logit_scale, call.logit_bias, call.dloss,
-                                           call.batch, w.scalars);
-  check_launch(call.name);
-  int64_t partials;
-  if (!with_gradient) {
-    partials = run_loss(cuda, call, wgmma, w);
-  } else if (call.loss == nullptr) {
-    partials = run_gradient<false>(cuda, call, wgmma, w);
-  } else {
-    partials = run_gradient<true>(cuda, call, wgmma, w);
-  }
-=======
   PairInstructions by = pair_instructions(cuda);
   by.wgmma = by.wgmma && embeddings(call.images, e.width).aligned &&
              embeddings(call.texts, e.width).aligned;
@@ -296,7 +272,6 @@ void run(Stream& stream, const Call<T>& call, Scratch scratch) {
   check_launch(call.name);
   const int64_t partials =
       with_gradient ? run_gradient(cuda, call, by, w) : run_loss(cuda, call, by, w);
->>>>>>> a81a7a95dd7b817ab9abe6fe9010d93687d88dc4
   finish_kernel<<<1, kFinishThreads, 0, cuda.stream>>>(
       w.partials, partials, w.scalars, call.batch, call.loss, call.dlogit_scale, call.dlogit_bias);
   check_launch(call.name);

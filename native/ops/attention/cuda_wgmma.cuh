@@ -118,6 +118,13 @@ extern template void forward_long<64>(const CudaContext&, const ForwardCall&);
 extern template void forward_long<72>(const CudaContext&, const ForwardCall&);
 extern template void forward_long<96>(const CudaContext&, const ForwardCall&);
 
+// More than 256 queries or keys; reads delta.
+template <int kWidth>
+void backward_long(const CudaContext& cuda, const BackwardCall& call);
+extern template void backward_long<64>(const CudaContext&, const BackwardCall&);
+extern template void backward_long<72>(const CudaContext&, const BackwardCall&);
+extern template void backward_long<96>(const CudaContext&, const BackwardCall&);
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Starts to load kRows rows of a head, from `row` on; kLoaders threads call it, and arrive at the
@@ -360,6 +367,14 @@ __device__ __forceinline__ void limit_keys(float (&s)[kCount / 2], int count) {
   for (int i = 0; i < kCount / 2; ++i) {
     if (i / 4 * 8 + column + i % 2 >= count) s[i] = -INFINITY;
   }
+}
+
+// Fragments of the scores of kCount columns.
+template <int kCount>
+__device__ __forceinline__ void pack_scores(const float (&s)[kCount / 2],
+                                            uint32_t (&p)[kCount / 16][4]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 4; ++i) p[i / 4][i % 4] = pack_bfloat16(s[2 * i], s[2 * i + 1]);
 }
 
 // Greatest of the thread's two rows.

@@ -54,14 +54,6 @@ struct BackwardPlan {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Fragments of the scores of kCount columns.
-template <int kCount>
-__device__ __forceinline__ void pack_scores(const float (&s)[kCount / 2],
-                                            uint32_t (&p)[kCount / 16][4]) {
-#pragma unroll
-  for (int i = 0; i < kCount / 4; ++i) p[i / 4][i % 4] = pack_bfloat16(s[2 * i], s[2 * i + 1]);
-}
-
 // Σ_d of the products of a row of two tiles.
 template <int kWidth, int kRows>
 __device__ __forceinline__ float row_dot(const char* a, const char* b, int row) {
@@ -332,6 +324,7 @@ void run(const CudaContext& cuda, const BackwardCall& call) {
 
 template <int kWidth>
 void run_width(const CudaContext& cuda, const BackwardCall& call, int rows) {
+  if (rows > 256) return backward_long<kWidth>(cuda, call);
   if (rows <= 64) return run<kWidth, 64>(cuda, call);
   if (rows <= 128) return run<kWidth, 128>(cuda, call);
   run<kWidth, 256>(cuda, call);
@@ -342,7 +335,8 @@ void run_width(const CudaContext& cuda, const BackwardCall& call, int rows) {
 bool backward_wgmma(const CudaContext& cuda, const BackwardCall& call) {
   const int width = call.shape.width;
   const int rows = call.shape.queries > call.shape.keys ? call.shape.queries : call.shape.keys;
-  if (width <= 32 || width > 96 || rows > 256) return false;
+  if (width <= 32 || width > 96) return false;
+  if (rows > 256) compute_delta(cuda, call, true);
   if (width <= 64) {
     run_width<64>(cuda, call, rows);
   } else if (width == 72) {

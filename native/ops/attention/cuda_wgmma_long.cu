@@ -16,7 +16,7 @@ struct LongPlan {
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kKeyBytes = Columns<kWidth>::tile_bytes(kKeys);
   static constexpr int kChunkBytes = Columns<kWidth>::tile_bytes(kBoxRows);
-  static constexpr int kStages = kWidth > 64 ? 3 : 4;  // blocks of keys, and of values
+  static constexpr int kStages = kWidth > 72 ? 3 : 4;  // blocks of keys, and of values
   static constexpr int kTiles = 2;                     // of queries, each a chunk to a warpgroup
   static constexpr int kTileBytes = kConsumers * kChunkBytes;
   static constexpr int kBytes =

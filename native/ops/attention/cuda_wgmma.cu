@@ -35,8 +35,8 @@ struct ShortPlan {
 
 template <int kWidth, int kKeys>
 __global__ void __launch_bounds__(kThreads, 1)
-    attention_forward_short(const __grid_constant__ ForwardTensors<kWidth> tensors, ForwardExtents e,
-                            float c, float* lse) {
+    attention_forward_short(const __grid_constant__ ForwardTensors<kWidth> tensors,
+                            ForwardExtents e, float c, float* lse) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using C = Columns<kWidth>;
   using Plan = ShortPlan<kWidth, kKeys>;

@@ -150,10 +150,9 @@ __device__ __forceinline__ void load_tile(char* shared, const Tensor<kWidth>& te
       const int first = thread / C::kPieces;
       const int piece = thread % C::kPieces;
       const int count = tensor.rows - row;
-      const char* source = tensor.data +
-                           (static_cast<int64_t>(image) * tensor.rows + row + first) *
-                               tensor.stride +
-                           head * (kWidth * 2) + piece * 16;
+      const char* source =
+          tensor.data + (static_cast<int64_t>(image) * tensor.rows + row + first) * tensor.stride +
+          head * (kWidth * 2) + piece * 16;
       uint32_t target = shared_address(shared) + piece * C::column_bytes(kRows) + first * 16;
 #pragma unroll 4
       for (int r = first; r < kRows; r += kTogether) {
@@ -189,8 +188,8 @@ __device__ __forceinline__ void fill_up_tiles(char* tiles, int count) {
   using C = Columns<kWidth>;
   if constexpr (!C::kByEngine) {
     for (int i = threadIdx.x; i < count * kRows; i += blockDim.x) {
-      char* const column = tiles + i / kRows * C::tile_bytes(kRows) +
-                           C::kPieces * C::column_bytes(kRows);
+      char* const column =
+          tiles + i / kRows * C::tile_bytes(kRows) + C::kPieces * C::column_bytes(kRows);
       *reinterpret_cast<uint4*>(column + i % kRows * 16) = make_uint4(0, 0, 0, 0);
     }
     fence_async_shared();
@@ -300,8 +299,8 @@ __device__ __forceinline__ void mix_rows(WidthSums<kWidth>& sums, const uint32_t
                             operand_across_k<kBytes>(b + kRowsB * 128 + b_row * kBytes, 0), add);
     }
   } else {
-    wgmma<C::kMain, true>(sums.main, p,
-                          columns_across_k(b + b_row * 16, C::column_bytes(kRowsB)), add);
+    wgmma<C::kMain, true>(sums.main, p, columns_across_k(b + b_row * 16, C::column_bytes(kRowsB)),
+                          add);
   }
 }
 

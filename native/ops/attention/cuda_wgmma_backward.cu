@@ -72,8 +72,7 @@ __device__ __forceinline__ float row_dot(const char* a, const char* b, int row) 
   };
 #pragma unroll
   for (int piece = 0; piece < C::kMain / 8; ++piece) {
-    add(C::kByEngine ? swizzled<128>(row * 128 + piece * 16)
-                     : piece * (kRows + 1) * 16 + row * 16);
+    add(C::kByEngine ? swizzled<128>(row * 128 + piece * 16) : piece * (kRows + 1) * 16 + row * 16);
   }
 #pragma unroll
   for (int piece = 0; piece < C::kRest / 8; ++piece) {
@@ -137,8 +136,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   char* const stage = stages + group * Plan::kChunkBytes;
   const float scale_log2 = scale * static_cast<float>(kLog2E);
   // Rounds 64 rows of a result and has them stored.
-  const auto store = [&](const WidthSums<kWidth>& sums, float factor,
-                         const Tensor<kWidth>& target, int head, int first, int image) {
+  const auto store = [&](const WidthSums<kWidth>& sums, float factor, const Tensor<kWidth>& target,
+                         int head, int first, int image) {
     if constexpr (C::kByEngine) {
       if (elected) tma_store_wait_read<0>();
       named_barrier_sync(barrier, 128);
@@ -212,7 +211,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             const float2 total = *reinterpret_cast<const float2*>(totals + column + 8 * i);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-              s[4 * i + j] = exp2_fast(fmaf(s[4 * i + j], scale_log2, -(j % 2 == 0 ? total.x : total.y)));
+              s[4 * i + j] =
+                  exp2_fast(fmaf(s[4 * i + j], scale_log2, -(j % 2 == 0 ? total.x : total.y)));
             }
           }
           uint32_t p[kBlock / 16][4];
@@ -305,9 +305,7 @@ void run(const CudaContext& cuda, const BackwardCall& call) {
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes),
       "attention_backward_short");
-  const auto queries = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.queries);
-  };
+  const auto queries = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.queries); };
   const auto keys = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.keys); };
   const BackwardTensors<kWidth> tensors = {
       {queries(call.o), queries(call.dout), keys(call.k), queries(call.q), keys(call.v)},
@@ -317,8 +315,8 @@ void run(const CudaContext& cuda, const BackwardCall& call) {
   const Extents e = {static_cast<int>(shape.batch * shape.heads), shape.heads, shape.queries,
                      shape.keys};
   const int blocks = e.items < cuda.multiprocessors ? e.items : cuda.multiprocessors;
-  kernel<<<blocks, kThreads, Plan::kBytes, cuda.stream>>>(
-      tensors, e, static_cast<float>(call.scale), call.lse);
+  kernel<<<blocks, kThreads, Plan::kBytes, cuda.stream>>>(tensors, e,
+                                                          static_cast<float>(call.scale), call.lse);
   check_launch("attention_backward_short");
 }
 

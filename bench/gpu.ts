@@ -288,4 +288,7 @@ async function main(): Promise<void> {
   writePage();
 }
 
-void main();
+main().catch((error: unknown) => {
+  process.stderr.write(`bench:gpu: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = 1;
+});

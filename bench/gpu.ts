@@ -73,6 +73,11 @@ function lineOf({ name, peerName, ours, peer, ratio, unit }: Row): string {
   return `${name.padEnd(70)} ${figure(ours).padStart(8)} ${unit.padEnd(8)} ${figure(peer).padStart(8)} ${ratioText.padStart(8)}  ${peerName}`;
 }
 
+/** Whether an error is one after which a process cannot use the device any more. */
+function deviceFailed(reason: string): boolean {
+  return /cudaError|CUDA error|AcceleratorError|must go on working/u.test(reason);
+}
+
 class Sides {
   readonly rows: Row[] = [];
   readonly variants: Record<string, Record<string, number>> = {};
@@ -91,6 +96,7 @@ class Sides {
     const reply = theirs as PeerReply | undefined;
     for (const [form, reason] of Object.entries(reply?.failed ?? {})) {
       this.skip(`PyTorch ${form}: ${row.name}`, reason);
+      if (deviceFailed(reason)) this.peer?.end();
     }
     const forms = Object.entries(reply?.variants ?? {});
     if (own === undefined && forms.length === 0) return;
@@ -134,8 +140,7 @@ class Sides {
     } catch (error) {
       const reason = reasonOf(error);
       this.skip(`${name}: ${row}`, reason);
-      // After an error of the device a process does not recover.
-      if (/CUDA|cuda|device/u.test(reason)) side?.end();
+      if (deviceFailed(reason)) side?.end();
       return undefined;
     }
   }
@@ -283,4 +288,7 @@ async function main(): Promise<void> {
   writePage();
 }
 
-void main();
+main().catch((error: unknown) => {
+  process.stderr.write(`bench:gpu: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = 1;
+});

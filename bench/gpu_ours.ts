@@ -19,6 +19,7 @@ import {
   flatten,
   gradient,
   int32,
+  uint8,
 } from '../lib/graph';
 import type { ModelConfig, ParameterSpec, VariantName, VisionParameters } from '../lib/model';
 import {
@@ -29,6 +30,7 @@ import {
   visionParameters,
   visionTower,
 } from '../lib/model';
+import { jointSelection } from '../lib/loss';
 import * as ops from '../lib/ops';
 import { compileTwoTowersStep } from '../lib/train/two_towers';
 import { defaultOptimizer, scheduleInput } from '../lib/train/optimizer';
@@ -337,6 +339,53 @@ const sigmoidLoss: Kind = (request, target) => {
   return timeKernels(target, specs, inputs, fn, {});
 };
 
+const selection: Kind = (request, target) => {
+  const { batch, width, picked, chunks } = sizes(request);
+  const { device } = target;
+  const embeddings = ['learnerImages', 'learnerTexts', 'referenceImages', 'referenceTexts'];
+  const specs = {
+    ...Object.fromEntries(embeddings.map((name) => [name, float32(batch, width)])),
+    scale: float32(1),
+    bias: float32(1),
+    taken: uint8(batch),
+    draw: int32(4),
+  };
+  const rows = unitRows(batch, width);
+  const inputs: Arrays = {
+    ...Object.fromEntries(
+      embeddings.map((name, i) => [
+        name,
+        // Rows of one another's neighbours: alike, and never the same.
+        DeviceArray.from(rotated(rows, i * width), [batch, width], device),
+      ]),
+    ),
+    scale: DeviceArray.from(Float32Array.of(Math.log(100)), [1], device),
+    bias: DeviceArray.from(Float32Array.of(-10), [1], device),
+    taken: DeviceArray.zeros(uint8(batch), device),
+    draw: DeviceArray.from(Int32Array.of(1, 0, 2, 0), [4], device),
+  };
+  const fn = (t: Record<string, Tensor>): Record<string, Tensor> => {
+    const { scale: logitScale, bias: logitBias } = t;
+    const learner = { images: t['learnerImages'], texts: t['learnerTexts'], logitScale, logitBias };
+    const reference = {
+      images: t['referenceImages'],
+      texts: t['referenceTexts'],
+      logitScale,
+      logitBias,
+    };
+    const options = { batch: picked, chunks };
+    return { taken: jointSelection(learner, reference, t['taken'], t['draw'], options).taken };
+  };
+  return timeKernels(target, specs, inputs, fn, {});
+};
+
+function rotated(values: Float32Array, by: number): Float32Array {
+  const turned = new Float32Array(values.length);
+  turned.set(values.subarray(by));
+  turned.set(values.subarray(0, by), values.length - by);
+  return turned;
+}
+
 function modelOf(request: Request): ModelConfig {
   const { imageSize } = sizes(request);
   return variant(request['model'] as VariantName, { imageSize });
@@ -482,6 +531,7 @@ const kinds: Readonly<Record<string, Kind>> = {
   layer_norm: layerNorm,
   adam,
   sigmoid_loss: sigmoidLoss,
+  joint_selection: selection,
   embed,
   latency,
   train_step: trainStep,

@@ -1579,6 +1579,8 @@ export const deviceCases: readonly OpCase[] = [
   tokenMeanCase([3, 256, 1152]),
   sumRowsCase([2000, 1152]),
   dotCase([1_000_003]),
+  learnabilityCase({ N: 1024, widths: [768, 1152] }),
+  conditionScoresCase({ N: 1024, widths: [768, 1152] }, 256),
   sigmoidLossCase({ R: 1024, C: 1024, E: 1152 }),
   sigmoidLossCase({ R: 300, C: 1111, E: 768, offset: 200, batch: 2048 }),
   adamCase([1_000_003], 1, 1e-4, 4),

@@ -48,7 +48,7 @@ async function main(): Promise<void> {
   });
   const { device, missing } = find(values.device as Device);
   const runner = new Runner(missing?.split('\n').join('; '));
-  const { cuda, isa } = loadAddon().describe();
+  const { cuda, isa, kernels } = loadAddon().describe();
   declarePrograms(runner, device, memoryOf(device));
   declareOps(runner, device);
   declareGoldens(runner, device);
@@ -61,7 +61,13 @@ async function main(): Promise<void> {
       json: values.json,
       verbose: values.verbose,
     },
-    { device, isa, cuda, node: process.version },
+    {
+      device,
+      isa,
+      cuda,
+      node: process.version,
+      kernels: kernels.map(({ name, cuda: compiled }) => ({ name, compiled })),
+    },
   );
   process.exitCode = passed ? 0 : 1;
 }

@@ -36,6 +36,39 @@ describe('a run', () => {
     program.dispose();
   });
 
+  test.each([
+    ['1', 'NaN NaN 3'],
+    ['0', '3 0 3'],
+  ])('begins with NaN where nothing was written, SIGLIP2_POISON=%s', (value, wanted) => {
+    const { output } = runChild(
+      `
+      const addon = load();
+      // One result from the arena, one that no step writes whole, and one that is only read.
+      const add = index(addon, 'add_forward');
+      const program = new addon.Program({
+        name: 'poisoned', arenaBytes: 64, bufferBytes: [4, 8, 4],
+        steps: [
+          { kernel: add, label: 'arena', args: [view(-1, 0, 1), view(2, 0, 1), view(0, 0, 1)] },
+          { kernel: add, label: 'buffer', args: [view(1, 0, 1), view(2, 0, 1), view(1, 4, 1)] },
+          { kernel: add, label: 'arena again', args: [view(-1, 0, 1), view(1, 0, 1), view(1, 0, 1)] },
+        ],
+      });
+      const [x, y, z] = [4, 8, 4].map((bytes) => new addon.Buffer(bytes));
+      z.write(0, new Uint8Array(Float32Array.of(3).buffer));
+      const read = async (buffer, i) => {
+        const values = new Float32Array(buffer.bytes / 4);
+        await buffer.read(0, new Uint8Array(values.buffer));
+        return values[i];
+      };
+      program.run([x, y, z], false).then(async () => {
+        console.log(await read(x, 0), await read(y, 0), await read(y, 1));
+      });
+      `,
+      { SIGLIP2_POISON: value },
+    );
+    expect(output.trim()).toBe(wanted);
+  });
+
   test('takes effect in the order of calls with writes and reads', async () => {
     const { steps, arenaBytes } = longSteps(10);
     const long = new addon.Program(description(steps, [], arenaBytes));

@@ -598,7 +598,7 @@ function packedPoolCase(lengths: readonly number[], spare: number, H: number, D:
       return { x: p.pack(dx, T), u: du };
     },
     // The gradient of u cancels in a sequence of one token.
-    condition: lengths.includes(1) ? 4 : 1,
+    condition: lengths.includes(1) ? 20 : 1,
     refuses: [
       { x: [T, D + 1] },
       { x: [1, T, D] },

@@ -11,7 +11,7 @@ const FACTOR = 2;
 /** Half a unit in the last place of a bfloat16, relative: it has eight bits. */
 const ROUNDING = 2 ** -8;
 /** Of what cancels altogether the roundings of its terms are left, which are of order one. */
-const CANCELLED = 1e-5;
+const CANCELLED = 5e-5;
 
 /** The operands of a case as a bfloat16 implementation gets them. */
 export function roundedOperands(c: OpCase, values: Arrays): Arrays {

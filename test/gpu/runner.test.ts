@@ -86,7 +86,9 @@ describe('the bar of bfloat16', () => {
   });
 
   test('three times its error is not', () => {
-    expect(() => expectBfloat16('y', [1, -2, 0.5, 3.3], exact, exact)).toThrow(/error must be at most 2 times/);
+    expect(() => expectBfloat16('y', [1, -2, 0.5, 3.3], exact, exact)).toThrow(
+      /error must be at most 2 times/,
+    );
   });
 
   test('neither is NaN, nor a missing element', () => {

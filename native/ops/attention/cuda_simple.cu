@@ -124,7 +124,7 @@ __device__ __forceinline__ float row_sum(float x) {
 
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-    attention_forward_simple(Shape shape, const T* q, const T* k, const T* v, float c, T* o,
+    attention_forward_simple(Shape shape, const T* q, const T* k, const T* v, float scale, T* o,
                              float* lse) {
   constexpr int kRows = rows_of_thread(kWidth);
   constexpr int kTile = 16 * kRows;
@@ -165,15 +165,15 @@ __global__ void __launch_bounds__(kThreads)
       const int key = first + static_cast<int>(threadIdx.x % 16) + 16 * j;
       const bool counts = key < tile.others && (mask == nullptr || mask[key] != 0);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) s[i][j] = counts ? s[i][j] * c : -INFINITY;
+      for (int i = 0; i < kRows; ++i) s[i][j] = counts ? s[i][j] * scale : -INFINITY;
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const float now = fmaxf(highest[i], row_max(fmaxf(s[i][0], s[i][1])));
       const float reference = now == -INFINITY ? 0.0F : now;  // no key yet
-      const float rescale = exp2f(highest[i] - reference);
-      s[i][0] = exp2f(s[i][0] - reference);
-      s[i][1] = exp2f(s[i][1] - reference);
+      const float rescale = expf(highest[i] - reference);
+      s[i][0] = expf(s[i][0] - reference);
+      s[i][1] = expf(s[i][1] - reference);
       total[i] = total[i] * rescale + (s[i][0] + s[i][1]);
       highest[i] = now;
 #pragma unroll
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kThreads)
     inverse[i] = sum == 0.0F ? 0.0F : 1.0F / sum;
     const int row = static_cast<int>(threadIdx.x) / 16 * kRows + i;
     if (threadIdx.x % 16 == 0 && row < tile.rows) {
-      lse[tile.statistic + row] = sum == 0.0F ? -INFINITY : (highest[i] + log2f(sum)) * kLn2;
+      lse[tile.statistic + row] = sum == 0.0F ? -INFINITY : highest[i] + logf(sum);
     }
   }
   store_rows<kWidth, kRows>(sums, inverse, tile.rows, stride, shape.width,
@@ -325,8 +325,8 @@ void run_forward(const CudaContext& cuda, const ForwardCall& call) {
   allow_shared(kernel, kBytes);
   kernel<<<tile_blocks(call.shape, call.shape.queries, kTile), kThreads, kBytes, cuda.stream>>>(
       call.shape, static_cast<const T*>(call.q), static_cast<const T*>(call.k),
-      static_cast<const T*>(call.v), static_cast<float>(call.scale * kLog2E),
-      static_cast<T*>(call.o), call.lse);
+      static_cast<const T*>(call.v), static_cast<float>(call.scale), static_cast<T*>(call.o),
+      call.lse);
   check_launch("attention_forward_simple");
 }
 

@@ -265,24 +265,36 @@ function squares(tensors: Record<string, Tensor>): Record<string, Tensor> {
 const layerNorm: Kind = (request, target) => {
   const { batch, width } = sizes(request);
   const rows = float32(batch, width);
-  const specs = { x: rows, dy: rows, weight: float32(width), bias: float32(width) };
+  const specs = {
+    x: rows,
+    dy: rows,
+    weight: float32(width),
+    bias: float32(width),
+    ids: int32(batch),
+  };
   const inputs = {
     x: array(target, [batch, width]),
     dy: array(target, [batch, width]),
     weight: array(target, [width]),
     bias: array(target, [width]),
+    ids: DeviceArray.from(
+      Int32Array.from({ length: batch }, (_, i) => i),
+      [batch],
+      target.device,
+    ),
   };
-  // Its operands come from a product in a tower, in the precision of the program; so do they here.
-  const narrow = (x: Tensor): Tensor => ops.scaleBy(x, 1);
+  // In a tower its operands come in the precision of the program, as looked-up rows do.
+  const narrow = (x: Tensor, ids: Tensor): Tensor => ops.embedding(x, ids);
   if (request['pass'] === 'forward') {
-    const fn = ({ x, weight, bias }: Record<string, Tensor>): Record<string, Tensor> => {
-      const rowsOf = narrow(x);
+    const fn = ({ x, weight, bias, ids }: Record<string, Tensor>): Record<string, Tensor> => {
+      const rowsOf = narrow(x, ids);
       return repeated(() => ops.layerNorm(rowsOf, weight, bias, { eps: 1e-6 }));
     };
     return timeKernels(target, specs, inputs, fn, { kernel: 'layer_norm_forward', times: calls });
   }
-  const fn = ({ x, dy, weight, bias }: Record<string, Tensor>): Record<string, Tensor> => {
-    const value = ops.dot(ops.layerNorm(narrow(x), weight, bias, { eps: 1e-6 }), narrow(dy));
+  const fn = ({ x, dy, weight, bias, ids }: Record<string, Tensor>): Record<string, Tensor> => {
+    const normed = ops.layerNorm(narrow(x, ids), weight, bias, { eps: 1e-6 });
+    const value = ops.dot(normed, narrow(dy, ids));
     return squares(gradient(value, { x, weight, bias }));
   };
   return timeKernels(target, specs, inputs, fn, { kernel: 'layer_norm_backward' });

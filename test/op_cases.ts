@@ -434,6 +434,8 @@ function attentionCase({ B, Tq, Tk, heads, headWidth, keys, spread = 1 }: Attent
       `${text([B, Tq, Tk])}, ${String(heads)} heads of ${String(headWidth)}` +
       (keys === undefined ? '' : `, keys ${keys.join(' ')}`) +
       (spread === 1 ? '' : `, spread ${String(spread)}`),
+    // Scores of up to 100, whose roundings are relative errors of the probabilities.
+    condition: spread === 1 ? 1 : 2,
     operands: {
       q: f32([B, Tq, D], { draw: scaled(spread) }),
       k: f32([B, Tk, D], { draw: scaled(spread) }),

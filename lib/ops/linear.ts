@@ -67,7 +67,7 @@ const linearForward = op<
   kernel: kernels.linearForward,
   optionalOutputs: ['pre'],
   fusions,
-  precision: { narrow: ['x', 'weight', 'residual', 'pre', 'y'] },
+  precision: { narrow: ['x', 'weight', 'bias', 'residual', 'pre', 'y'] },
   gradient: ({ inputs: { x, weight, bias }, gradients: { y: dy } }) => {
     if (dy === undefined) return {};
     const { dweight, dbias } = linearBackwardWeight({ dy, x }, {});

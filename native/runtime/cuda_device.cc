@@ -16,6 +16,14 @@ namespace siglip {
 namespace {
 
 constexpr size_t kBlockAlignment = 256;
+// Blocks that are kept when they are given back, each and together at most.
+constexpr size_t kSmallBlock = size_t{4} << 20;
+constexpr size_t kIdleBytes = size_t{256} << 20;
+
+size_t padded_bytes(size_t bytes) {
+  return (bytes + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
+}
+
 // Jobs queued on the GPU ahead of the one it works on: a batch is two or three writes, a run and a
 // read.
 constexpr size_t kAhead = 12;
@@ -77,7 +85,7 @@ class CudaDevice::Allocation final : public Memory {
   Allocation(CudaDevice& device, void* data, size_t bytes) : Memory(bytes), device_(device) {
     data_ = static_cast<std::byte*>(data);
   }
-  ~Allocation() override { device_.free(data_); }
+  ~Allocation() override { device_.free(data_, bytes()); }
 
  private:
   CudaDevice& device_;
@@ -102,10 +110,8 @@ CudaDevice::CudaDevice(int index)
   pool_ = new_pool(index);
   check_cuda(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming), "an event");
   context_.stream = compute_;
-#if __has_include("runtime/cublaslt.h")
   blas_ = open_cublaslt(context_);
   context_.blas = blas_.get();
-#endif
 }
 
 void CudaDevice::submit(std::unique_ptr<Job> job) {
@@ -122,18 +128,9 @@ void CudaDevice::submit(std::unique_ptr<Job> job) {
 std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   check_usable();
   const CurrentDevice current(context_.device);
-  const size_t padded = (bytes + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
-  void* data = nullptr;
-  cudaError_t status = cudaMallocFromPoolAsync(&data, padded, pool_, copies_);
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    // Memory given back in other sizes.
-    cudaStreamSynchronize(copies_);
-    cudaMemPoolTrimTo(pool_, 0);
-    status = cudaMallocFromPoolAsync(&data, padded, pool_, copies_);
-  }
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
+  const size_t padded = padded_bytes(bytes);
+  void* const data = take(padded);
+  if (data == nullptr) {
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
@@ -141,7 +138,6 @@ std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes) {
                                          std::to_string(bytes) + " bytes\n" + in_mib(free_bytes) +
                                          " are free of " + in_mib(total_bytes));
   }
-  check_cuda(status, "an allocation");
   allocations_ += 1;
   auto allocation = std::make_shared<Allocation>(*this, data, bytes);
   check_cuda(cudaMemsetAsync(data, 0, padded, copies_), "zeros");
@@ -149,12 +145,64 @@ std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   return allocation;
 }
 
-void CudaDevice::free(void* data) noexcept {
+void* CudaDevice::take(size_t padded) {
+  {
+    const std::lock_guard<std::mutex> lock(idle_mutex_);
+    const auto found = idle_.find(padded);
+    if (found != idle_.end()) {
+      void* const data = *found->second.begin();
+      found->second.erase(found->second.begin());
+      if (found->second.empty()) idle_.erase(found);
+      idle_bytes_ -= padded;
+      return data;
+    }
+  }
+  void* data = nullptr;
+  cudaError_t status = cudaMallocFromPoolAsync(&data, padded, pool_, copies_);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    // Memory given back in other sizes.
+    drop_idle();
+    cudaStreamSynchronize(copies_);
+    cudaMemPoolTrimTo(pool_, 0);
+    status = cudaMallocFromPoolAsync(&data, padded, pool_, copies_);
+  }
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  check_cuda(status, "an allocation");
+  return data;
+}
+
+void CudaDevice::drop_idle() noexcept {
+  const std::lock_guard<std::mutex> lock(idle_mutex_);
+  for (const auto& [padded, blocks] : idle_) {
+    for (void* block : blocks) cudaFreeAsync(block, copies_);
+  }
+  idle_.clear();
+  idle_bytes_ = 0;
+}
+
+void CudaDevice::free(void* data, size_t bytes) noexcept {
   const CurrentDevice current(context_.device);
-  cudaFreeAsync(data, copies_);
   const bool last = --allocations_ == 0;
+  const bool final = last || stopped_;
+  const size_t padded = padded_bytes(bytes);
+  bool kept = false;
+  if (!final && padded <= kSmallBlock) {
+    const std::lock_guard<std::mutex> lock(idle_mutex_);
+    try {
+      kept = idle_bytes_ + padded <= kIdleBytes && idle_[padded].insert(data).second;
+    } catch (...) {
+      kept = false;  // no memory of the host to remember it by
+    }
+    if (kept) idle_bytes_ += padded;
+  }
+  if (!kept) cudaFreeAsync(data, copies_);
   // Without threads there is nobody who would use the memory again.
-  if (last || stopped_) {
+  if (final) {
+    drop_idle();
     cudaStreamSynchronize(copies_);
     cudaMemPoolTrimTo(pool_, stopped_ ? 0 : kKeptBytes);
   }
@@ -205,6 +253,7 @@ void CudaDevice::stop() {
   pipeline_.stop();
   stopped_ = true;
   cudaStreamSynchronize(compute_);
+  drop_idle();
   cudaStreamSynchronize(copies_);
   cudaMemPoolTrimTo(pool_, 0);
   staging_.shrink();

@@ -3,16 +3,16 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "runtime/cublaslt.h"
 #include "runtime/cuda_context.h"
 #include "runtime/device.h"
 #include "runtime/pipeline.h"
-#if __has_include("runtime/cublaslt.h")
-#include "runtime/cublaslt.h"
-#endif
 
 namespace siglip {
 
@@ -38,8 +38,14 @@ class CudaDevice final : public Device, private Engine {
   void* mark() noexcept override;
   void await(void* mark, const Job& job) override;
 
-  // Gives memory back to the pool, and the pool's to the device when that was the last.
-  void free(void* data) noexcept;
+  // A block of `padded` bytes, zeros apart. Small ones that were given back come first, the lowest
+  // address of them: so the runs of a program find the addresses that its graphs were recorded with.
+  void* take(size_t padded);
+  // Keeps a small block for take(); gives others back to the pool, and the pool's to the device when
+  // that was the last.
+  void free(void* data, size_t bytes) noexcept;
+  // Gives what is kept for take() back to the pool.
+  void drop_idle() noexcept;
   // Lets what is queued from now on see the allocations and copies of the second stream.
   void join_copies();
   // ERR_CUDA once the device has failed in a way that it does not come back from.
@@ -59,9 +65,11 @@ class CudaDevice final : public Device, private Engine {
   std::atomic<bool> stopped_{true};
   bool graphs_ = true;
   StagingPool staging_;
-#if __has_include("runtime/cublaslt.h")
   std::unique_ptr<CublasLt> blas_;
-#endif
+
+  std::mutex idle_mutex_;                   // guards what follows
+  std::map<size_t, std::set<void*>> idle_;  // small blocks that were given back, by their size
+  size_t idle_bytes_ = 0;
 
   std::mutex mutex_;                // guards what follows
   std::vector<cudaEvent_t> marks_;  // not in use

@@ -37,7 +37,7 @@ const config = {
 const contract: Partial<
   Record<KernelCall['kernel'], { readonly alike?: string; readonly free?: string }>
 > = {
-  linear_forward: { alike: 'x weight residual pre y' },
+  linear_forward: { alike: 'x weight bias residual pre y' },
   linear_backward_input: { alike: 'dy weight residual dx' },
   linear_backward_weight: { alike: 'dy x' },
   matmul_forward: { alike: 'a b', free: 'y' },
@@ -202,17 +202,15 @@ describe('a training step', () => {
     expect(wide.map(([label]) => label)).toEqual([]);
   });
 
-  test('casts the matrices of products once, and next to nothing else', () => {
+  test('casts the weights of products once, and next to nothing else', () => {
     for (const changes of [{}, { checkpoint: true }, { microBatches: 3, checkpoint: true }]) {
       const step = lowered('bfloat16', changes);
       const cast = weightsCast(step);
       expect([...cast.values()].every((count) => count === 1)).toBe(true);
-      // Six matrices a block, the patch embedding, the probe and six matrices of the MAP head, the
-      // text head.
-      expect(cast.size).toBe(2 * 6 * depth + 1 + 7 + 1);
-      expect([...cast.keys()].filter((path) => /norm|bias|tokens|positions/u.test(path))).toEqual(
-        [],
-      );
+      // Six matrices and biases a block, the patch embedding, the probe, six matrices and two biases of
+      // the MAP head, the text head.
+      expect(cast.size).toBe(2 * 12 * depth + 2 + 9 + 2);
+      expect([...cast.keys()].filter((path) => /norm|tokens|positions/u.test(path))).toEqual([]);
       const others = named(step.graph.nodes, 'cast').length - cast.size;
       // Two before and two behind each attention pooling and its backward, the loss's operands, and the
       // gradient of the probe.

@@ -42,12 +42,17 @@ describe('description', () => {
   });
 
   const { isa } = addon.describe();
-  (isa === 'avx512' ? test.skip : test)('an instruction set the machine lacks is refused', () => {
-    const { output } = runChild(`try { load() } catch (e) { console.log(e.code, e.message) }`, {
-      SIGLIP2_ISA: 'avx512',
-    });
-    expect(output).toMatch(/^ERR_ARGUMENT cpu: SIGLIP2_ISA must be at most \w+ on this machine/);
-  });
+  // What is in use here may be less than what there is.
+  const widest = runChild('console.log(load().describe().isa)', { SIGLIP2_ISA: '' }).output.trim();
+  (widest === 'avx512' ? test.skip : test)(
+    'an instruction set the machine lacks is refused',
+    () => {
+      const { output } = runChild(`try { load() } catch (e) { console.log(e.code, e.message) }`, {
+        SIGLIP2_ISA: 'avx512',
+      });
+      expect(output).toMatch(/^ERR_ARGUMENT cpu: SIGLIP2_ISA must be at most \w+ on this machine/);
+    },
+  );
 
   test('SIGLIP2_ISA switches features off', () => {
     const { output } = runChild(

@@ -18,7 +18,7 @@ constexpr size_t size_of(DType dtype) {
 }
 
 // The upper half of a float32, as it lies in memory.
-struct bfloat16 {
+struct Bfloat16 {
   uint16_t bits;
 };
 
@@ -37,7 +37,7 @@ struct DTypeOf<uint8_t> {
   static constexpr DType value = DType::kUint8;
 };
 template <>
-struct DTypeOf<bfloat16> {
+struct DTypeOf<Bfloat16> {
   static constexpr DType value = DType::kBfloat16;
 };
 

@@ -186,8 +186,8 @@ void cast_forward(Stream& stream, In x, Out y) {
   check_elements("cast_forward", "y", y, size);
   const bool narrows = y.dtype() == DType::kBfloat16;
   const float* wide = narrows ? x.data() : nullptr;
-  const bfloat16* narrow = narrows ? nullptr : x.data<bfloat16>();
-  bfloat16* narrow_y = narrows ? y.data<bfloat16>() : nullptr;
+  const Bfloat16* narrow = narrows ? nullptr : x.data<Bfloat16>();
+  Bfloat16* narrow_y = narrows ? y.data<Bfloat16>() : nullptr;
   float* wide_y = narrows ? nullptr : y.data();
   const Partition part = partition(size, 1, kLineElements);
   stream.parallel(part.tasks(), [&](int64_t task, int) {

@@ -170,8 +170,8 @@ void with_type(const Model& model, const With& with) {
   if (model.images.dtype() == DType::kFloat32) {
     with(model.images.data(), model.texts.data());
   } else {
-    with(reinterpret_cast<const __nv_bfloat16*>(model.images.data<bfloat16>()),
-         reinterpret_cast<const __nv_bfloat16*>(model.texts.data<bfloat16>()));
+    with(reinterpret_cast<const __nv_bfloat16*>(model.images.data<Bfloat16>()),
+         reinterpret_cast<const __nv_bfloat16*>(model.texts.data<Bfloat16>()));
   }
 }
 

@@ -338,8 +338,8 @@ void sigmoid_loss_forward(Stream& stream, In images, In texts, In logit_scale, I
   if (images.dtype() == DType::kFloat32) {
     with(images.data(), texts.data());
   } else {
-    with(reinterpret_cast<const __nv_bfloat16*>(images.data<bfloat16>()),
-         reinterpret_cast<const __nv_bfloat16*>(texts.data<bfloat16>()));
+    with(reinterpret_cast<const __nv_bfloat16*>(images.data<Bfloat16>()),
+         reinterpret_cast<const __nv_bfloat16*>(texts.data<Bfloat16>()));
   }
 }
 

@@ -199,7 +199,7 @@ static inline Vec exp2_bounded(Vec x) {
 // 1 / x for normal x, to 1 ulp or two: an estimate and one step of Newton's take a third of the time
 // that a division does.
 static inline Vec reciprocal(Vec x) {
-#if defined(SIGLIP_ISA_AVX512) && defined(__AVX512F__)
+#if defined(SIGLIP_ISA_AVX512) && !defined(SIGLIP_EMULATED)
   const Vec estimate =
       reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(x)));
   return multiply_add(multiply_add(-x, estimate, splat(1.0F)), estimate, estimate);

@@ -6,13 +6,6 @@
 
 namespace siglip {
 
-std::byte* CudaContext::workspace() {
-  if (workspace_ == nullptr) {
-    check_cuda(cudaMallocAsync(&workspace_, kWorkspaceBytes, stream), "workspace");
-  }
-  return static_cast<std::byte*>(workspace_);
-}
-
 void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const char* code = status == cudaErrorMemoryAllocation ? "ERR_OUT_OF_MEMORY" : "ERR_CUDA";

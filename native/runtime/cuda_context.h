@@ -5,8 +5,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
-
 #include "runtime/stream.h"
 
 namespace siglip {
@@ -20,14 +18,6 @@ struct CudaContext {
   int architecture = 0;      // 10 · major + minor of the compute capability: 80, 90
   int shared_bytes = 0;      // the most dynamic shared memory a block may opt in to
   CublasLt* blas = nullptr;  // null where the library is not there
-
-  // kWorkspaceBytes of memory for whatever a kernel queues, contents undefined. Made by the first
-  // call, which must not be while a graph is captured. Throws ERR_CUDA, ERR_OUT_OF_MEMORY.
-  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
-  std::byte* workspace();
-
- private:
-  void* workspace_ = nullptr;  // as long as the device
 };
 
 // Unless the status is success, throws ERR_CUDA, or ERR_OUT_OF_MEMORY, saying what failed and why.

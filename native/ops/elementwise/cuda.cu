@@ -2,7 +2,7 @@
 
 #define SIGLIP_CPU cuda  // the namespace of the guards
 #include "cpu/check.h"
-#include "device/map.cuh"
+#include "cuda/map.cuh"
 #include "ops/elementwise/elementwise.h"
 #include "runtime/cuda_context.h"
 #include "runtime/cuda_dtype.h"
@@ -48,22 +48,6 @@ constexpr int vector_elements() {
   size_t widest = 0;
   ((widest = sizeof(Types) > widest ? sizeof(Types) : widest), ...);
   return static_cast<int>(16 / widest);
-}
-
-template <int N, typename Y, typename Value>
-void map(Stream& stream, const char* kernel, const Value& value, int64_t size, Y* y,
-         bool whole_vectors) {
-  if (size == 0) return;
-  if (whole_vectors) {
-    device::map_kernel<N>
-        <<<device::map_blocks<N>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
-                                                                                        y);
-  } else {
-    device::map_kernel<1>
-        <<<device::map_blocks<1>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
-                                                                                        y);
-  }
-  check_launch(kernel);
 }
 
 template <typename A, typename B, typename Y>

@@ -1,7 +1,7 @@
 #define SIGLIP_CPU cuda  // the namespace of the guards
 #include "cpu/check.h"
+#include "cuda/map.cuh"
 #include "device/gelu.cuh"
-#include "device/map.cuh"
 #include "ops/gelu/gelu.h"
 #include "runtime/cuda_context.h"
 #include "runtime/cuda_dtype.h"
@@ -35,22 +35,6 @@ struct GeluGradient {
   }
 };
 
-template <typename T, typename Value>
-void map(Stream& stream, const char* kernel, const Value& value, int64_t size, T* y, bool aligned) {
-  constexpr int N = device::kElements16<T>;
-  if (size == 0) return;
-  if (aligned) {
-    device::map_kernel<N>
-        <<<device::map_blocks<N>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
-                                                                                        y);
-  } else {
-    device::map_kernel<1>
-        <<<device::map_blocks<1>(size), device::kMapThreads, 0, stream.cuda().stream>>>(value, size,
-                                                                                        y);
-  }
-  check_launch(kernel);
-}
-
 }  // namespace
 
 void gelu_forward(Stream& stream, In x, Out y) {
@@ -62,7 +46,8 @@ void gelu_forward(Stream& stream, In x, Out y) {
     using T = decltype(type);
     const T* x_data = elements_of<T>(x);
     T* y_data = elements_of<T>(y);
-    map(stream, kName, Gelu<T>{{x_data}}, size, y_data, device::aligned16(x_data, y_data));
+    map<device::kElements16<T>>(stream, kName, Gelu<T>{{x_data}}, size, y_data,
+                                device::aligned16(x_data, y_data));
   });
 }
 
@@ -78,8 +63,8 @@ void gelu_backward(Stream& stream, In dy, In x, Out dx) {
     const T* dy_data = elements_of<T>(dy);
     const T* x_data = elements_of<T>(x);
     T* dx_data = elements_of<T>(dx);
-    map(stream, kName, GeluGradient<T>{{dy_data}, {x_data}}, size, dx_data,
-        device::aligned16(dy_data, x_data, dx_data));
+    map<device::kElements16<T>>(stream, kName, GeluGradient<T>{{dy_data}, {x_data}}, size, dx_data,
+                                device::aligned16(dy_data, x_data, dx_data));
   });
 }
 

@@ -5,6 +5,7 @@
 #include "cuda/pair_products.cuh"
 #include "device/score_tile.cuh"
 #include "ops/learnability/learnability.h"
+#include "runtime/cuda_dtype.h"
 #include "runtime/device_carver.h"
 
 #define SIGLIP_CPU cuda  // the namespace of the checks and keys
@@ -164,17 +165,6 @@ void zero(const CudaContext& cuda, const char* name, double* sums, int64_t n) {
   check_cuda(cudaMemsetAsync(sums, 0, static_cast<size_t>(n) * sizeof(double), cuda.stream), name);
 }
 
-// Calls with(images, texts) with pointers of the embeddings' type.
-template <typename With>
-void with_type(const Model& model, const With& with) {
-  if (model.images.dtype() == DType::kFloat32) {
-    with(model.images.data(), model.texts.data());
-  } else {
-    with(reinterpret_cast<const __nv_bfloat16*>(model.images.data<Bfloat16>()),
-         reinterpret_cast<const __nv_bfloat16*>(model.texts.data<Bfloat16>()));
-  }
-}
-
 void prepare(const CudaContext& cuda, const char* name, const Model& model, PairScalars* scalars) {
   prepare_pairs_kernel<<<1, 1, 0, cuda.stream>>>(model.scale.data(), model.bias.data(), 1.0,
                                                  scalars);
@@ -325,7 +315,10 @@ void learnability_forward(Stream& stream, In learner_images, In learner_texts, I
   for (const Model& model : models) {
     if (model.weight == 0.0) continue;
     prepare(cuda, kName, model, w.scalars);
-    with_type(model, [&](auto* images, auto* texts) {
+    with_type(kName, "images", model.images, [&](auto type) {
+      using T = decltype(type);
+      const T* images = elements_of<T>(model.images);
+      const T* texts = elements_of<T>(model.texts);
       if (diagonal.present()) {
         diagonal_kernel<<<static_cast<unsigned>(divide_up(n, kThreads / 32)), kThreads, 0,
                           cuda.stream>>>(images, texts, n, model.width(), w.scalars, model.weight,
@@ -383,8 +376,10 @@ void learnability_condition(Stream& stream, In learner_images, In learner_texts,
   for (const Model& model : models) {
     if (model.weight == 0.0 || count == 0) continue;
     prepare(cuda, kName, model, w.scalars);
-    with_type(model, [&](auto* images, auto* texts) {
-      using T = std::remove_const_t<std::remove_pointer_t<decltype(images)>>;
+    with_type(kName, "images", model.images, [&](auto type) {
+      using T = decltype(type);
+      const T* images = elements_of<T>(model.images);
+      const T* texts = elements_of<T>(model.texts);
       T* gathered = reinterpret_cast<T*>(w.chosen);
       for (int side = 0; side < 2; ++side) {
         const T* rows = side == 0 ? images : texts;

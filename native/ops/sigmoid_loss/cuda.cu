@@ -12,6 +12,7 @@
 #include "ops/sigmoid_loss/wgmma.h"
 #include "runtime/cublaslt.h"
 #include "runtime/cuda_context.h"
+#include "runtime/cuda_dtype.h"
 #include "runtime/device_carver.h"
 
 #define SIGLIP_CPU cuda  // the namespace of the checks
@@ -327,20 +328,14 @@ void sigmoid_loss_forward(Stream& stream, In images, In texts, In logit_scale, I
   check_scratch(kName, scratch,
                 sigmoid_loss_forward_scratch(stream.cuda().multiprocessors, images, texts, dimages,
                                              dtexts, dlogit_scale, dlogit_bias));
-  const auto with = [&](auto* images_data, auto* texts_data) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(images_data)>>;
+  with_type(kName, "images", images, [&](auto type) {
+    using T = decltype(type);
     run(stream,
-        Call<T>{kName, e, images_data, texts_data, logit_scale.data(), logit_bias.data(), offset,
-                static_cast<double>(batch), loss.data(), data_of(dimages), data_of(dtexts),
-                data_of(dlogit_scale), data_of(dlogit_bias)},
+        Call<T>{kName, e, elements_of<T>(images), elements_of<T>(texts), logit_scale.data(),
+                logit_bias.data(), offset, static_cast<double>(batch), loss.data(),
+                data_of(dimages), data_of(dtexts), data_of(dlogit_scale), data_of(dlogit_bias)},
         scratch);
-  };
-  if (images.dtype() == DType::kFloat32) {
-    with(images.data(), texts.data());
-  } else {
-    with(reinterpret_cast<const __nv_bfloat16*>(images.data<Bfloat16>()),
-         reinterpret_cast<const __nv_bfloat16*>(texts.data<Bfloat16>()));
-  }
+  });
 }
 
 }  // namespace siglip::cuda

@@ -4,8 +4,6 @@
 // are added up in a fixed order.
 #include <cuda_bf16.h>
 
-#include <type_traits>
-
 #include "cuda/pair_products.cuh"
 #include "device/tile_epilogues.cuh"
 #include "ops/sigmoid_loss/sigmoid_loss.h"

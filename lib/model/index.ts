@@ -7,19 +7,16 @@ export type {
   VisionConfig,
 } from './config';
 export { checkConfig, gridSide } from './config';
+export type { Initializer, LeafBuilder, ParameterSpec } from './branch';
+export { initialValues, parameterCount } from './branch';
 export type {
   InitialLogits,
-  Initializer,
-  LeafBuilder,
-  ParameterSpec,
   TextParameters,
   TwoTowersParameters,
   VisionParameters,
 } from './parameters';
 export {
   initialize,
-  initialValues,
-  parameterCount,
   parameterTable,
   textParameters,
   twoTowersParameters,

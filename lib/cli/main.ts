@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
 import { classifyCommand } from './classify';
+import { convertCommand } from './convert';
 import { demoCommand } from './demo';
 import { downloadCommand } from './download';
 import { embedCommand } from './embed';
@@ -41,6 +42,7 @@ export function program(): Command {
     .addCommand(trainCommand())
     .addCommand(demoCommand())
     .addCommand(downloadCommand())
+    .addCommand(convertCommand())
     .addCommand(infoCommand());
 }
 

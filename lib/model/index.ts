@@ -1,4 +1,12 @@
 export type {
+  Adaptation,
+  AdaptationOptions,
+  AdaptationTarget,
+  AdaptedMoments,
+  PositionMethod,
+} from './adaptation';
+export { adaptModel, patchAxis, positionMethods, resizePositions } from './adaptation';
+export type {
   FixedVisionConfig,
   ModelConfig,
   NaflexVisionConfig,

@@ -1482,6 +1482,7 @@ export const opCases: readonly OpCase[] = [
   conditionScoresCase({ N: 9, widths: [3, 2], weights: ops.scoreWeights.hardLearner }, 9),
   adamCase([37], 1, 0, 4),
   adamCase([5, 9], 1, 1e-4, 0.5),
+  adamCase([5, 9], 1, 1e-4, Infinity),
   adamCase([1], 0, 1e-4, 9),
   accumulateCase([3, 37]),
   reshapeCase([6, 4], [2, 3, 4]),

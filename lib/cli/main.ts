@@ -5,6 +5,7 @@ import { Command, CommanderError } from 'commander';
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
+import { captionCommand, groundCommand } from './caption';
 import { classifyCommand } from './classify';
 import { demoCommand } from './demo';
 import { downloadCommand } from './download';
@@ -38,6 +39,8 @@ export function program(): Command {
     .addCommand(mergeCommand())
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
+    .addCommand(captionCommand())
+    .addCommand(groundCommand())
     .addCommand(trainCommand())
     .addCommand(demoCommand())
     .addCommand(downloadCommand())

@@ -1,6 +1,6 @@
 export type { AugmentOptions } from './augment';
 export { augment, checkAugment } from './augment';
-export type { Batch, BatchOptions, PairBatchesInput } from './batches';
+export type { Batch, BatchOptions, PackedImages, PairBatchesInput } from './batches';
 export { BatchStream, openPairBatches, pairBatchesModule } from './batches';
 export type { Emoji, EmojiGroup, EmojiNames, EmojiPackageOptions, EmojiStyle } from './emoji';
 export { emojiGroups, emojiPackages, emojiStyles, readEmoji, readEmojiNames } from './emoji';
@@ -12,6 +12,10 @@ export type { EmojiPreset, EmojiPresetName, UnseenLocales } from './emoji_preset
 export { emojiLocales, emojiPreset, emojiPresets } from './emoji_presets';
 export type { EmojiSplit } from './emoji_split';
 export { splitEmoji } from './emoji_split';
+export type { NaflexExample, NaflexSource } from './naflex_batches';
+export { NaflexBatchStream, squareImages } from './naflex_batches';
+export type { NaflexLength, NaflexLengthOptions } from './naflex_lengths';
+export { NaflexLengths, naflexLengths } from './naflex_lengths';
 export type { PairTable, WeightedText } from './pair_table';
 export { PairSource, pairTable } from './pair_table';
 export type { PrefetchOptions } from './prefetch';

@@ -69,16 +69,16 @@ export interface AdaptedMoments {
 export interface Adaptation {
   readonly config: ModelConfig;
   /** Whether the parameter of a path is another in the new model. */
-  changes(path: string): boolean;
+  readonly changes: (path: string) => boolean;
   /**
    * Values of the parameter of a path in the new model from those in the old: the same array where
    * nothing changes, which is so for every path that is no parameter of the model too.
    *
    * @throws ERR_SHAPE when the values are not those of the old model
    */
-  adapt(path: string, values: Float32Array): Float32Array;
+  readonly adapt: (path: string, values: Float32Array) => Float32Array;
   /** As {@link adapt} for Adam's moments. @throws ERR_SHAPE */
-  adaptMoments(path: string, m: Float32Array, v: Float32Array): AdaptedMoments;
+  readonly adaptMoments: (path: string, m: Float32Array, v: Float32Array) => AdaptedMoments;
 }
 
 /** What becomes of one parameter; `through` is applied to the map of each axis. */

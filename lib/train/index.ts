@@ -1,7 +1,7 @@
 export type { TrainingPosition, TrainingState } from './checkpoint';
 export { latestCheckpoint, loadTraining, openTraining, saveTraining } from './checkpoint';
 export type { StepMetrics } from './metrics';
-export type { Inheritance, InheritedParameter, Shaped } from './inherit';
+export type { Inheritance, InheritedParameter } from './inherit';
 export { inheritCheckpoint } from './inherit';
 export { MetricsLog, readMetrics } from './metrics';
 export type {
@@ -15,6 +15,8 @@ export type {
 } from './objective';
 export type { OptimizerConfig, OptimizerState, OptimizerUpdate } from './optimizer';
 export { defaultOptimizer, scheduleInput, stateSpecs, updateParameters } from './optimizer';
+export type { NaflexObjectiveConfig } from './naflex';
+export { naflexObjective } from './naflex';
 export type { ScheduleConfig, ScheduleRange } from './schedule';
 export { cosineSchedule, ScheduleProgress } from './schedule';
 export type { StepConfig, StepInputs, StepOutputs, StepScalars } from './step';

@@ -1,14 +1,14 @@
 // The state a run begins with: new, or taken over from another run whose model or losses differ.
 //
-// What the other run has in the same form goes over as it is, moments and averages included. What has
-// another shape is mapped (a position grid, a patch kernel). What is new begins at its initial values, an
+// What the other run has in the same form goes over as it is, moments and averages included. What an
+// adaptation changes (a position grid, a patch kernel) goes through it. What is new begins at its initial values, an
 // average at the parameter it follows; its moments are zero and its updates are counted from now.
 import type { Device } from '../array';
 import { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { Spec } from '../graph';
-import { disposeArrays } from '../graph';
-import type { InitialLogits, ParameterSpec } from '../model';
+import { disposeArrays, elements } from '../graph';
+import type { Adaptation, InitialLogits, ParameterSpec } from '../model';
 import { initialValues } from '../model';
 import type { TrainingPosition, TrainingState } from './checkpoint';
 import { latestCheckpoint, openTraining } from './checkpoint';
@@ -19,12 +19,6 @@ export interface InheritedParameter {
   readonly values: Float32Array;
   /** Absent: the moments begin at zero, and the updates of this parameter are counted from now. */
   readonly moments?: { readonly m: Float32Array; readonly v: Float32Array };
-}
-
-/** A parameter, or an average that follows one, in the shape that a run wants. */
-export interface Shaped extends Spec {
-  /** Of the parameter. */
-  readonly path: string;
 }
 
 /** What a run takes over from another. */
@@ -39,15 +33,16 @@ export interface Inheritance {
 }
 
 /**
- * What the latest checkpoint of a folder leaves to a run. A parameter that has another shape in this run
- * goes through `adapt`; without one it is an error.
+ * What the latest checkpoint of a folder leaves to a run. With an adaptation of the other run's model,
+ * its parameters, their averages and moments go through it; where it begins a second moment anew, both
+ * moments begin at zero, with a count of their own.
  *
  * @throws ERR_FILE when the folder holds no checkpoint; ERR_WEIGHTS when it is damaged, ERR_SHAPE when a
- * parameter has another shape and there is no `adapt`
+ * parameter has another shape than the run wants
  */
 export async function inheritCheckpoint(
   folder: string,
-  adapt?: (spec: Shaped, stored: Required<InheritedParameter>) => InheritedParameter | undefined,
+  adaptation?: Adaptation,
 ): Promise<Inheritance> {
   const path = await latestCheckpoint(folder);
   if (path === undefined) {
@@ -61,31 +56,29 @@ export async function inheritCheckpoint(
   const read = async (name: string): Promise<Float32Array> =>
     Float32Array.from(await tensors.read(name));
   const has = (name: string): boolean => tensors.tensors.has(name);
-  const sameShape = (name: string, { shape }: Spec): boolean =>
-    tensors.tensors.get(name)?.shape.join() === shape.join();
   return {
     position,
     parameter: async (spec) => {
-      const name = `parameters.${spec.path}`;
+      const { path: own } = spec;
+      const name = `parameters.${own}`;
       if (!has(name)) return undefined;
-      const stored = {
-        values: await read(name),
-        moments: {
-          m: await read(`moments.m.${spec.path}`),
-          v: await read(`moments.v.${spec.path}`),
-        },
-      };
-      if (sameShape(name, spec)) return stored;
-      return adapted(name, adapt?.(spec, stored));
+      const [values, m, v] = [
+        await read(name),
+        await read(`moments.m.${own}`),
+        await read(`moments.v.${own}`),
+      ];
+      if (adaptation?.changes(own) !== true)
+        return { values: shaped(name, values, spec), moments: { m, v } };
+      const { reset, ...moments } = adaptation.adaptMoments(own, m, v);
+      const adapted = shaped(name, adaptation.adapt(own, values), spec);
+      return reset ? { values: adapted } : { values: adapted, moments };
     },
     average: async (spec) => {
       const name = `averages.${spec.path}`;
       if (!has(name)) return undefined;
       const values = await read(name);
-      if (sameShape(name, spec)) return values;
-      const zeros = new Float32Array(values.length);
-      const parameter = { ...spec, path: spec.copyOf ?? spec.path };
-      return adapted(name, adapt?.(parameter, { values, moments: { m: zeros, v: zeros } })).values;
+      const adapted = adaptation?.adapt(spec.copyOf ?? spec.path, values) ?? values;
+      return shaped(name, adapted, spec);
     },
     dispose: () => {
       opened.dispose();
@@ -93,11 +86,12 @@ export async function inheritCheckpoint(
   };
 }
 
-function adapted(name: string, result: InheritedParameter | undefined): InheritedParameter {
-  if (result !== undefined) return result;
+function shaped(name: string, values: Float32Array, spec: Spec): Float32Array {
+  if (values.length === elements(spec)) return values;
   throw new SiglipError(
     'ERR_SHAPE',
-    `train: ${name} must have the shape of the run it goes to, or one that is adapted, got another`,
+    `train: ${name} must have shape [${spec.shape.join(', ')}] in the run it goes to, got ` +
+      `${String(values.length)} elements\nto do: name the adaptation between the two models`,
   );
 }
 

@@ -7,6 +7,7 @@ import { sigmoidLoss } from '../loss';
 import type { ModelConfig } from '../model';
 import {
   normalizedInput,
+  packedInputSpecs,
   parameterTable,
   pixelInputSpecs,
   textInputSpec,
@@ -37,8 +38,10 @@ export interface TwoTowersStepConfig {
   readonly images?: 'pixels' | 'values';
   /** Tokens of a NaFlex batch; default the cells of the position grid. */
   readonly length?: number;
+  /** Rows of a NaFlex batch that is packed; default padded to the length. */
+  readonly rows?: number | undefined;
   /** Compute blocks again in the backward instead of keeping their inside. Default false. */
-  readonly checkpoint?: boolean;
+  readonly checkpoint?: boolean | undefined;
 }
 
 export type TwoTowersStep = StepProgram<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>>;
@@ -57,10 +60,13 @@ export function twoTowersStep(
   config: TwoTowersStepConfig,
 ): StepConfig<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>> {
   const { microBatches = 1, optimizer, device, precision } = config;
-  return { ...objectiveStep(config), microBatches, optimizer, device, precision };
+  return { ...twoTowersObjectiveStep(config), microBatches, optimizer, device, precision };
 }
 
-function objectiveStep(config: Omit<TwoTowersStepConfig, 'optimizer'>): ObjectiveStep {
+/** The part of a step that follows from the model and the form of its batches. */
+export function twoTowersObjectiveStep(
+  config: Omit<TwoTowersStepConfig, 'optimizer'>,
+): ObjectiveStep {
   const { model, batch } = config;
   const decaying = new Set(
     parameterTable(model)
@@ -109,7 +115,7 @@ export function pairObjective(config: PairObjectiveConfig): Objective {
     forms: ['images'],
     parametersTree: (build, initial) => twoTowersParameters(model, build, initial),
     averagesTree: () => ({}),
-    step: () => objectiveStep(config),
+    step: () => twoTowersObjectiveStep(config),
     admit: (given) => ({ form: 'images', pairs: batch, inputs: admitPairs(config, given) }),
   };
 }
@@ -141,7 +147,9 @@ function imageSpecs({
   batch,
   images,
   length,
+  rows,
 }: Omit<TwoTowersStepConfig, 'optimizer'>): StepBatch<Spec>['images'] {
   if (model.vision.layout === 'fixed' && images !== 'values') return pixelInputSpecs(model, batch);
+  if (rows !== undefined) return packedInputSpecs(model, batch, rows);
   return visionInputSpecs(model, batch, length);
 }

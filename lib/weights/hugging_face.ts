@@ -3,7 +3,7 @@ import { createReadStream, statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { DeviceArray } from '../array';
+import type { DeviceArray } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { ConstantSource } from '../graph';
 import { flatten, mapTree } from '../graph';

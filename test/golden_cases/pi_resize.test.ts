@@ -50,7 +50,7 @@ describeGolden('bv_pi_resize', (golden) => {
     const [to] = golden.tensor(`out/${name}/kernel`).shape;
     const axis = patchAxis(from, to);
     close(`out/${name}/pinv_1d`, axis.weights);
-    const both = (map: AxisMap, x: readonly number[], inner: number): Float64Array => {
+    const both = (map: AxisMap, x: ArrayLike<number>, inner: number): Float64Array => {
       const rows = alongAxis(map, Float64Array.from(x), 1, from * inner);
       return alongAxis(map, rows, to, inner);
     };

@@ -42,6 +42,17 @@ describe('ScheduleProgress', () => {
     expect(progress.isOver(37.5)).toBe(true);
   });
 
+  // The NaFlex fork at 90 % (SigLIP 2, arXiv 2502.14786 §2.4.2).
+  test('the published NaFlex run', () => {
+    const published = { totalSteps: 1220703, warmupSteps: 20000 };
+    const start = 0.9 * published.totalSteps;
+    const progress = new ScheduleProgress(published, { start, stretch: 3.75 });
+    expect(Math.abs(progress.updates - 457763)).toBeLessThanOrEqual(1);
+    expect(1e-3 * progress.multiplier(0)).toBeCloseTo(2.53e-5, 7);
+    expect(1e-3 * progress.multiplier(progress.updates / 2)).toBeCloseTo(6.36e-6, 8);
+    expect(progress.multiplier(progress.updates)).toBeCloseTo(0, 12);
+  });
+
   test.each([{ start: 5, end: 5 }, { end: 101 }, { stretch: 0 }, { start: -1 }])(
     'the range %j is refused',
     (range) => {

@@ -1,7 +1,7 @@
 import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Siglip2 } from '../../lib';
-import { DeviceArray } from '../../lib/array';
+import type { DeviceArray } from '../../lib/array';
 import { disposeArrays, flatten } from '../../lib/graph';
 import { adaptModel } from '../../lib/model';
 import type { Checkpoint } from '../../lib/weights';

@@ -2,6 +2,13 @@ export type { AugmentOptions } from './augment';
 export { augment, checkAugment } from './augment';
 export type { Batch, BatchOptions, PackedImages, PairBatchesInput } from './batches';
 export { BatchStream, openPairBatches, pairBatchesModule } from './batches';
+export type {
+  CorpusBatch,
+  CorpusBatchOptions,
+  DataNotice,
+  OpenCorpusBatches,
+} from './corpus_batches';
+export { CorpusBatchStream, openCorpusBatches } from './corpus_batches';
 export type { Emoji, EmojiGroup, EmojiNames, EmojiPackageOptions, EmojiStyle } from './emoji';
 export { emojiGroups, emojiPackages, emojiStyles, readEmoji, readEmojiNames } from './emoji';
 export type { EmojiPart, EmojiTexts } from './emoji_data';
@@ -16,6 +23,11 @@ export type { NaflexExample, NaflexSource } from './naflex_batches';
 export { NaflexBatchStream, squareImages } from './naflex_batches';
 export type { NaflexLength, NaflexLengthOptions } from './naflex_lengths';
 export { NaflexLengths, naflexLengths } from './naflex_lengths';
+export type { Mixture, PairCorpus, PairFields, RowCondition, WeightedStream } from './mixture';
+export { checkMixture, pageLanguageMixture, readMixture } from './mixture';
+export type { Box, PairRow, Region } from './pair_row';
+export type { DrawnPair, PairStreamOptions } from './pair_stream';
+export { PairStream } from './pair_stream';
 export type { PairTable, WeightedText } from './pair_table';
 export { PairSource, pairTable } from './pair_table';
 export type { PrefetchOptions } from './prefetch';
@@ -24,3 +36,5 @@ export type { SamplerState } from './sampler';
 export { ConceptSampler } from './sampler';
 export type { Example, Source } from './source';
 export type { Stream, StreamState } from './stream';
+export type { WorkerPoolOptions } from './worker_pool';
+export { WorkerPool } from './worker_pool';

@@ -20,3 +20,7 @@ export type { SamplerState } from './sampler';
 export { ConceptSampler } from './sampler';
 export type { Example, Source } from './source';
 export type { Stream, StreamState } from './stream';
+export type { MaskedBatch, PatchGridSize, PatchMaskOptions } from './patch_mask';
+export { maskBatch, patchMask } from './patch_mask';
+export type { ViewKind, ViewOptions } from './views';
+export { drawView, viewDefaults } from './views';

@@ -38,3 +38,7 @@ export type { Example, Source } from './source';
 export type { Stream, StreamState } from './stream';
 export type { WorkerPoolOptions } from './worker_pool';
 export { WorkerPool } from './worker_pool';
+export type { MaskedBatch, PatchGridSize, PatchMaskOptions } from './patch_mask';
+export { maskBatch, patchMask } from './patch_mask';
+export type { ViewKind, ViewOptions } from './views';
+export { drawView, viewDefaults } from './views';

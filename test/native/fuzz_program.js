@@ -165,16 +165,7 @@ const CALLS = {
   l2_normalize_backward: [f('M', 'K'), f('M', 'K'), f('M'), int(1e-6), f('M', 'K')],
   token_write: [f('B', 'K'), i('B'), f('B', 'M', 'K')],
   row_shares_forward: [f('M', 'K'), f('M', 'K')],
-  vocabulary_loss_forward: [
-    f('M', 'K'),
-    f('N', 'K'),
-    f('N'),
-    i('M'),
-    f('M'),
-    f(1),
-    f('M'),
-    f('M'),
-  ],
+  vocabulary_loss_forward: [f('M', 'K'), f('N', 'K'), f('N'), i('M'), f('M'), f(1), f('M'), f('M')],
   vocabulary_loss_backward: [
     f(1),
     f('M', 'K'),

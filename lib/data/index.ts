@@ -2,6 +2,14 @@ export type { AugmentOptions } from './augment';
 export { augment, checkAugment } from './augment';
 export type { Batch, BatchOptions, PackedImages, PairBatchesInput } from './batches';
 export { BatchStream, openPairBatches, pairBatchesModule } from './batches';
+export type {
+  Bias,
+  BiasExample,
+  BiasReport,
+  ClipTheBiasOptions,
+  ClipTheBiasState,
+} from './clip_the_bias';
+export { biasReport, ClipTheBias, keeps } from './clip_the_bias';
 export type { Emoji, EmojiGroup, EmojiNames, EmojiPackageOptions, EmojiStyle } from './emoji';
 export { emojiGroups, emojiPackages, emojiStyles, readEmoji, readEmojiNames } from './emoji';
 export type { EmojiPart, EmojiTexts } from './emoji_data';

@@ -1,6 +1,7 @@
 import { Philox4x32 } from '../../lib/array/random';
 import type { Batch, NaflexSource } from '../../lib/data';
 import { NaflexBatchStream, NaflexLengths } from '../../lib/data';
+import type { RawImage } from '../../lib/image';
 import { naflexGrid, NaflexProcessor } from '../../lib/image';
 import { defaultPreprocessor, type NaflexPreprocessor } from '../../lib/weights';
 import { failure } from '../failure';
@@ -97,7 +98,7 @@ describe('NaflexBatchStream', () => {
       for (const [row, index] of concepts.entries()) {
         const { image } = await pictures().read(index, new Philox4x32(5, step * 4 + row));
         const alone = await processor.prepare(image, { maxPatches: form.length });
-        const { width = 0, height = 0 } = image as { width: number; height: number };
+        const { width, height } = image as RawImage;
         const grid = naflexGrid(height, width, 4, form.length);
         expect(packed?.shapes.slice(2 * row, 2 * row + 2)).toEqual(
           Int32Array.of(grid.rows, grid.columns),

@@ -4,13 +4,12 @@ import {
   DenseProbe,
   evaluateDenseProbe,
   fewShot,
-  RidgeProbe,
   ridgeProbe,
   ridgeProbes,
   SegmentationScore,
   trainDenseProbe,
 } from '../../lib/eval';
-import type { DenseExample, LabelledRows } from '../../lib/eval';
+import type { DenseExample, LabelledRows, RidgeProbe } from '../../lib/eval';
 import { addGradient } from '../../lib/eval/dense_probe';
 import { describeGolden } from '../golden_cases/golden';
 
@@ -95,7 +94,8 @@ describeGolden('bv_evaluators', (golden) => {
       ] as const) {
         const expected = tensor(part);
         expect([part, actual.length]).toEqual([part, expected.length]);
-        const worst = Math.max(...expected.map((value, i) => Math.abs(value - actual[i])));
+        const values: ArrayLike<number> = actual;
+        const worst = Math.max(...expected.map((value, i) => Math.abs(value - values[i])));
         expect([part, worst <= golden.atol(part)]).toEqual([part, true]);
       }
       const labels = tensor(`in/fewshot/${name}/y_test`);

@@ -4,7 +4,6 @@ export type {
   BulkModelOptions,
   BulkProgress,
   BulkSummary,
-  CorpusOptions,
   EmbedCorpusOptions,
   MergeOptions,
   MergeSummary,
@@ -14,10 +13,11 @@ export {
   embedCorpus,
   mergeShards,
   modelFingerprint,
-  openCorpus,
   parseShard,
   towersOf,
 } from './bulk';
+export type { CorpusOptions } from './corpus';
+export { openCorpus } from './corpus';
 export * from './embed';
 export type { SiglipErrorCode } from './errors';
 export { SiglipError } from './errors';

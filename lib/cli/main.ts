@@ -5,6 +5,7 @@ import { Command, CommanderError } from 'commander';
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
+import { captionCommand, groundCommand } from './caption';
 import { classifyCommand } from './classify';
 import { convertCommand } from './convert';
 import { demoCommand } from './demo';
@@ -39,6 +40,8 @@ export function program(): Command {
     .addCommand(mergeCommand())
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
+    .addCommand(captionCommand())
+    .addCommand(groundCommand())
     .addCommand(trainCommand())
     .addCommand(demoCommand())
     .addCommand(downloadCommand())

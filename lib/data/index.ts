@@ -10,6 +10,13 @@ export type {
   ClipTheBiasState,
 } from './clip_the_bias';
 export { biasReport, ClipTheBias, keeps } from './clip_the_bias';
+export type {
+  CorpusBatch,
+  CorpusBatchOptions,
+  DataNotice,
+  OpenCorpusBatches,
+} from './corpus_batches';
+export { CorpusBatchStream, openCorpusBatches } from './corpus_batches';
 export type { Emoji, EmojiGroup, EmojiNames, EmojiPackageOptions, EmojiStyle } from './emoji';
 export { emojiGroups, emojiPackages, emojiStyles, readEmoji, readEmojiNames } from './emoji';
 export type { EmojiPart, EmojiTexts } from './emoji_data';
@@ -20,10 +27,15 @@ export type { EmojiPreset, EmojiPresetName, UnseenLocales } from './emoji_preset
 export { emojiLocales, emojiPreset, emojiPresets } from './emoji_presets';
 export type { EmojiSplit } from './emoji_split';
 export { splitEmoji } from './emoji_split';
-export type { NaflexExample, NaflexSource } from './naflex_batches';
-export { NaflexBatchStream, squareImages } from './naflex_batches';
+export type { WholeBatch } from './naflex_batches';
+export { NaflexBatchStream } from './naflex_batches';
 export type { NaflexLength, NaflexLengthOptions } from './naflex_lengths';
 export { NaflexLengths, naflexLengths } from './naflex_lengths';
+export type { Mixture, PairCorpus, PairFields, RowCondition, WeightedStream } from './mixture';
+export { checkMixture, pageLanguageMixture, readMixture } from './mixture';
+export type { Box, PairRow, Region } from './pair_row';
+export type { DrawnPair, PairStreamOptions } from './pair_stream';
+export { PairStream } from './pair_stream';
 export type { PairTable, WeightedText } from './pair_table';
 export { PairSource, pairTable } from './pair_table';
 export type { PrefetchOptions } from './prefetch';
@@ -32,3 +44,5 @@ export type { SamplerState } from './sampler';
 export { ConceptSampler } from './sampler';
 export type { Example, Source } from './source';
 export type { Stream, StreamState } from './stream';
+export type { WorkerPoolOptions } from './worker_pool';
+export { WorkerPool } from './worker_pool';

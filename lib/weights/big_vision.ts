@@ -248,7 +248,7 @@ function inverse(axes: readonly number[]): number[] {
 }
 
 /** Elements of an array of `shape` in the order of its axes permuted: out[i_axes[0], …] = in[i_0, …]. */
-function permute(
+export function permute(
   data: Float32Array,
   shape: readonly number[],
   axes: readonly number[],

@@ -1,10 +1,17 @@
 export { adaptedSources, imageSizeAdaptation } from './adapted';
 export type { HostModel, HostTensor, LoadBigVisionOptions } from './big_vision';
 export { loadBigVision, readBigVision, toBigVision } from './big_vision';
+export {
+  bigVisionDecoderName,
+  bigVisionDecoderTensors,
+  decoderFromBigVision,
+} from './big_vision_decoder';
 export { bigVisionName } from './big_vision_names';
 export { formatConfig, parseConfig } from './config';
 export type { ConvertOptions } from './convert';
 export { convertCheckpoint } from './convert';
+export type { OpenDecoder, SavedDecoder } from './decoder_files';
+export { hasDecoder, openDecoder, saveDecoder } from './decoder_files';
 export type {
   CheckpointSource,
   DownloadedCheckpoint,

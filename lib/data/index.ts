@@ -3,6 +3,14 @@ export { augment, checkAugment } from './augment';
 export type { Batch, BatchOptions, PackedImages, PairBatchesInput } from './batches';
 export { BatchStream, openPairBatches, pairBatchesModule } from './batches';
 export type {
+  Bias,
+  BiasExample,
+  BiasReport,
+  ClipTheBiasOptions,
+  ClipTheBiasState,
+} from './clip_the_bias';
+export { biasReport, ClipTheBias, keeps } from './clip_the_bias';
+export type {
   CorpusBatch,
   CorpusBatchOptions,
   DataNotice,
@@ -19,8 +27,8 @@ export type { EmojiPreset, EmojiPresetName, UnseenLocales } from './emoji_preset
 export { emojiLocales, emojiPreset, emojiPresets } from './emoji_presets';
 export type { EmojiSplit } from './emoji_split';
 export { splitEmoji } from './emoji_split';
-export type { NaflexExample, NaflexSource } from './naflex_batches';
-export { NaflexBatchStream, squareImages } from './naflex_batches';
+export type { WholeBatch } from './naflex_batches';
+export { NaflexBatchStream } from './naflex_batches';
 export type { NaflexLength, NaflexLengthOptions } from './naflex_lengths';
 export { NaflexLengths, naflexLengths } from './naflex_lengths';
 export type { Mixture, PairCorpus, PairFields, RowCondition, WeightedStream } from './mixture';

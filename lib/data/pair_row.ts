@@ -119,7 +119,10 @@ function regionOf(item: unknown): Region | undefined {
 function cornersOf(box: unknown): Box | undefined {
   const [ymin, xmin, ymax, xmax, ...rest] = Array.from(box as ArrayLike<unknown>, Number);
   const sound =
-    rest.length === 0 && [ymin, xmin, ymax, xmax].every(Number.isFinite) && ymin < ymax && xmin < xmax;
+    rest.length === 0 &&
+    [ymin, xmin, ymax, xmax].every(Number.isFinite) &&
+    ymin < ymax &&
+    xmin < xmax;
   return sound ? [ymin, xmin, ymax, xmax] : undefined;
 }
 

@@ -135,7 +135,9 @@ export class PairStream {
     const { source, row } = await rows.next();
     const choice = this.random.uniform();
     this.draws++;
-    this.positions = this.positions.map((position, i) => (i === which ? rows.position() : position));
+    this.positions = this.positions.map((position, i) =>
+      i === which ? rows.position() : position,
+    );
     const corpus = this.mixture.corpora[definition.corpus];
     const found = pairOf(row, corpus);
     const drawn = {
@@ -195,7 +197,8 @@ function meets({ fields = {} }: Row, where: RowCondition): boolean {
 
 function expectInteger(what: string, value: number, least: number, most = Infinity): void {
   if (Number.isSafeInteger(value) && value >= least && value <= most) return;
-  const range = most === Infinity ? `${String(least)} or more` : `${String(least)} to ${String(most)}`;
+  const range =
+    most === Infinity ? `${String(least)} or more` : `${String(least)} to ${String(most)}`;
   throw new SiglipError(
     'ERR_ARGUMENT',
     `mixture: ${what} must be an integer, ${range}, got ${String(value)}`,

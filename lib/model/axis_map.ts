@@ -104,6 +104,15 @@ export function squared({ from, to, weights }: AxisMap): AxisMap {
   return { from, to, weights: weights.map((weight) => weight * weight) };
 }
 
+/** The map of gradients, from `to` samples to `from`. */
+export function transposed({ from, to, weights }: AxisMap): AxisMap {
+  return {
+    from: to,
+    to: from,
+    weights: weights.map((_, at) => weights[(at % to) * from + Math.floor(at / to)]),
+  };
+}
+
 /** values (outer, from, inner) → (outer, to, inner). */
 export function alongAxis(
   { from, to, weights }: AxisMap,

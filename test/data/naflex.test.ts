@@ -1,6 +1,7 @@
 import { Philox4x32 } from '../../lib/array/random';
-import type { Batch, NaflexSource } from '../../lib/data';
+import type { Batch, Stream, StreamState, WholeBatch } from '../../lib/data';
 import { NaflexBatchStream, NaflexLengths } from '../../lib/data';
+import type { RgbImage } from '../../lib/image';
 import { naflexGrid, NaflexProcessor } from '../../lib/image';
 import { defaultPreprocessor, type NaflexPreprocessor } from '../../lib/weights';
 import { failure } from '../failure';
@@ -8,26 +9,50 @@ import { naflexConfig } from '../nn/towers';
 
 const processor = new NaflexProcessor(defaultPreprocessor(naflexConfig) as NaflexPreprocessor);
 
-function pictures(): NaflexSource {
-  const sizes = [
-    [30, 20],
-    [9, 60],
-    [17, 17],
-    [64, 5],
-    [40, 41],
-    [8, 8],
-  ];
-  return {
-    name: 'pictures',
-    length: sizes.length,
-    concepts: Int32Array.from(sizes.keys()),
-    read: (index, random) => {
-      const [width, height] = sizes[index];
+const sizes = [
+  [30, 20],
+  [9, 60],
+  [17, 17],
+  [64, 5],
+];
+
+// Batches of four pictures in their own shapes, or of squares.
+class Pictures implements Stream<WholeBatch> {
+  private position = 0;
+
+  constructor(private readonly square = false) {}
+
+  next(): Promise<WholeBatch> {
+    const first = 4 * this.position++;
+    const random = new Philox4x32(first);
+    const [size] = sizes[2];
+    const shapes = this.square ? Array.from(sizes, () => sizes[2]) : sizes;
+    const originals = shapes.map(([width, height]): RgbImage => {
       const data = Uint8Array.from({ length: 3 * width * height }, () => random.integer(256));
-      const tokens = Int32Array.of(index, random.integer(9));
-      return { image: { data, width, height, channels: 3 }, text: String(index), tokens };
-    },
-  };
+      return { data, width, height, channels: 3 };
+    });
+    const texts = sizes.map((_, i) => String(first + i));
+    const tokens = Int32Array.from({ length: 8 }, (_, i) => 2 * first + i);
+    const images = Uint8Array.from(originals.flatMap(({ data }) => [...data]));
+    return Promise.resolve(
+      this.square
+        ? { images, size, texts, tokens, concepts: Int32Array.from(texts, Number) }
+        : { images: new Uint8Array(), size: 0, texts, tokens, originals },
+    );
+  }
+
+  state(): number {
+    return this.position;
+  }
+
+  restore(state: StreamState): Promise<void> {
+    this.position = state as number;
+    return Promise.resolve();
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
 }
 
 describe('NaflexLengths', () => {
@@ -73,8 +98,8 @@ describe('NaflexLengths', () => {
 
 describe('NaflexBatchStream', () => {
   const options = { batch: 4, lengths: [9, 25], halved: [25], seed: 1 };
-  const open = (): NaflexBatchStream =>
-    new NaflexBatchStream(pictures(), processor, new NaflexLengths(options), 5);
+  const open = (square = false): NaflexBatchStream =>
+    new NaflexBatchStream(new Pictures(square), processor, new NaflexLengths(options));
 
   async function take(stream: NaflexBatchStream, count: number): Promise<Batch[]> {
     const batches: Batch[] = [];
@@ -82,51 +107,77 @@ describe('NaflexBatchStream', () => {
     return batches;
   }
 
-  test('packs every image at its own grid, as the processor prepares it alone', async () => {
-    const lengths = new NaflexLengths(options);
-    const batches = await take(open(), 6);
-    expect(new Set(batches.map(({ packed }) => packed?.length)).size).toBe(2);
-    for (const { step, packed, concepts, tokens, texts } of batches) {
-      const form = lengths.at(step);
-      expect(packed?.length).toBe(form.length);
-      expect(packed?.patches).toHaveLength(form.rows * 48);
-      expect(tokens).toHaveLength(2 * form.batch);
-      expect(texts).toEqual([...concepts].map(String));
-      expect(new Set(concepts).size).toBe(form.batch);
-      let at = 0;
-      for (const [row, index] of concepts.entries()) {
-        const { image } = await pictures().read(index, new Philox4x32(5, step * 4 + row));
-        const alone = await processor.prepare(image, { maxPatches: form.length });
-        const { width = 0, height = 0 } = image as { width: number; height: number };
-        const grid = naflexGrid(height, width, 4, form.length);
-        expect(packed?.shapes.slice(2 * row, 2 * row + 2)).toEqual(
-          Int32Array.of(grid.rows, grid.columns),
+  test.each([false, true])(
+    'packs every image as the processor prepares it alone',
+    async (square) => {
+      const lengths = new NaflexLengths(options);
+      const batches = await take(open(square), 9);
+      expect(new Set(batches.map(({ packed }) => packed?.length)).size).toBe(2);
+      for (const { step, packed, tokens, texts, concepts } of batches) {
+        const form = lengths.at(step);
+        expect(packed?.length).toBe(form.length);
+        expect(packed?.patches).toHaveLength(form.rows * 48);
+        expect(texts).toHaveLength(form.batch);
+        expect([...(tokens ?? [])]).toEqual(
+          texts.flatMap((t) => [2 * Number(t), 2 * Number(t) + 1]),
         );
-        expect(packed?.segments[row]).toBe(at / 48);
-        expect(packed?.patches.slice(at, at + alone.values.length)).toEqual(alone.values);
-        at += alone.values.length;
+        expect(new Set(concepts).size).toBe(form.batch);
+        let at = 0;
+        for (const [row, text] of texts.entries()) {
+          const source = new Pictures(square);
+          await source.restore(Math.floor(Number(text) / 4));
+          const { originals, images, size } = await source.next();
+          const which = Number(text) % 4;
+          const data = images.subarray(which * 3 * size * size, (which + 1) * 3 * size * size);
+          const image = originals?.[which] ?? { data, width: size, height: size, channels: 3 };
+          const alone = await processor.prepare(image, { maxPatches: form.length });
+          const grid = naflexGrid(image.height, image.width, 4, form.length);
+          expect(packed?.shapes.slice(2 * row, 2 * row + 2)).toEqual(
+            Int32Array.of(grid.rows, grid.columns),
+          );
+          expect(packed?.segments[row]).toBe(at / 48);
+          expect(packed?.patches.slice(at, at + alone.values.length)).toEqual(alone.values);
+          at += alone.values.length;
+        }
+        expect(packed?.patches.slice(at).every((value) => value === 0)).toBe(true);
       }
-      expect(packed?.patches.slice(at).every((value) => value === 0)).toBe(true);
+    },
+  );
+
+  test('uses every pair once: the other half of a batch waits for the next half batch', async () => {
+    const seen = (await take(open(), 40)).flatMap(({ texts }) => texts);
+    expect(new Set(seen).size).toBe(seen.length);
+    // What is missing among those before the last is at most the half that waits.
+    expect(Math.max(...seen.map(Number)) + 1 - seen.length).toBeLessThanOrEqual(2);
+  });
+
+  test('continues from its state, also while a half waits', async () => {
+    const whole = await take(open(), 12);
+    let halves = 0;
+    for (let cut = 1; cut < 11; cut++) {
+      const first = open();
+      await take(first, cut);
+      const state = JSON.parse(JSON.stringify(first.state())) as object;
+      if ('waiting' in state) halves++;
+      const second = open();
+      await second.restore(state as StreamState);
+      expect(await take(second, 12 - cut)).toEqual(whole.slice(cut));
+      await second.close();
     }
+    expect(halves).toBeGreaterThan(0);
+    expect(halves).toBeLessThan(10);
   });
 
-  test('continues from its state', async () => {
-    const whole = await take(open(), 7);
-    const first = open();
-    await take(first, 3);
-    const second = open();
-    await second.restore(JSON.parse(JSON.stringify(first.state())) as null);
-    expect(await take(second, 4)).toEqual(whole.slice(3));
-    await second.close();
-  });
-
-  test('a state of something else is refused', async () => {
+  test('a state of something else, and batches of another size, are refused', async () => {
     expect(await failure(open().restore(null))).toMatchObject({ code: 'ERR_DATA' });
+    const lengths = new NaflexLengths({ ...options, batch: 6 });
+    const wrong = new NaflexBatchStream(new Pictures(), processor, lengths);
+    await expect(wrong.next()).rejects.toThrow("the 6 pairs of the lengths' full batch, got 4");
   });
 });
 
 test('rows that do not suffice are refused, and a damaged image is named', async () => {
-  const { image } = await pictures().read(0, new Philox4x32(0));
+  const { originals: [image] = [] } = await new Pictures().next();
   await expect(processor.pack([image, image], 20, { maxPatches: 16 })).rejects.toThrow(
     /rows must be at least the \d+ patches of the images, got 20/,
   );

@@ -8,7 +8,7 @@ import {
   NaflexLengths,
   PairSource,
   pairTable,
-  squareImages,
+  BatchStream,
 } from '../../lib/data';
 import { disposeArrays, flatten } from '../../lib/graph';
 import { NaflexProcessor } from '../../lib/image';
@@ -129,10 +129,9 @@ describe('a NaFlex run', () => {
     });
     const preprocessor = defaultPreprocessor(naflexConfig) as NaflexPreprocessor;
     return new NaflexBatchStream(
-      squareImages(new PairSource(table)),
+      new BatchStream(new PairSource(table), { batch: 4, seed: 1, augment: { rotate: 10 } }),
       new NaflexProcessor(preprocessor),
       new NaflexLengths(options),
-      1,
     );
   }
 

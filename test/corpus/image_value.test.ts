@@ -1,4 +1,4 @@
-import { imageOf } from '../../lib/bulk/image_value';
+import { imageOf } from '../../lib/corpus/image_value';
 
 const options = { root: '/data/set', strings: 'path' } as const;
 

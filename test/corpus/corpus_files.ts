@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import sharp from 'sharp';
-import type { Row, Source } from '../../lib/bulk';
+import type { Row, Source } from '../../lib/corpus';
 
 export const golden = join(__dirname, '..', 'golden', 'bulk');
 

@@ -2,8 +2,7 @@
 // whole at every start: of a file its size and three samples count, of a folder the names and sizes
 // of its files. Times and places do not, so that a copy on another machine is the same input.
 import { createHash } from 'node:crypto';
-import { open, readdir } from 'node:fs/promises';
-import { extname, join } from 'node:path';
+import { open } from 'node:fs/promises';
 import { unreadable } from '../weights/file_errors';
 
 const SAMPLE_BYTES = 1 << 16;
@@ -37,23 +36,4 @@ export async function fileFingerprint(
   } catch (error) {
     throw unreadable(path, error);
   }
-}
-
-const MODEL_FILES = new Set(['.json', '.model', '.safetensors', '.txt']);
-
-/**
- * Of a model folder (that of a hub id is told by `resolveCheckpoint`): its configuration, weights and
- * tokenizer.
- *
- * @throws SiglipError ERR_FILE for what is no folder, or cannot be read
- */
-export async function modelFingerprint(folder: string): Promise<string> {
-  const names = await readdir(folder).catch((error: unknown) => {
-    throw unreadable(folder, error);
-  });
-  const parts: string[] = [];
-  for (const name of names.filter((each) => MODEL_FILES.has(extname(each))).sort()) {
-    parts.push(name, (await fileFingerprint(join(folder, name))).fingerprint);
-  }
-  return digest(parts);
 }

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { expandBraces, expandPattern, matcher } from '../../lib/bulk/pattern';
+import { expandBraces, expandPattern, matcher } from '../../lib/corpus/pattern';
 import { failure } from '../failure';
 import { folderForAll, put } from './corpus_files';
 

@@ -1,4 +1,4 @@
-import { mapAhead } from '../../lib/bulk/ahead';
+import { mapAhead } from '../../lib/corpus/ahead';
 
 async function* numbers(count: number, onRead: (n: number) => void = () => undefined) {
   for (let n = 0; n < count; n++) {

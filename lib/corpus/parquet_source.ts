@@ -102,7 +102,8 @@ function columnsOf(metadata: Metadata, options: ParquetOptions): string[] {
         'to do: name the columns with --image-field, --text-field and --id-field.',
     );
   }
-  return fields.id === undefined && present.includes('id') ? [...needed, 'id'] : needed;
+  const optional = [...(options.keep ?? []), ...(fields.id === undefined ? ['id'] : [])];
+  return [...new Set([...needed, ...optional.filter((name) => present.includes(name))])];
 }
 
 // The schema is a tree in preorder under one root.

@@ -19,6 +19,8 @@ export interface FieldNames {
 export interface RecordOptions {
   readonly source: string;
   readonly fields: FieldNames;
+  /** Further fields that rows carry along. */
+  readonly keep?: readonly string[] | undefined;
   readonly what: What;
   readonly images: ImageValueOptions;
 }
@@ -53,7 +55,21 @@ export function rowOfRecord(index: number, record: unknown, options: RecordOptio
     }
     row = { ...row, ...imageOf(value, options.images) };
   }
+  if (options.keep !== undefined) row = { ...row, fields: keptFields(options.keep, field) };
   return row;
+}
+
+/** The fields to carry along that are there. */
+export function keptFields(
+  keep: readonly string[],
+  field: (name: string) => unknown,
+): Record<string, unknown> {
+  const kept: Record<string, unknown> = {};
+  for (const name of keep) {
+    const value = field(name);
+    if (value !== undefined && value !== null) kept[name] = value;
+  }
+  return kept;
 }
 
 function missing(name: string, what: string, value: unknown): RowFailure {

@@ -37,7 +37,7 @@ function listSource<T extends { readonly bytes: number }>(
   row: (index: number, item: T) => Row,
 ): Source {
   if (items.length === 0) {
-    throw new SiglipError('ERR_FILE', `embed: ${name} must hold ${what}s, got none`);
+    throw new SiglipError('ERR_FILE', `corpus: ${name} must hold ${what}s, got none`);
   }
   return {
     name,

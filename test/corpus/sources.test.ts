@@ -2,10 +2,10 @@
 import { readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { gzipSync } from 'node:zlib';
 import { join } from 'node:path';
-import type { Row, Source, What } from '../../lib/bulk';
-import { openCorpus } from '../../lib/bulk';
-import { jsonLinesSource } from '../../lib/bulk/json_lines';
-import { memberName, webDatasetSource } from '../../lib/bulk/web_dataset';
+import type { Row, Source, What } from '../../lib/corpus';
+import { openCorpus } from '../../lib/corpus';
+import { jsonLinesSource } from '../../lib/corpus/json_lines';
+import { memberName, webDatasetSource } from '../../lib/corpus/web_dataset';
 import { failure } from '../failure';
 import { folderForAll, golden, picture, put, putTar, rowsOf } from './corpus_files';
 

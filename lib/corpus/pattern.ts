@@ -27,7 +27,7 @@ export function expandBraces(pattern: string): string[] {
   if (heads.length * tails.length > MAX_NAMES) {
     throw new SiglipError(
       'ERR_ARGUMENT',
-      `embed: ${pattern} must stand for at most ${String(MAX_NAMES)} names, got ${String(heads.length * tails.length)}`,
+      `corpus: ${pattern} must stand for at most ${String(MAX_NAMES)} names, got ${String(heads.length * tails.length)}`,
     );
   }
   return heads.flatMap((head) => tails.map((tail) => pattern.slice(0, open) + head + tail));
@@ -50,7 +50,7 @@ function choicesOf(inside: string): string[] | undefined {
     if (count > MAX_NAMES) {
       throw new SiglipError(
         'ERR_ARGUMENT',
-        `embed: {${inside}} must stand for at most ${String(MAX_NAMES)} names, got ${String(count)}`,
+        `corpus: {${inside}} must stand for at most ${String(MAX_NAMES)} names, got ${String(count)}`,
       );
     }
     const padded = [range[1], range[2]].some((text) => text.length > 1 && text.startsWith('0'));
@@ -138,7 +138,7 @@ export async function expandPattern(pattern: string): Promise<string[]> {
     }
     const found = await matching(path);
     if (found.length === 0) {
-      throw new SiglipError('ERR_FILE', `embed: ${path} must match files, got none`);
+      throw new SiglipError('ERR_FILE', `corpus: ${path} must match files, got none`);
     }
     paths.push(...found);
   }

@@ -7,7 +7,7 @@ import { reasonOf } from '../weights/file_errors';
 import { damaged, lostRest, unfit } from './failures';
 import { openFileStream } from './file_stream';
 import type { FieldNames } from './record';
-import { textOf } from './record';
+import { keptFields, textOf } from './record';
 import type { ImageReference, Row, RowFailure, Source, What } from './row';
 import { needsOf } from './row';
 
@@ -28,6 +28,8 @@ export interface WebDatasetOptions {
    * field of the .json member; default the key.
    */
   readonly fields: FieldNames;
+  /** Further members, as texts, or fields of the .json member that rows carry along. */
+  readonly keep?: readonly string[] | undefined;
   /** Largest member in bytes. Default 256 MiB. */
   readonly maxMemberBytes?: number | undefined;
 }
@@ -148,9 +150,10 @@ async function take(
   sample.members.set(extension, Buffer.concat(pieces));
 }
 
-function isUseful(extension: string, { fields, what }: WebDatasetOptions): boolean {
+function isUseful(extension: string, { fields, keep, what }: WebDatasetOptions): boolean {
   const needs = needsOf(what);
   if (extension === 'json') return true;
+  if (keep?.some((name) => extension === name.toLowerCase()) === true) return true;
   if (needs.image && isImage(extension, fields)) return true;
   return needs.text && extension === (fields.text ?? 'txt').toLowerCase();
 }
@@ -169,7 +172,10 @@ function rowOfSample(sample: Sample, options: WebDatasetOptions): Row {
   const bytes = members.get('json');
   const textName = fields.text ?? 'txt';
   const needs = needsOf(what);
-  const needsJson = fields.id !== undefined || (needs.text && !members.has(textName.toLowerCase()));
+  const needsJson =
+    fields.id !== undefined ||
+    (needs.text && !members.has(textName.toLowerCase())) ||
+    options.keep?.some((name) => !members.has(name.toLowerCase())) === true;
   if (bytes !== undefined && needsJson) {
     try {
       const content: unknown = JSON.parse(bytes.toString('utf8'));
@@ -178,8 +184,9 @@ function rowOfSample(sample: Sample, options: WebDatasetOptions): Row {
       return fail(unfit(`member .json must be JSON, got ${reasonOf(error)}`));
     }
   }
-  const field = (name: string): string | undefined =>
-    Object.hasOwn(json, name) ? textOf(Reflect.get(json, name)) : undefined;
+  const value = (name: string): unknown =>
+    Object.hasOwn(json, name) ? Reflect.get(json, name) : undefined;
+  const field = (name: string): string | undefined => textOf(value(name));
   const id = fields.id === undefined ? key : field(fields.id);
   if (id === undefined) return fail(unfit(`member .json must hold the id ${String(fields.id)}`));
   let text: string | undefined;
@@ -201,5 +208,8 @@ function rowOfSample(sample: Sample, options: WebDatasetOptions): Row {
     }
     image = { bytes: found };
   }
-  return { index, id, image, text };
+  const kept = (name: string): unknown =>
+    members.get(name.toLowerCase())?.toString('utf8').trim() ?? value(name);
+  const further = options.keep === undefined ? {} : { fields: keptFields(options.keep, kept) };
+  return { index, id, image, text, ...further };
 }

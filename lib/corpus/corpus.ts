@@ -29,6 +29,11 @@ export interface CorpusOptions extends FileChoice {
   /** What is embedded of records that may hold both. Default `'image'`. */
   readonly what?: What;
   readonly fields?: FieldNames;
+  /**
+   * Names of further fields (columns; members of a tar file or fields of its `.json` member) that rows
+   * carry along where they have them.
+   */
+  readonly keep?: readonly string[];
   /** Folder that image paths in records start from. Default: that of the file. */
   readonly imageRoot?: string;
   /** How a plain string in an image field is read. Default `'path'`. */
@@ -47,7 +52,7 @@ export async function openCorpus(options: CorpusOptions): Promise<Source[]> {
   if (inputs.length + lists.length + texts.length === 0) {
     throw new SiglipError(
       'ERR_ARGUMENT',
-      'embed: give image files, folders, files of records or --text, got nothing',
+      'corpus: give image files, folders, files of records or --text, got nothing',
     );
   }
   const sources: Source[] = [];
@@ -80,7 +85,7 @@ export async function openCorpus(options: CorpusOptions): Promise<Source[]> {
   if (what === 'both' && single !== undefined) {
     throw new SiglipError(
       'ERR_ARGUMENT',
-      `embed: both image and text must come from files of records, got ${single.name} of ${single.what}s alone`,
+      `corpus: both image and text must come from files of records, got ${single.name} of ${single.what}s alone`,
     );
   }
   return sources;
@@ -93,13 +98,13 @@ async function recordSource(path: string, options: CorpusOptions): Promise<Sourc
     () => false,
   );
   if (kind === null || isFolder) return undefined;
-  const { what = 'image', fields = {} } = options;
+  const { what = 'image', fields = {}, keep } = options;
   const images = {
     root: options.imageRoot ?? dirname(resolve(path)),
     strings: options.imageStrings ?? 'path',
   } as const;
   const file = await fileFingerprint(path);
-  const common = { source: path, path, ...file, what, fields };
+  const common = { source: path, path, ...file, what, fields, keep };
   const extension = kind[1].toLowerCase();
   if (extension === 'parquet') return openParquetSource({ ...common, images });
   if (/^(jsonl|ndjson)/u.test(extension)) return jsonLinesSource({ ...common, images });

@@ -1,6 +1,5 @@
 // What a corpus is made of: sources in a fixed order, each a sequence of rows.
 import type { SiglipErrorCode } from '../errors';
-import type { TowerChoice } from '../weights';
 
 /** Where the encoded bytes of an image are. */
 export type ImageReference = { readonly path: string } | { readonly bytes: Uint8Array };
@@ -19,6 +18,8 @@ export interface Row {
   readonly id: string;
   readonly image?: ImageReference | undefined;
   readonly text?: string | undefined;
+  /** Values of the further fields that were asked for and are there, as the file has them. */
+  readonly fields?: Readonly<Record<string, unknown>> | undefined;
   readonly failure?: RowFailure | undefined;
   /** Share of the source's bytes read so far, where its length is not known. */
   readonly through?: number | undefined;
@@ -51,11 +52,4 @@ export interface Source {
 /** Whether rows need an image and a text. */
 export function needsOf(what: What): { readonly image: boolean; readonly text: boolean } {
   return { image: what !== 'text', text: what !== 'image' };
-}
-
-/** The towers that sources need, for `Siglip2.load`. */
-export function towersOf(sources: readonly Pick<Source, 'what'>[]): TowerChoice {
-  const needs = sources.map(({ what }) => needsOf(what));
-  if (!needs.some(({ text }) => text)) return 'vision';
-  return needs.some(({ image }) => image) ? 'both' : 'text';
 }

@@ -11,6 +11,7 @@ import { downloadCommand } from './download';
 import { embedCommand } from './embed';
 import { infoCommand } from './info';
 import { mergeCommand } from './merge';
+import { regionsCommand } from './regions';
 import { searchCommand } from './search';
 import { trainCommand } from './train';
 
@@ -39,15 +40,20 @@ export function program(): Command {
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
     .addCommand(trainCommand())
+    .addCommand(regionsCommand())
     .addCommand(demoCommand())
     .addCommand(downloadCommand())
     .addCommand(infoCommand());
 }
 
+function withSubcommands(command: Command): Command[] {
+  return [command, ...command.commands.flatMap(withSubcommands)];
+}
+
 /** Runs the command line and gives its exit status. */
 export async function main(args: readonly string[]): Promise<number> {
   const command = program();
-  for (const each of [command, ...command.commands]) each.exitOverride();
+  for (const each of withSubcommands(command)) each.exitOverride();
   try {
     await command.parseAsync([...args], { from: 'user' });
     return 0;

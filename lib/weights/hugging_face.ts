@@ -1,8 +1,7 @@
 // A checkpoint folder in Hugging Face layout, loaded and saved.
-import { createReadStream, statSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { statSync } from 'node:fs';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import type { DeviceArray } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { ConstantSource } from '../graph';
@@ -431,9 +430,7 @@ export async function saveCheckpoint(
     const all = { format: 'pt', ...metadata };
     const written = await stageWeights(files, tensors, all, maxShardBytes, { signal });
     for (const [name, path] of options.files ?? []) {
-      await files.write(name, async (file) => {
-        await pipeline(createReadStream(path), file.createWriteStream({ autoClose: false }));
-      });
+      await files.write(name, async (file) => file.writeFile(await readFile(path)));
     }
     await files.writeJson(PREPROCESSOR_FILE, preprocessor);
     await files.writeJson(CONFIG_FILE, configFile);

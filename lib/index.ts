@@ -18,6 +18,20 @@ export {
 } from './bulk';
 export type { CorpusOptions } from './corpus';
 export { openCorpus } from './corpus';
+export type {
+  CorpusBatch,
+  CorpusBatchOptions,
+  DataNotice,
+  Mixture,
+  PairCorpus,
+  PairFields,
+  Region,
+  RowCondition,
+  Stream,
+  StreamState,
+  WeightedStream,
+} from './data';
+export { openCorpusBatches, pageLanguageMixture, readMixture } from './data';
 export * from './embed';
 export type { SiglipErrorCode } from './errors';
 export { SiglipError } from './errors';

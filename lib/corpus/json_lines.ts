@@ -8,17 +8,17 @@ import { rowOfRecord } from './record';
 import type { Row, Source } from './row';
 
 // A line is an image in base64 at most; what goes on for longer is no JSON lines file.
-const MAX_LINE_BYTES = Math.min(256 << 20, constants.MAX_STRING_LENGTH);
+export const MAX_LINE_BYTES = Math.min(256 << 20, constants.MAX_STRING_LENGTH);
 
 const NEWLINE = 0x0a;
 
-interface Line {
+export interface Line {
   /** Undefined when the line is longer than the limit. */
   readonly text: Buffer | undefined;
 }
 
 /** Splits a stream at newlines; of a line beyond the limit no more than the limit is kept. */
-async function* linesOf(stream: AsyncIterable<Buffer>, limit: number): AsyncGenerator<Line> {
+export async function* linesOf(stream: AsyncIterable<Buffer>, limit: number): AsyncGenerator<Line> {
   let pieces: Buffer[] = [];
   let length = 0;
   const line = (): Line => {

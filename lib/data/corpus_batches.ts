@@ -277,25 +277,13 @@ export class CorpusBatchStream implements Stream<CorpusBatch> {
   }
 
   private async decoding(drawn: DrawnPair): Promise<Decoded> {
+    const { pool } = this;
     if (drawn.pair === undefined) return { drawn, pixels: undefined, failure: drawn.failure };
     const task = { image: drawn.pair.image, maxPixels: this.options.maxPixels };
-    const result = await (this.pool === undefined ? decodeTask(task) : this.onPool(task));
+    const result = await (pool === undefined ? decodeTask(task) : decodeOnPool(pool, task));
     return 'reason' in result
       ? { drawn, pixels: undefined, failure: result }
-      : { drawn, pixels: { ...result, owned: true }, failure: undefined };
-  }
-
-  /** An image that worker threads die of is skipped like any other that cannot be used. */
-  private async onPool(task: DecodeTask): Promise<Pixels | RowFailure> {
-    const { pool } = this;
-    try {
-      return await (pool as WorkerPool<DecodeTask, Pixels | RowFailure>).run(task);
-    } catch (error) {
-      if (error instanceof SiglipError && error.code === 'ERR_DATA') {
-        return { code: error.code, reason: error.message };
-      }
-      throw error;
-    }
+      : { drawn, pixels: result, failure: undefined };
   }
 
   private skip(drawn: DrawnPair, failure: RowFailure | undefined): void {
@@ -309,6 +297,21 @@ export class CorpusBatchStream implements Stream<CorpusBatch> {
       `CorpusBatchStream: one of ${String(MAX_SKIPPED_IN_A_ROW)} pairs in a row must be usable, got none\n` +
         `the last one, ${id} of ${source}: ${reason}`,
     );
+  }
+}
+
+/** An image that worker threads die of is skipped like any other that cannot be used. */
+async function decodeOnPool(
+  pool: WorkerPool<DecodeTask, Pixels | RowFailure>,
+  task: DecodeTask,
+): Promise<Pixels | RowFailure> {
+  try {
+    return await pool.run(task);
+  } catch (error) {
+    if (error instanceof SiglipError && error.code === 'ERR_DATA') {
+      return { code: error.code, reason: error.message };
+    }
+    throw error;
   }
 }
 

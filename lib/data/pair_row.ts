@@ -25,20 +25,8 @@ export interface PairRow {
   readonly attributes: unknown;
 }
 
-/** The fields besides image and id that the rows of a corpus carry along. */
-export function pairFieldNames({ fields = {} }: PairCorpus, where?: string): string[] {
-  const names = [
-    ...textNames(fields.text),
-    fields.regions ?? 'regions',
-    fields.language ?? 'language',
-    fields.attributes ?? 'attributes',
-    ...(where === undefined ? [] : [where]),
-  ];
-  return [...new Set(names)];
-}
-
 // Tar files call their texts .txt, records text.
-function textNames(text: string | undefined): readonly string[] {
+export function textNames(text: string | undefined): readonly string[] {
   return text === undefined ? ['text', 'txt'] : [text];
 }
 

@@ -2,17 +2,17 @@
 // texts. A draw is a function of the seed, the rank and its number.
 import { z } from 'zod';
 import { Philox4x32 } from '../array/random';
-import type { RowFailure } from '../corpus';
-import { digest, openCorpus } from '../corpus';
+import type { Row, RowFailure } from '../corpus';
+import { digest } from '../corpus';
 import { SiglipError } from '../errors';
 import { checked } from '../weights/json_file';
 import type { Mixture, RowCondition, WeightedStream } from './mixture';
 import { checkMixture } from './mixture';
 import type { PairRow } from './pair_row';
-import { pairFieldNames, pairOf } from './pair_row';
+import { openPairCorpus } from './pair_corpus';
+import { pairOf } from './pair_row';
 import type { Rank, RowPosition } from './row_stream';
 import { RowStream } from './row_stream';
-import type { Row } from '../corpus';
 import { textOf } from '../corpus/record';
 import type { StreamState } from './stream';
 
@@ -98,21 +98,7 @@ export class PairStream {
     for (const definition of mixture.streams) {
       const { name, where } = definition;
       const corpus = mixture.corpora[definition.corpus];
-      const sources = await openCorpus({
-        inputs: corpus.inputs,
-        what: 'image',
-        fields: { image: corpus.fields?.image, id: corpus.fields?.id },
-        keep: pairFieldNames(corpus, where?.field),
-        ...(corpus.imageRoot === undefined ? {} : { imageRoot: corpus.imageRoot }),
-        ...(corpus.imageStrings === undefined ? {} : { imageStrings: corpus.imageStrings }),
-      });
-      const images = sources.find(({ idKey }) => idKey !== 'id');
-      if (images !== undefined) {
-        throw new SiglipError(
-          'ERR_CONFIG',
-          `mixture: inputs of ${definition.corpus} must be .jsonl, .tar or .parquet files, got ${images.name}`,
-        );
-      }
+      const sources = await openPairCorpus(definition.corpus, corpus, where?.field);
       parts.push(JSON.stringify(definition), ...sources.map((source) => source.fingerprint));
       const rows = new RowStream({
         name,

@@ -7,11 +7,11 @@ import type { PoolReply, PoolRequest, PoolWorkerData } from './worker_pool';
 const port = parentPort;
 if (port === null) throw new Error('pool_worker: must run on a worker thread');
 
-const { module, handler } = workerData as PoolWorkerData;
-const exported = createRequire(__filename)(module) as Record<string, unknown>;
-const handle = exported[handler] as (task: unknown) => unknown;
+const data = workerData as PoolWorkerData;
+const exported = createRequire(__filename)(data.module) as Record<string, unknown>;
+const handle = exported[data.handler] as (task: unknown) => unknown;
 if (typeof handle !== 'function') {
-  throw new Error(`${module} must export the function ${handler}, got ${typeof handle}`);
+  throw new Error(`${data.module} must export the function ${data.handler}, got ${typeof handle}`);
 }
 
 async function answer({ id, task }: PoolRequest): Promise<void> {

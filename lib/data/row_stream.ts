@@ -58,8 +58,9 @@ const FIRST: Place = { epoch: 0, file: 0, row: 0 };
 
 /**
  * Endless rows of a corpus. With as many files as ranks or more, a rank reads files of its own, others
- * in every epoch; with fewer, every rank reads all files and takes every `ranks`-th row. In an epoch
- * the rows of all ranks are all rows, each once.
+ * in every epoch; with fewer, every rank reads all files and takes every `ranks`-th row, beginning at
+ * another one in the next file. In an epoch the rows of all ranks are all rows, each once. Nobody waits
+ * for the others at its end: every rank draws as many examples as every other.
  */
 export class RowStream {
   private block: Block | undefined;
@@ -140,7 +141,7 @@ export class RowStream {
     for (let file = start.file; file < files.length; file++) {
       const from = file === start.file ? start.row : 0;
       const wanted = (index: number): boolean =>
-        index >= from && (wholeFiles || index % ranks === rank);
+        index >= from && (wholeFiles || (index + file) % ranks === rank);
       for await (const row of files[file].rows(wanted)) {
         if (row.failure !== undefined || accepts(row)) {
           yield { file, source: files[file].name, row };

@@ -161,9 +161,9 @@ export class WorkerPool<T, R> {
     const reason = member.reason ?? `the thread ended with code ${String(code)}`;
     this.falseStarts = member.ready ? 0 : this.falseStarts + 1;
     if (this.falseStarts >= MAX_FALSE_STARTS) {
-      this.members[place] = undefined;
       const cause = { code: undefined, message: reason, stack: undefined };
       this.fail(errorOfThread(`WorkerPool: worker ${member.name} must start, got`, cause));
+      this.members[place] = undefined;
       return;
     }
     this.start(place);

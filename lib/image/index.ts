@@ -15,3 +15,5 @@ export type {
 } from './processor';
 export { createProcessor, FixedProcessor, NaflexProcessor } from './processor';
 export { resizeImage } from './resize';
+export type { ColourChange, ColourJitter, Crop, ImageView, ViewedImage } from './views';
+export { renderViews } from './views';

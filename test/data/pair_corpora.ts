@@ -31,7 +31,7 @@ export async function putCorpus(
   for (let file = 0; file < files; file++) {
     const numbers = Array.from({ length: rows }, (_, i) => file * rows + i);
     const images = await Promise.all(
-      numbers.map((number) => (number === torn ? Buffer.from('torn') : picture(number))),
+      numbers.map(async (number) => (number === torn ? Buffer.from('torn') : picture(number))),
     );
     const path = join(folder, `${String(file)}.${kind}`);
     if (kind === 'jsonl') {

@@ -79,7 +79,9 @@ describe.each(kinds)('%s', (kind) => {
       const stream = await PairStream.open(options);
       await take(stream, 3);
       // What a checkpoint stores.
-      const text = JSON.stringify(stop === 0 ? (await PairStream.open(options)).state() : whole[stop - 1].state);
+      const text = JSON.stringify(
+        stop === 0 ? (await PairStream.open(options)).state() : whole[stop - 1].state,
+      );
       expect(text.length).toBeLessThan(250);
       await stream.restore(JSON.parse(text));
       expect(await take(stream, 2 * ROWS - stop)).toEqual(whole.slice(stop));
@@ -123,7 +125,10 @@ test('rows that are no pairs say why; empty texts stay or go', async () => {
     { id: 'three', image, text: 'x', regions: [{ box: [0, 0, 1], text: 'y' }] },
     { id: 'sound', image, text: 'x', regions: null },
   ];
-  const path = put(join(folder(), 'bad', 'a.jsonl'), lines.map((l) => JSON.stringify(l)).join('\n'));
+  const path = put(
+    join(folder(), 'bad', 'a.jsonl'),
+    lines.map((l) => JSON.stringify(l)).join('\n'),
+  );
   const reasons = async (emptyTexts: 'keep' | 'drop'): Promise<Record<string, string>> => {
     const pairs = await draw({ mixture: single({ inputs: [path], emptyTexts }) }, lines.length);
     return Object.fromEntries(pairs.map(({ id, failure: f }) => [id, f?.reason ?? '']));
@@ -146,7 +151,12 @@ test('rows that are no pairs say why; empty texts stay or go', async () => {
 test('a state of another mixture, seed or rank is refused, and so is what is no state', async () => {
   const options = { mixture: single(corpora.jsonl) };
   const stream = await PairStream.open(options);
-  for (const other of [{ seed: 1 }, { rank: 1, ranks: 2 }, { buffer: 3 }, { mixture: single(corpora.tar) }]) {
+  for (const other of [
+    { seed: 1 },
+    { rank: 1, ranks: 2 },
+    { buffer: 3 },
+    { mixture: single(corpora.tar) },
+  ]) {
     const state = (await PairStream.open({ ...options, ...other })).state();
     expect(await failure(stream.restore(state))).toMatchObject({ code: 'ERR_DATA' });
   }

@@ -13,7 +13,15 @@ import {
 import { float32 } from '../../lib/graph';
 import * as ops from '../../lib/ops';
 import type { Value } from '../nn/evaluate';
-import { bytes, evaluate, integers, maxDifference, random, randomParameter } from '../nn/evaluate';
+import {
+  bytes,
+  evaluate,
+  integers,
+  maxDifference,
+  random,
+  randomParameter,
+  values,
+} from '../nn/evaluate';
 
 const config: DecoderConfig = {
   width: 24,
@@ -222,14 +230,8 @@ test('token by token gives what all at once gives, at every position', async () 
   const parameters = decoderParameters(config, randomParameter);
   const whole = await run({ ids, causal, memory });
   // The second sequence is that of the first image's row when rows change places at the third token.
-  let cache = Array.from({ length: config.depth }, () => {
-    const empty = {
-      dtype: 'float32',
-      shape: [batch, length, width],
-      data: new Float32Array(batch * length * width),
-    } as const;
-    return { keys: empty, values: empty };
-  });
+  const empty = values([batch, length, width], new Float32Array(batch * length * width));
+  let cache = Array.from({ length: config.depth }, () => ({ keys: empty, values: empty }));
   for (let t = 0; t < length; t++) {
     const swapped = t >= 3;
     const at = (b: number): number => (swapped ? 1 - b : b);

@@ -1,6 +1,6 @@
 // A checkpoint folder in Hugging Face layout, loaded and saved.
-import { statSync } from 'node:fs';
-import { readdir, readFile } from 'node:fs/promises';
+import { createReadStream, statSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { DeviceArray } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
@@ -430,7 +430,9 @@ export async function saveCheckpoint(
     const all = { format: 'pt', ...metadata };
     const written = await stageWeights(files, tensors, all, maxShardBytes, { signal });
     for (const [name, path] of options.files ?? []) {
-      await files.write(name, async (file) => file.writeFile(await readFile(path)));
+      await files.write(name, async (file) => {
+        for await (const chunk of createReadStream(path)) await file.write(chunk as Buffer);
+      });
     }
     await files.writeJson(PREPROCESSOR_FILE, preprocessor);
     await files.writeJson(CONFIG_FILE, configFile);

@@ -37,9 +37,10 @@ export type { SiglipErrorCode } from './errors';
 export { SiglipError } from './errors';
 export type {
   CheckpointSource,
+  ConvertOptions,
   DownloadedCheckpoint,
   DownloadedFile,
   DownloadProgress,
   HubOptions,
 } from './weights';
-export { downloadCheckpoint, resolveCheckpoint } from './weights';
+export { convertCheckpoint, downloadCheckpoint, resolveCheckpoint } from './weights';

@@ -5,17 +5,15 @@ import { Philox4x32 } from '../array/random';
 import { SiglipError } from '../errors';
 import type { AxisMap } from '../model/axis_map';
 import { alongAxis, linearAxis, transposed } from '../model/axis_map';
+import type { PixelLabels } from './dense_labels';
 import { IGNORED, SegmentationScore } from './segmentation_score';
 
-/** Tokens of one image and the classes of its pixels. */
+/** Tokens of one image and the classes of its pixels, 255 for those that do not count. */
 export interface DenseExample extends DenseTokens {
-  /** (height · width), 255 for pixels that do not count. */
-  readonly labels: Uint8Array;
-  readonly height: number;
-  readonly width: number;
+  readonly target: PixelLabels;
 }
 
-/** Tokens of one image. */
+/** Tokens of one image, as `Siglip2.imageTokens` gives them. */
 export interface DenseTokens {
   /** (rows · columns, D), after the tower's final norm. */
   readonly tokens: Float32Array;
@@ -148,7 +146,8 @@ export function evaluateDenseProbe(
 ): SegmentationScore {
   const score = new SegmentationScore(probe.classes);
   for (const example of examples) {
-    score.add(probe.predict(example, example.height, example.width), example.labels);
+    const { labels, height, width } = example.target;
+    score.add(probe.predict(example, height, width), labels);
   }
   return score;
 }
@@ -159,12 +158,13 @@ export function evaluateDenseProbe(
  */
 export function addGradient(
   probe: DenseProbe,
-  { grid, labels, height, width }: DenseExample,
+  { grid, target }: DenseExample,
   x: Float64Array,
   scale: number,
   gradient: Float64Array,
 ): number {
   const { classes } = probe;
+  const { labels, height, width } = target;
   const [rows, columns] = grid;
   const dlogits = probe.logits(x, grid, height, width);
   const counted = labels.reduce((sum, label) => sum + (label === IGNORED ? 0 : 1), 0);
@@ -209,7 +209,8 @@ function expectExamples(examples: readonly DenseExample[], classes: number): num
   }
   const [{ tokens: first, grid: own }] = examples;
   const d = first.length / (own[0] * own[1]);
-  for (const [i, { tokens, grid, labels, height, width }] of examples.entries()) {
+  for (const [i, { tokens, grid, target }] of examples.entries()) {
+    const { labels, height, width } = target;
     const [rows, columns] = grid;
     const bad = labels.find((label) => label !== IGNORED && label >= classes);
     const fits = Number.isInteger(d) && tokens.length === rows * columns * d;

@@ -1,3 +1,5 @@
+export type { PixelLabels } from './dense_labels';
+export { drawingPalette, maskLabels, paletteLabels } from './dense_labels';
 export type { DenseExample, DenseProbeOptions, DenseTokens } from './dense_probe';
 export { DenseProbe, evaluateDenseProbe, trainDenseProbe } from './dense_probe';
 export type {

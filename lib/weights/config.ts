@@ -160,7 +160,6 @@ export function formatConfig(config: ModelConfig): Record<string, unknown> {
   const family = naflex ? 'siglip2' : 'siglip';
   return {
     architectures: [naflex ? 'Siglip2Model' : 'SiglipModel'],
-    initializer_factor: 1,
     model_type: family,
     text_config: {
       ...towerFields(text, layerNormEps),

@@ -10,6 +10,7 @@ import type { AdaptationTarget, ModelConfig, PositionMethod, TwoTowersParameters
 import { adaptModel, parameterTable } from '../model';
 import { adaptedSources } from './adapted';
 import { loadBigVision } from './big_vision';
+import { DECODER_FILES } from './decoder_files';
 import type { OpenCheckpoint, SaveCheckpointOptions } from './hugging_face';
 import { openCheckpoint, saveCheckpoint } from './hugging_face';
 import { adaptedPreprocessor, defaultPreprocessor } from './preprocessor_config';
@@ -41,7 +42,8 @@ type Opened = OpenCheckpoint<TwoTowersParameters<ConstantSource>>;
 
 /**
  * Converts a checkpoint to a folder in Hugging Face layout: config.json, preprocessor_config.json,
- * weights and tokenizer, which appear together. Of a folder, one tensor at a time is in memory.
+ * weights, and the tokenizer and decoder as they are, which appear together. Of a folder, one tensor at a
+ * time is in memory.
  *
  * @param source - a folder in Hugging Face layout, or an `.npz` of big_vision
  * @param folder - another one than the source
@@ -70,7 +72,11 @@ export async function convertCheckpoint(
       config,
       parameters: adaptedSources(opened.parameters, adaptation),
       preprocessor: adaptedPreprocessor(opened.preprocessor, config),
-      files: tokenizerFiles(options.tokenizer ?? (archive ? undefined : source)),
+      files: new Map([
+        ...filesOf(options.tokenizer ?? (archive ? undefined : source), TOKENIZER_FILES),
+        // A decoder reads tokens of any number.
+        ...filesOf(archive ? undefined : source, DECODER_FILES),
+      ]),
       dtype: options.dtype,
       signal: options.signal,
     });
@@ -100,8 +106,9 @@ async function openArchive(source: string, options: ConvertOptions): Promise<Ope
   };
 }
 
-function tokenizerFiles(folder: string | undefined): ReadonlyMap<string, string> {
-  if (folder === undefined) return new Map();
-  const paths = TOKENIZER_FILES.map((name): [string, string] => [name, join(folder, name)]);
-  return new Map(paths.filter(([, path]) => existsSync(path)));
+function filesOf(folder: string | undefined, names: readonly string[]): [string, string][] {
+  if (folder === undefined) return [];
+  return names
+    .map((name): [string, string] => [name, join(folder, name)])
+    .filter(([, path]) => existsSync(path));
 }

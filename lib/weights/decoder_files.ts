@@ -22,6 +22,9 @@ import { publishTogether } from './staged_files';
 const CONFIG_FILE = 'decoder_config.json';
 const WEIGHTS_FILE = 'decoder.safetensors';
 
+/** Where a decoder lies in a model's folder. */
+export const DECODER_FILES: readonly string[] = [CONFIG_FILE, WEIGHTS_FILE];
+
 const count = z.int('a positive integer').min(1, 'a positive integer');
 const flag = z.boolean('true or false');
 const text = z.string('a string');

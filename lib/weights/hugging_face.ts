@@ -2,7 +2,6 @@
 import { createReadStream, statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import type { DeviceArray } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { ConstantSource } from '../graph';
@@ -432,7 +431,7 @@ export async function saveCheckpoint(
     const written = await stageWeights(files, tensors, all, maxShardBytes, { signal });
     for (const [name, path] of options.files ?? []) {
       await files.write(name, async (file) => {
-        await pipeline(createReadStream(path), file.createWriteStream({ autoClose: false }));
+        for await (const chunk of createReadStream(path)) await file.write(chunk as Buffer);
       });
     }
     await files.writeJson(PREPROCESSOR_FILE, preprocessor);

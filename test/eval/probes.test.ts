@@ -75,7 +75,7 @@ describe('symmetric matrices', () => {
 
 describeGolden('bv_evaluators', (golden) => {
   describe.each(['n_ge_d', 'n_lt_d'])('few-shot probe, %s', (name) => {
-    const tensor = (part: string): readonly number[] => Array.from(golden.tensor(part).data);
+    const tensor = (part: string): readonly number[] => [...golden.tensor(part).data];
     const features = (part: string): { data: Float32Array; width: number } => {
       const { data, shape } = golden.tensor(`in/fewshot/${name}/${part}`);
       return { data: Float32Array.from(data), width: shape[1] };
@@ -194,7 +194,7 @@ describe('dense probe', () => {
         const border = y % 4 === 0 || x % 4 === 0;
         return border ? 255 : cells[Math.floor(y / 4) * 4 + Math.floor(x / 4)];
       });
-      return { tokens, grid, labels, height, width: width_ };
+      return { tokens, grid, target: { labels, height, width: width_ } };
     });
   }
 
@@ -238,7 +238,9 @@ describe('dense probe', () => {
       return () => trainDenseProbe([example, { ...example, ...change }], { classes });
     };
     expect(run({ tokens: new Float32Array(7) })).toThrow('example 1 must have 3 · 4 tokens');
-    expect(run({ height: 13 })).toThrow('13 · 16 labels below 3, got 60 values, 192 labels');
+    expect(run({ target: { ...example.target, height: 13 } })).toThrow(
+      '13 · 16 labels below 3, got 60 values, 192 labels',
+    );
     expect(run({}, 2)).toThrow('and the class 2');
     expect(() => trainDenseProbe([], { classes: 3 })).toThrow('got 0 and 3');
   });

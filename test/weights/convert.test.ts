@@ -123,6 +123,19 @@ describe('convertCheckpoint', () => {
     }
   });
 
+  test('a decoder goes along as it is', async () => {
+    const source = join(folder(), 'source');
+    const config = smallConfig('fixed');
+    await saveCheckpoint(source, { config, parameters: smallParameters(config) });
+    writeFileSync(join(source, 'decoder_config.json'), '{"width":12}');
+    writeFileSync(join(source, 'decoder.safetensors'), new Uint8Array(200_000).fill(7));
+    const output = join(folder(), 'output');
+    await convertCheckpoint(source, output, { imageSize: 20 });
+    for (const name of ['decoder_config.json', 'decoder.safetensors']) {
+      expect(readFileSync(join(output, name)).equals(readFileSync(join(source, name)))).toBe(true);
+    }
+  });
+
   test('into its own folder is refused', async () => {
     await expect(convertCheckpoint(fixed(), join(fixed(), '.'))).rejects.toThrow(
       'convert: output must be another folder than the model',

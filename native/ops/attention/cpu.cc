@@ -187,6 +187,15 @@ inline Vec where_seen(Vec x, Vec otherwise, int64_t key, int64_t last, int j) {
   return select(lane_numbers(j) >= first, x, otherwise);
 }
 
+// body(key, Constant<1>()) for the keys of a block of `size` from `begin` on that a panel sees only in part,
+// Constant<0>() for those that all its queries see, which are the first.
+template <typename Body>
+inline void for_keys(int64_t begin, int64_t size, int64_t last, const Body& body) {
+  const int64_t whole = smaller(size, larger(0, last + 1 - begin));
+  for (int64_t key = 0; key < whole; ++key) body(key, Constant<0>());
+  for (int64_t key = whole; key < size; ++key) body(key, Constant<1>());
+}
+
 // log(x) for a normal x >= 1; NaN for NaN.
 inline Vec log_of_sum(Vec x) {
   const UintVec bits = reinterpret_cast<UintVec>(x);
@@ -376,15 +385,17 @@ void forward_panel(const Keys& keys, int64_t last, Rows q, int64_t count, int64_
     Vec rescale[kVectors];  // of the former blocks; in the first, 2^-125 times nothing
     Vec sum[kVectors] = {};
     for (int j = 0; j < kVectors; ++j) rescale[j] = exp2_nonpositive(highest[j] - now[j]);
-    for (int64_t key = 0; key < size; ++key) {
+    for_keys(begin, size, last, [&](int64_t key, auto in_part) {
       for (int j = 0; j < kVectors; ++j) {
         float* p = w.scores + key * kPanel + j * kLanes;
-        const Vec probability =
-            where_seen(exp2_nonpositive(load(p) - now[j]), Vec{}, begin + key, last, j);
+        Vec probability = exp2_nonpositive(load(p) - now[j]);
+        if constexpr (decltype(in_part)::value == 1) {
+          probability = where_seen(probability, Vec{}, begin + key, last, j);
+        }
         store(p, probability);
         sum[j] += probability;
       }
-    }
+    });
     for (int j = 0; j < kVectors; ++j) {
       total[j] = total[j] * rescale[j] + sum[j];
       highest[j] = now[j];
@@ -583,13 +594,16 @@ void backward_panel(const Extents& e, const Keys& keys, int64_t begin, int64_t s
     multiply(e.width, keys.k.at(begin + key), keys.k.stride, 1, queries, kPanel, tile);
     store_tile(tile, probabilities + key * kPanel, kPanel);
   });
-  for (int64_t key = 0; key < size; ++key) {
+  for_keys(begin, size, last, [&](int64_t key, auto in_part) {
     for (int j = 0; j < kVectors; ++j) {
       float* p = probabilities + key * kPanel + j * kLanes;
-      const Vec probability = exp2_nonpositive(load(p) - log2_total[j]);
-      store(p, where_seen(probability, Vec{}, begin + key, last, j));
+      Vec probability = exp2_nonpositive(load(p) - log2_total[j]);
+      if constexpr (decltype(in_part)::value == 1) {
+        probability = where_seen(probability, Vec{}, begin + key, last, j);
+      }
+      store(p, probability);
     }
-  }
+  });
   for_tiles<kVectors>(size, [&](int64_t key, auto rows) {
     constexpr int kRows = decltype(rows)::value;
     Vec tile[kRows][kVectors] = {};

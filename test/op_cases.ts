@@ -23,6 +23,7 @@ import * as learnability from './reference/learnability';
 import * as linear from './reference/linear';
 import * as linearBfloat16 from './reference/linear_bfloat16';
 import * as linearInt8 from './reference/linear_int8';
+import * as maskTokens from './reference/mask_tokens';
 import * as matmul from './reference/matmul';
 import type { NdArray } from './reference/nd_array';
 import { elements, item, map, ndArray, reshape, scalar } from './reference/nd_array';
@@ -30,6 +31,7 @@ import * as normalizePixels from './reference/normalize_pixels';
 import { Packing } from './reference/packing';
 import * as patchify from './reference/patchify';
 import * as positionResize from './reference/position_resize';
+import * as prototypeLoss from './reference/prototype_loss';
 import type { Random } from './reference/random';
 import * as reduce from './reference/reduce';
 import * as sigmoidLoss from './reference/sigmoid_loss';
@@ -768,15 +770,22 @@ function layerNormCase(
   });
 }
 
-function geluCase(shape: readonly number[], options: Options = {}, remark = ''): OpCase {
+function geluCase(
+  shape: readonly number[],
+  options: Options = {},
+  remark = '',
+  form: 'tanh' | 'erf' = 'tanh',
+): OpCase {
   const n = elements(shape);
+  const forward = form === 'erf' ? gelu.geluErf : gelu.gelu;
+  const backward = form === 'erf' ? gelu.geluErfBackward : gelu.geluBackward;
   return opCase({
     op: 'gelu',
-    name: `${text(shape)}${remark}`,
+    name: `${text(shape)}${remark}${form === 'erf' ? ', erf' : ''}`,
     operands: { x: f32(shape, options) },
-    apply: (t) => ({ y: ops.gelu(t.x) }),
-    reference: (a) => ({ y: gelu.gelu(a.x) }),
-    backward: ({ y: dy }, a) => ({ x: gelu.geluBackward(dy, a.x) }),
+    apply: (t) => ({ y: ops.gelu(t.x, form) }),
+    reference: (a) => ({ y: forward(a.x) }),
+    backward: ({ y: dy }, a) => ({ x: backward(dy, a.x) }),
     cost: {
       forward: { flops: 15 * n, bytes: floats(2 * n) },
       backward: { flops: 20 * n, bytes: floats(3 * n) },
@@ -1297,6 +1306,109 @@ function vocabularyLossCase({ N, V, D, skipped = Infinity }: VocabularySizes): O
   });
 }
 
+interface PrototypeSizes {
+  /** Rows of the student. */
+  readonly n: number;
+  /** Rows of the teacher; the student's refer to them in turn. Default: one for each. */
+  readonly m?: number;
+  readonly K: number;
+  readonly F: number;
+  readonly studentTemperature?: number;
+  readonly teacherTemperature?: number;
+  /** Whether Sinkhorn-Knopp gives the centre. Default: it is an operand. */
+  readonly sinkhorn?: boolean;
+}
+
+function unitRows(count: number, F: number, options: Options = {}): Operand {
+  return f32([count, F], { draw: (random) => random.normal() / Math.sqrt(F), ...options });
+}
+
+function prototypeLossCase({
+  n,
+  m: teachers,
+  K,
+  F,
+  studentTemperature = 0.1,
+  teacherTemperature = 0.04,
+  sinkhorn = false,
+}: PrototypeSizes): OpCase {
+  const still = { differentiable: false };
+  const given = teachers !== undefined;
+  const m = teachers ?? n;
+  const rows = Float64Array.from({ length: n }, (_, i) => (7 * i) % m);
+  const flops = 2 * (n + m) * K * F;
+  const traffic = floats((n + m) * F, 2 * K * F, K);
+  const operandsOf = (a: Arrays): prototypeLoss.PrototypeLossOperands => ({
+    student: a.student,
+    studentPrototypes: a.studentPrototypes,
+    teacher: a.teacher,
+    teacherPrototypes: a.teacherPrototypes,
+    centre: sinkhorn
+      ? prototypeLoss.sinkhornCentre(a.teacher, a.teacherPrototypes, teacherTemperature, 3)
+      : a.centre,
+    weights: a.weights,
+    teacherRows: given ? a.teacherRows : undefined,
+    teacherTemperature: a.teacherTemperature,
+  });
+  return opCase({
+    op: 'prototype_loss',
+    name: `${text([n, F])} for ${text([m, F])} over ${String(K)}${sinkhorn ? ' by Sinkhorn-Knopp' : ''}, temperatures ${String(studentTemperature)} and ${String(teacherTemperature)}`,
+    condition: Math.max(1, 0.1 / teacherTemperature),
+    operands: {
+      student: unitRows(n, F),
+      studentPrototypes: unitRows(K, F),
+      teacher: unitRows(m, F, still),
+      teacherPrototypes: unitRows(K, F, still),
+      ...(sinkhorn ? {} : { centre: f32([K], { ...still, draw: scaled(0.02) }) }),
+      weights: f32([n], { ...still, draw: (random) => random.uniform() / n }),
+      ...(given ? { teacherRows: constant('int32', { shape: [n], data: rows }) } : {}),
+      teacherTemperature: f32([1], { ...still, draw: () => teacherTemperature }),
+    },
+    apply: (t) => ({
+      loss: ops.prototypeLoss(
+        {
+          student: t.student,
+          studentPrototypes: t.studentPrototypes,
+          teacher: t.teacher,
+          teacherPrototypes: t.teacherPrototypes,
+          centre: sinkhorn
+            ? ops.sinkhornCentre(t.teacher, t.teacherPrototypes, t.teacherTemperature)
+            : t.centre,
+          weights: t.weights,
+          teacherRows: given ? t.teacherRows : null,
+          teacherTemperature: t.teacherTemperature,
+        },
+        { studentTemperature },
+      ),
+    }),
+    reference: (a) => ({
+      loss: prototypeLoss.prototypeLoss(operandsOf(a), studentTemperature),
+    }),
+    backward: ({ loss: dloss }, a) => {
+      const { dstudent, dstudentPrototypes } = prototypeLoss.prototypeLossBackward(
+        dloss,
+        operandsOf(a),
+        studentTemperature,
+      );
+      return { student: dstudent, studentPrototypes: dstudentPrototypes };
+    },
+    refuses: [
+      { student: [n, F + 1] },
+      { studentPrototypes: [K + 1, F] },
+      { teacher: [m, F + 1] },
+      { teacherPrototypes: [K, F + 1] },
+      ...(sinkhorn ? [] : [{ centre: [K + 1] }]),
+      { weights: [n + 1] },
+      ...(given ? [{ teacherRows: [n + 1] }] : []),
+      { teacherTemperature: [2] },
+    ],
+    cost: {
+      forward: { flops, bytes: traffic },
+      backward: { flops: 3 * flops, bytes: 2 * traffic },
+    },
+  });
+}
+
 // ---- Selection ----
 
 interface ScoreSizes {
@@ -1481,6 +1593,47 @@ function accumulateCase(shape: readonly number[]): OpCase {
     tolerance: 'exact',
     refuses: [{ x: [...shape, 1] }],
     cost: { forward: { flops: n, bytes: floats(3 * n) } },
+  });
+}
+
+function movingAverageCase(shape: readonly number[], momentum: number): OpCase {
+  const n = elements(shape);
+  return opCase({
+    op: 'moving_average',
+    name: `${text(shape)} at ${String(momentum)}`,
+    operands: {
+      average: f32(shape, { differentiable: false, donated: true }),
+      x: f32(shape, { differentiable: false }),
+    },
+    apply: (t) => ({ average: ops.movingAverage(t.average, t.x, momentum) }),
+    reference: (a) => ({ average: elementwise.movingAverage(a.average, a.x, momentum) }),
+    refuses: [{ x: [...shape, 1] }],
+    cost: { forward: { flops: 3 * n, bytes: floats(3 * n) } },
+  });
+}
+
+function maskTokensCase(shape: readonly [number, number, number], share: number): OpCase {
+  const [B, T, D] = shape;
+  const n = B * T * D;
+  return opCase({
+    op: 'mask_tokens',
+    name: `${text(shape)}, ${String(100 * share)} % masked`,
+    operands: {
+      x: f32(shape),
+      mask: operand('uint8', [B, T], { draw: (random) => (random.uniform() < share ? 1 : 0) }),
+      token: f32([D]),
+    },
+    apply: (t) => ({ y: ops.maskTokens(t.x, t.mask, t.token) }),
+    reference: (a) => ({ y: maskTokens.maskTokens(a.x, a.mask, a.token) }),
+    backward: ({ y: dy }, a) => {
+      const { dx, dtoken } = maskTokens.maskTokensBackward(dy, a.mask);
+      return { x: dx, token: dtoken };
+    },
+    refuses: [{ x: [B * T, D] }, { mask: [B, T + 1] }, { token: [D + 1] }],
+    cost: {
+      forward: { flops: 0, bytes: floats(2 * n) + B * T },
+      backward: { flops: n, bytes: floats(2 * n, D) + B * T },
+    },
   });
 }
 
@@ -1682,8 +1835,21 @@ export const opCases: readonly OpCase[] = [
   learnabilityCase({ N: 20, widths: [8, 8], weights: ops.scoreWeights.hardLearner }),
   conditionScoresCase({ N: 37, widths: [19, 24] }, 5),
   conditionScoresCase({ N: 9, widths: [3, 2], weights: ops.scoreWeights.hardLearner }, 9),
+  prototypeLossCase({ n: 1, m: 1, K: 1, F: 1, studentTemperature: 1, teacherTemperature: 1 }),
+  prototypeLossCase({ n: 7, K: 19, F: 5 }),
+  prototypeLossCase({ n: 24, m: 3, K: 96, F: 32 }),
+  prototypeLossCase({ n: 5, m: 8, K: 33, F: 17, studentTemperature: 1, teacherTemperature: 0.5 }),
+  prototypeLossCase({ n: 4, m: 2, K: 1100, F: 8, teacherTemperature: 0.01 }),
+  prototypeLossCase({ n: 6, K: 96, F: 20, sinkhorn: true }),
+  prototypeLossCase({ n: 8, m: 1, K: 7, F: 3, sinkhorn: true }),
+  maskTokensCase([1, 1, 1], 1),
+  maskTokensCase([3, 7, 19], 0.5),
+  maskTokensCase([2, 5, 70], 0.2),
+  movingAverageCase([3, 37], 0.966),
+  movingAverageCase([19], 0),
   adamCase([37], 1, 0, 4),
   adamCase([5, 9], 1, 1e-4, 0.5),
+  adamCase([5, 9], 1, 1e-4, Infinity),
   adamCase([1], 0, 1e-4, 9),
   accumulateCase([3, 37]),
   reshapeCase([6, 4], [2, 3, 4]),
@@ -1741,6 +1907,10 @@ export const splitCases: readonly OpCase[] = [
   vocabularyLossCase({ N: 300, V: 1500, D: 70, skipped: 3 }),
   learnabilityCase({ N: 500, widths: [40, 30] }),
   conditionScoresCase({ N: 600, widths: [40, 30] }, 150),
+  prototypeLossCase({ n: 1100, m: 40, K: 1100, F: 5 }),
+  prototypeLossCase({ n: 30, m: 1100, K: 1100, F: 4, sinkhorn: true }),
+  maskTokensCase([30, 20, 70], 0.5),
+  movingAverageCase([300, 130], 0.966),
   adamCase([300, 130], 1, 1e-4, 4),
   accumulateCase([300, 130]),
 ];
@@ -1843,6 +2013,7 @@ export const modelCases: readonly OpCase[] = [
   normalizePixelsCase(8, 224, 224),
   sigmoidLossCase({ R: 2048, C: 2048, E: 768 }),
   vocabularyLossCase({ N: 512, V: 32000, D: 768 }),
+  prototypeLossCase({ n: 256, m: 32, K: 65536, F: 256 }),
   adamCase([3072, 768], 1, 1e-4, 4),
   globalNormCase([
     [3072, 768],

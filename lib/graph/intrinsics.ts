@@ -24,17 +24,17 @@ export function add(a: Tensor, b: Tensor): Tensor {
   return addForward({ a, b }, {}).y;
 }
 
-const fillForward = op<object, 'y', { value: number; shape: readonly number[] }>({
+const fillForward = op<object, 'y', { value: number; shape: readonly number[]; dtype: DType }>({
   name: 'fill',
-  infer: (_, { shape }) => ({ y: { dtype: 'float32', shape } }),
+  infer: (_, { shape, dtype }) => ({ y: { dtype, shape } }),
   kernel: ({ value, y }) => kernels.fill({ value, y }),
   precision: 'float32',
   gradient: 'stops',
 });
 
-/** A float32 tensor of one value. */
-export function fill(value: number, shape: readonly number[]): Tensor {
-  return fillForward({}, { value, shape }).y;
+/** A tensor of one value, float32 unless another dtype is asked for. */
+export function fill(value: number, shape: readonly number[], dtype: DType = 'float32'): Tensor {
+  return fillForward({}, { value, shape, dtype }).y;
 }
 
 const copyForward = op<{ x: Tensor }, 'y', object>({

@@ -8,9 +8,12 @@ export type {
   FixedBatch,
   ImageProcessor,
   NaflexBatch,
+  PackedBatch,
   PreparedImage,
   PrepareNaflexOptions,
   PrepareOptions,
 } from './processor';
 export { createProcessor, FixedProcessor, NaflexProcessor } from './processor';
 export { resizeImage } from './resize';
+export type { ColourChange, ColourJitter, Crop, ImageView, ViewedImage } from './views';
+export { renderViews } from './views';

@@ -1,7 +1,7 @@
 // Pixels as programs hand them over, and the one way by which they reach the native side.
 import { types } from 'node:util';
 import { SiglipError } from '../errors';
-import type { NativePicture } from '../native/addon';
+import type { NativePicture, NativePixels } from '../native/addon';
 import { loadAddon } from '../native/load';
 import type { ImageBackend, Resample } from '../weights/preprocessor_config';
 import { RESAMPLE_CODES } from '../weights/preprocessor_config';
@@ -79,6 +79,19 @@ export function pixelsOf(raw: RawImage, background?: Colour): Pixels {
   return { data, width, height, format, background, owned: false };
 }
 
+/** Pixels for the native side. */
+export function nativePixels(pixels: Pixels): NativePixels {
+  const { data, width, height, format, background, owned } = pixels;
+  return {
+    data,
+    shared: owned,
+    width,
+    height,
+    format: FORMATS[format],
+    background: background === undefined ? null : numberOf(background),
+  };
+}
+
 /**
  * Resizes pixels and writes them into `into`, which nobody else may hold until the promise settles.
  * Pixels that are not owned are copied before this returns, so they may change afterwards.
@@ -90,14 +103,8 @@ export async function preparePixels(
 ): Promise<void> {
   const { buffer, byteOffset, byteLength, BYTES_PER_ELEMENT: elementBytes } = into;
   const pictures = images.map(({ pixels, height, width, offset }): NativePicture => {
-    const { data, format, background, owned } = pixels;
     return {
-      data,
-      shared: owned,
-      width: pixels.width,
-      height: pixels.height,
-      format: FORMATS[format],
-      background: background === undefined ? null : numberOf(background),
+      ...nativePixels(pixels),
       toWidth: width,
       toHeight: height,
       offset: offset * elementBytes,

@@ -1,4 +1,12 @@
 export type {
+  Adaptation,
+  AdaptationOptions,
+  AdaptationTarget,
+  AdaptedMoments,
+  PositionMethod,
+} from './adaptation';
+export { adaptModel, patchAxis, positionMethods, resizePositions } from './adaptation';
+export type {
   FixedVisionConfig,
   ModelConfig,
   NaflexVisionConfig,
@@ -22,6 +30,21 @@ export {
   twoTowersParameters,
   visionParameters,
 } from './parameters';
+export type {
+  DistillationHeads,
+  SelfDistillationConfig,
+  SelfDistillationParameters,
+  TeacherParameters,
+} from './self_distillation';
+export {
+  localViewSize,
+  patchHeadOf,
+  selfDistillationDefaults,
+  selfDistillationParameters,
+  TEACHER_MOMENTUM,
+  teacherPart,
+  updateTeacher,
+} from './self_distillation';
 export type { TextOutput, TextTowerOptions } from './text_tower';
 export { textInputSpec, textTower } from './text_tower';
 export type { TwoTowersInput, TwoTowersOutput } from './two_towers';
@@ -32,6 +55,7 @@ export type { VariantName, VariantOptions } from './variants';
 export { NAFLEX_GRID, TEXT_LENGTH, variant, VOCABULARY } from './variants';
 export type {
   ImageInput,
+  MaskedPatches,
   PackedInput,
   PatchInput,
   PixelInput,

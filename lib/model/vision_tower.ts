@@ -6,6 +6,7 @@ import type { Spec, Tensor } from '../graph';
 import { describe, expectSpec, extent, float32, int32, scope, tap, uint8 } from '../graph';
 import {
   addPositions,
+  addPositionsOfSide,
   addResizedPositions,
   encoder,
   imagePatchEmbedding,
@@ -71,6 +72,21 @@ export interface VisionOutput {
 export interface VisionTowerOptions {
   /** Recompute blocks in the backward instead of keeping their inside. Default false. */
   readonly checkpoint?: boolean | undefined;
+  /** Replaces some embedded patches before positions are added; of a fixed-resolution tower. */
+  readonly masked?: MaskedPatches | undefined;
+  /**
+   * Side of the images of a fixed-resolution tower in pixels, default that of the config. For another
+   * one the positions are resized (bilinear, antialiased), as for the local views of self-distillation.
+   */
+  readonly imageSize?: number | undefined;
+}
+
+/** Which patches a vision tower does not see, and what it sees instead. */
+export interface MaskedPatches {
+  /** (B, N) uint8: not 0 where a patch is replaced. */
+  readonly mask: Tensor;
+  /** (D) */
+  readonly maskToken: Tensor;
 }
 
 /** Added to the norm when an embedding is brought to unit length. */
@@ -163,8 +179,8 @@ export function visionTower(
   return scope('vision', () => {
     const { embedded, ...sequences } =
       vision.layout === 'fixed'
-        ? embedImages(parameters, vision, input)
-        : embedPatches(parameters, vision, input);
+        ? embedImages(parameters, vision, input, options)
+        : embedPatches(parameters, vision, input, options);
     const tokens = tap(
       'tokens',
       encoder(tap('embedded', embedded), parameters, {
@@ -192,9 +208,11 @@ interface Embedded extends AttentionScope {
 
 function embedImages(
   parameters: VisionParameters<Tensor>,
-  { imageSize, patch }: FixedVisionConfig,
+  config: FixedVisionConfig,
   input: VisionInput<Tensor>,
+  { imageSize = config.imageSize, masked }: VisionTowerOptions,
 ): Embedded {
+  const { patch } = config;
   if (!('images' in input)) {
     throw new SiglipError(
       'ERR_ARGUMENT',
@@ -204,18 +222,32 @@ function embedImages(
   const { images } = input;
   const expected = float32(images.shape[0] ?? 1, 3, imageSize, imageSize);
   expectSpec('visionTower', 'images', images, expected);
-  const tokens = tap(
+  const patches = tap(
     'patchEmbedding',
     imagePatchEmbedding(images, patch, parameters.patchEmbedding),
   );
-  return { embedded: addPositions(tokens, parameters.positions) };
+  const tokens =
+    masked === undefined ? patches : ops.maskTokens(patches, masked.mask, masked.maskToken);
+  const { positions } = parameters;
+  const embedded =
+    imageSize === config.imageSize
+      ? addPositions(tokens, positions)
+      : addPositionsOfSide(tokens, positions, Math.floor(imageSize / patch));
+  return { embedded };
 }
 
 function embedPatches(
   parameters: VisionParameters<Tensor>,
   { patch }: NaflexVisionConfig,
   input: VisionInput<Tensor>,
+  { masked, imageSize }: VisionTowerOptions,
 ): Embedded {
+  if (masked !== undefined || imageSize !== undefined) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      'visionTower: masked and imageSize must be left out for a NaFlex tower, got one of them',
+    );
+  }
   if (!('patches' in input)) {
     throw new SiglipError(
       'ERR_ARGUMENT',

@@ -138,8 +138,8 @@ export interface NativeMappedFile {
   dispose(): void;
 }
 
-/** One picture of {@link Addon.prepareImages}. */
-export interface NativePicture {
+/** Pixels as the native side reads them. */
+export interface NativePixels {
   /** Rows from the top, channels interleaved, exactly as many bytes as there are samples. */
   readonly data: Uint8Array;
   /**
@@ -154,10 +154,36 @@ export interface NativePicture {
   readonly format: number;
   /** 0xRRGGBB behind transparent parts; null drops alpha. */
   readonly background: number | null;
+}
+
+/** One picture of {@link Addon.prepareImages}. */
+export interface NativePicture extends NativePixels {
   readonly toWidth: number;
   readonly toHeight: number;
   /** Where the result begins in `into`, in bytes. */
   readonly offset: number;
+}
+
+/** One view of {@link Addon.renderViews}. */
+export interface NativeImageView {
+  /** Index of the image. */
+  readonly image: number;
+  /** The crop, in pixels of the image. */
+  readonly left: number;
+  readonly top: number;
+  readonly width: number;
+  readonly height: number;
+  readonly flip: boolean;
+  /** 0 brightness, 1 contrast, 2 saturation, 3 hue, in the order in which they are changed. */
+  readonly order: readonly number[];
+  readonly brightness: number;
+  readonly contrast: number;
+  readonly saturation: number;
+  /** Share of a full turn, in [−½, ½]. */
+  readonly hue: number;
+  readonly grey: boolean;
+  /** Standard deviation of the blur in pixels of the view; 0 for none. */
+  readonly sigma: number;
 }
 
 /** What {@link Addon.prepareImages} makes of every picture. */
@@ -212,6 +238,16 @@ export interface Addon {
   prepareImages(
     images: readonly NativePicture[],
     recipe: NativeRecipe,
+    into: Uint8Array,
+  ): Promise<void>;
+  /**
+   * Renders views of images, each (size, size, 3) bytes, one after the other into `into`, behind the
+   * work already queued. `into` as in {@link Addon.prepareImages}, `filter` as in its recipe.
+   */
+  renderViews(
+    images: readonly NativePixels[],
+    views: readonly NativeImageView[],
+    recipe: { readonly filter: number; readonly size: number },
     into: Uint8Array,
   ): Promise<void>;
   memory(): NativeMemory;

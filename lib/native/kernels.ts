@@ -181,11 +181,13 @@ export const KERNEL_SIGNATURES = {
   ],
   gelu_forward: [
     { name: 'x', kind: 'in' },
+    { name: 'form', kind: 'int' },
     { name: 'y', kind: 'out' },
   ],
   gelu_backward: [
     { name: 'dy', kind: 'in' },
     { name: 'x', kind: 'in' },
+    { name: 'form', kind: 'int' },
     { name: 'dx', kind: 'out' },
   ],
   embedding_forward: [
@@ -249,6 +251,58 @@ export const KERNEL_SIGNATURES = {
     { name: 'token', kind: 'in' },
     { name: 'positions', kind: 'in' },
     { name: 'y', kind: 'inout' },
+  ],
+  mask_tokens_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'mask', kind: 'in' },
+    { name: 'token', kind: 'in' },
+    { name: 'y', kind: 'out' },
+  ],
+  mask_tokens_backward: [
+    { name: 'dy', kind: 'in' },
+    { name: 'mask', kind: 'in' },
+    { name: 'dx', kind: 'out' },
+    { name: 'dtoken', kind: 'out' },
+  ],
+  prototype_loss_forward: [
+    { name: 'student', kind: 'in' },
+    { name: 'student_prototypes', kind: 'in' },
+    { name: 'teacher', kind: 'in' },
+    { name: 'teacher_prototypes', kind: 'in' },
+    { name: 'centre', kind: 'in' },
+    { name: 'weights', kind: 'in' },
+    { name: 'teacher_rows', kind: 'maybe_in' },
+    { name: 'teacher_temperature', kind: 'in' },
+    { name: 'student_temperature', kind: 'float' },
+    { name: 'loss', kind: 'out' },
+    { name: 'student_lse', kind: 'out' },
+    { name: 'teacher_lse', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  prototype_loss_backward: [
+    { name: 'dloss', kind: 'in' },
+    { name: 'student', kind: 'in' },
+    { name: 'student_prototypes', kind: 'in' },
+    { name: 'teacher', kind: 'in' },
+    { name: 'teacher_prototypes', kind: 'in' },
+    { name: 'centre', kind: 'in' },
+    { name: 'weights', kind: 'in' },
+    { name: 'teacher_rows', kind: 'maybe_in' },
+    { name: 'teacher_temperature', kind: 'in' },
+    { name: 'student_lse', kind: 'in' },
+    { name: 'teacher_lse', kind: 'in' },
+    { name: 'student_temperature', kind: 'float' },
+    { name: 'dstudent', kind: 'maybe_out' },
+    { name: 'dstudent_prototypes', kind: 'maybe_out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  sinkhorn_centre: [
+    { name: 'teacher', kind: 'in' },
+    { name: 'prototypes', kind: 'in' },
+    { name: 'temperature', kind: 'in' },
+    { name: 'iterations', kind: 'int' },
+    { name: 'centre', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
   ],
   l2_normalize_forward: [
     { name: 'x', kind: 'in' },
@@ -371,6 +425,11 @@ export const KERNEL_SIGNATURES = {
   accumulate: [
     { name: 'x', kind: 'in' },
     { name: 'accumulator', kind: 'inout' },
+  ],
+  moving_average: [
+    { name: 'x', kind: 'in' },
+    { name: 'momentum', kind: 'float' },
+    { name: 'average', kind: 'inout' },
   ],
   fill: [
     { name: 'value', kind: 'float' },
@@ -665,15 +724,15 @@ export const kernels = {
   }),
 
   /** The call of `gelu_forward`; its formula stands in the contract under native/ops. */
-  geluForward: (a: { x: Ref; y: Ref }): KernelCall => ({
+  geluForward: (a: { x: Ref; form: number; y: Ref }): KernelCall => ({
     kernel: 'gelu_forward',
-    arguments: [a.x, a.y],
+    arguments: [a.x, a.form, a.y],
   }),
 
   /** The call of `gelu_backward`; its formula stands in the contract under native/ops. */
-  geluBackward: (a: { dy: Ref; x: Ref; dx: Ref }): KernelCall => ({
+  geluBackward: (a: { dy: Ref; x: Ref; form: number; dx: Ref }): KernelCall => ({
     kernel: 'gelu_backward',
-    arguments: [a.dy, a.x, a.dx],
+    arguments: [a.dy, a.x, a.form, a.dx],
   }),
 
   /** The call of `embedding_forward`; its formula stands in the contract under native/ops. */
@@ -756,6 +815,98 @@ export const kernels = {
   tokenWrite: (a: { token: Ref; positions: Ref; y: Ref }): KernelCall => ({
     kernel: 'token_write',
     arguments: [a.token, a.positions, a.y],
+  }),
+
+  /** The call of `mask_tokens_forward`; its formula stands in the contract under native/ops. */
+  maskTokensForward: (a: { x: Ref; mask: Ref; token: Ref; y: Ref }): KernelCall => ({
+    kernel: 'mask_tokens_forward',
+    arguments: [a.x, a.mask, a.token, a.y],
+  }),
+
+  /** The call of `mask_tokens_backward`; its formula stands in the contract under native/ops. */
+  maskTokensBackward: (a: { dy: Ref; mask: Ref; dx: Ref; dtoken: Ref }): KernelCall => ({
+    kernel: 'mask_tokens_backward',
+    arguments: [a.dy, a.mask, a.dx, a.dtoken],
+  }),
+
+  /** The call of `prototype_loss_forward`; its formula stands in the contract under native/ops. */
+  prototypeLossForward: (a: {
+    student: Ref;
+    studentPrototypes: Ref;
+    teacher: Ref;
+    teacherPrototypes: Ref;
+    centre: Ref;
+    weights: Ref;
+    teacherRows: Ref | null;
+    teacherTemperature: Ref;
+    studentTemperature: number;
+    loss: Ref;
+    studentLse: Ref;
+    teacherLse: Ref;
+  }): KernelCall => ({
+    kernel: 'prototype_loss_forward',
+    arguments: [
+      a.student,
+      a.studentPrototypes,
+      a.teacher,
+      a.teacherPrototypes,
+      a.centre,
+      a.weights,
+      a.teacherRows,
+      a.teacherTemperature,
+      a.studentTemperature,
+      a.loss,
+      a.studentLse,
+      a.teacherLse,
+    ],
+  }),
+
+  /** The call of `prototype_loss_backward`; its formula stands in the contract under native/ops. */
+  prototypeLossBackward: (a: {
+    dloss: Ref;
+    student: Ref;
+    studentPrototypes: Ref;
+    teacher: Ref;
+    teacherPrototypes: Ref;
+    centre: Ref;
+    weights: Ref;
+    teacherRows: Ref | null;
+    teacherTemperature: Ref;
+    studentLse: Ref;
+    teacherLse: Ref;
+    studentTemperature: number;
+    dstudent: Ref | null;
+    dstudentPrototypes: Ref | null;
+  }): KernelCall => ({
+    kernel: 'prototype_loss_backward',
+    arguments: [
+      a.dloss,
+      a.student,
+      a.studentPrototypes,
+      a.teacher,
+      a.teacherPrototypes,
+      a.centre,
+      a.weights,
+      a.teacherRows,
+      a.teacherTemperature,
+      a.studentLse,
+      a.teacherLse,
+      a.studentTemperature,
+      a.dstudent,
+      a.dstudentPrototypes,
+    ],
+  }),
+
+  /** The call of `sinkhorn_centre`; its formula stands in the contract under native/ops. */
+  sinkhornCentre: (a: {
+    teacher: Ref;
+    prototypes: Ref;
+    temperature: Ref;
+    iterations: number;
+    centre: Ref;
+  }): KernelCall => ({
+    kernel: 'sinkhorn_centre',
+    arguments: [a.teacher, a.prototypes, a.temperature, a.iterations, a.centre],
   }),
 
   /** The call of `l2_normalize_forward`; its formula stands in the contract under native/ops. */
@@ -960,6 +1111,12 @@ export const kernels = {
   accumulate: (a: { x: Ref; accumulator: Ref }): KernelCall => ({
     kernel: 'accumulate',
     arguments: [a.x, a.accumulator],
+  }),
+
+  /** The call of `moving_average`; its formula stands in the contract under native/ops. */
+  movingAverage: (a: { x: Ref; momentum: number; average: Ref }): KernelCall => ({
+    kernel: 'moving_average',
+    arguments: [a.x, a.momentum, a.average],
   }),
 
   /** The call of `fill`; its formula stands in the contract under native/ops. */

@@ -20,4 +20,6 @@ export { mapHead } from './map_head';
 export type { MlpParameters } from './mlp';
 export { mlp } from './mlp';
 export { imagePatchEmbedding, rowPatchEmbedding } from './patch_embedding';
-export { addPositions, addResizedPositions } from './positions';
+export { addPositions, addPositionsOfSide, addResizedPositions } from './positions';
+export type { ProjectionHeadOptions, ProjectionHeadParameters } from './projection_head';
+export { projectionFeatures, unitPrototypes } from './projection_head';

@@ -1,11 +1,24 @@
 // Learned positions, added to the tokens.
 import type { Tensor } from '../graph';
-import { extent } from '../graph';
+import { extent, fill } from '../graph';
 import * as ops from '../ops';
 
 /** tokens (B, T, D) + positions (T, D), the same for the whole batch. */
 export function addPositions(tokens: Tensor, positions: Tensor): Tensor {
   return ops.addRow(tokens, positions);
+}
+
+/**
+ * tokens (B, T, D) + the learned grid resized to side × side cells (bilinear, antialiased), the same
+ * for the whole batch.
+ *
+ * @param grid - (n·n, D), n × n cells row by row
+ * @param side - its square is T
+ */
+export function addPositionsOfSide(tokens: Tensor, grid: Tensor, side: number): Tensor {
+  const cells = side * side;
+  const positions = ops.positionResize(grid, fill(side, [1, 2], 'int32'), cells);
+  return ops.addRow(tokens, ops.reshape(positions, [cells, extent(grid, 1)]));
 }
 
 /**

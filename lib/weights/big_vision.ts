@@ -21,8 +21,8 @@ export interface LoadBigVisionOptions {
    * Side of the image of a fixed-resolution model. The file does not say; default: as many whole
    * patches as there are positions. Patch 14 at 384 pixels, where six are left over, needs it.
    */
-  readonly imageSize?: number;
-  readonly signal?: AbortSignal;
+  readonly imageSize?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** A tensor in big_vision's layout. */

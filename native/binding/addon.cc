@@ -210,6 +210,7 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));
   exports.Set("prepareImages", Napi::Function::New<prepare_images>(env, "prepareImages"));
+  exports.Set("renderViews", Napi::Function::New<render_views>(env, "renderViews"));
   exports.Set("Buffer", BufferObject::define(env));
   exports.Set("Program", ProgramObject::define(env));
   exports.Set("MappedFile", FileObject::define(env));

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -15,6 +16,7 @@
 #include "binding/table.h"
 #include "binding/values.h"
 #include "image/prepare.h"
+#include "image/views.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
 #include "runtime/memory.h"
@@ -23,6 +25,8 @@ namespace siglip {
 namespace {
 
 constexpr size_t kMaxPictures = 1000000;
+constexpr int64_t kMaxViewSide = 65536;
+constexpr double kMaxSigma = 1000.0;
 constexpr int64_t kTableValues = 768;
 
 // A whole number of [low, high].
@@ -50,28 +54,41 @@ bool to_flag(const Napi::Value& value, std::string_view what) {
   throw Error("ERR_ARGUMENT", std::string(what) + " must be a boolean, got " + text_of(value));
 }
 
-// What JavaScript said of one picture. Its memory is asked for last, when no getter can run any more
-// that would take it away.
-struct PictureRequest {
-  Picture picture;
+// What JavaScript said of pixels. Their memory is asked for last, when no getter can run any more that
+// would take it away.
+struct SourceRequest {
+  Source source;
   Napi::Value data;
   bool shared;
+};
+
+SourceRequest parse_source(const Napi::Object& object) {
+  SourceRequest request = {};
+  Source& source = request.source;
+  source.width = to_side(object.Get("width"), "width");
+  source.height = to_side(object.Get("height"), "height");
+  source.format =
+      static_cast<PixelFormat>(to_ranged(object.Get("format"), "format", 0, kPixelFormats - 1));
+  source.background = to_background(object.Get("background"));
+  request.data = object.Get("data");
+  request.shared = to_flag(object.Get("shared"), "shared");
+  return request;
+}
+
+struct PictureRequest {
+  SourceRequest source;
+  Picture picture;
   int64_t offset;
 };
 
 PictureRequest parse_picture(const Napi::Value& value) {
   const Napi::Object object = to_object(value, "it");
   PictureRequest request = {};
+  request.source = parse_source(object);
   Picture& picture = request.picture;
-  picture.width = to_side(object.Get("width"), "width");
-  picture.height = to_side(object.Get("height"), "height");
-  picture.format =
-      static_cast<PixelFormat>(to_ranged(object.Get("format"), "format", 0, kPixelFormats - 1));
-  picture.background = to_background(object.Get("background"));
+  static_cast<Source&>(picture) = request.source.source;
   picture.to_width = to_side(object.Get("toWidth"), "toWidth");
   picture.to_height = to_side(object.Get("toHeight"), "toHeight");
-  request.data = object.Get("data");
-  request.shared = to_flag(object.Get("shared"), "shared");
   request.offset = to_size(object.Get("offset"), "offset");
   return request;
 }
@@ -110,7 +127,7 @@ RecipeRequest parse_recipe(const Napi::Value& value) {
   return request;
 }
 
-class PrepareSettlement : public Settlement {
+class ImageSettlement : public Settlement {
  public:
   using Settlement::Settlement;
   bool resolve(Napi::Env env, Pending& pending) override {
@@ -119,28 +136,28 @@ class PrepareSettlement : public Settlement {
   }
 };
 
-class PrepareJob : public Job {
+// Copies of pixels that JavaScript may change meanwhile.
+using Copies = std::vector<std::unique_ptr<Block>>;
+
+class ImageJob : public Job {
  public:
-  PrepareJob(RecipeRequest request, std::vector<Picture> pictures,
-             std::vector<std::unique_ptr<Block>> copies, std::shared_ptr<Channel> channel,
-             std::unique_ptr<PrepareSettlement> settlement)
-      : request_(std::move(request)),
-        pictures_(std::move(pictures)),
+  // Ends early once the flag is set.
+  using Work = std::function<void(Stream&, const std::atomic<bool>&)>;
+
+  ImageJob(std::string name, Work work, Copies copies, std::shared_ptr<Channel> channel,
+           uint64_t id)
+      : name_(std::move(name)),
+        work_(std::move(work)),
         copies_(std::move(copies)),
         channel_(std::move(channel)),
-        settlement_(std::move(settlement)) {
-    request_.recipe.table = request_.table.data();
-  }
+        settlement_(std::make_unique<ImageSettlement>(id)) {}
 
-  std::string name() const override { return "prepare"; }
+  std::string name() const override { return name_; }
   void run(Stream& stream) override {
     const std::lock_guard<std::mutex> memory(channel_->memory());
-    if (!channel_->closed()) {
-      prepare_pictures(stream, Device::cpu().arena(), resample_kernels(), request_.recipe,
-                       pictures_, channel_->closed());
-    }
+    if (!channel_->closed()) work_(stream, channel_->closed());
     if (channel_->closed() || stream.cancelled()) {
-      throw Error("ERR_ABORTED", "prepare: it must end before its environment, got the end of it");
+      throw Error("ERR_ABORTED", name_ + ": it must end before its environment, got the end of it");
     }
   }
   void done(std::exception_ptr error) noexcept override {
@@ -150,22 +167,33 @@ class PrepareJob : public Job {
   }
 
  private:
-  RecipeRequest request_;
-  std::vector<Picture> pictures_;
-  std::vector<std::unique_ptr<Block>> copies_;
+  std::string name_;
+  Work work_;
+  Copies copies_;
   std::shared_ptr<Channel> channel_;
-  std::unique_ptr<PrepareSettlement> settlement_;
+  std::unique_ptr<ImageSettlement> settlement_;
 };
 
-// Gives a picture its source and its destination.
-void place(const PictureRequest& request, const RecipeRequest& recipe, const Bytes& into,
-           Picture* picture, std::vector<std::unique_ptr<Block>>* copies) {
+// The pixels of a request, or a copy of them.
+const uint8_t* pixels_of(const SourceRequest& request, Copies* copies) {
+  const Source& source = request.source;
   const Bytes data = to_bytes(request.data, "data");
-  const int64_t needed = picture->width * picture->height * channels_of(picture->format);
+  const int64_t needed = source.width * source.height * channels_of(source.format);
   if (data.length != needed) {
     throw Error("ERR_ARGUMENT", "data must have " + std::to_string(needed) + " bytes, got " +
                                     std::to_string(data.length));
   }
+  if (request.shared) return reinterpret_cast<const uint8_t*>(data.data);
+  auto copy = std::make_unique<Block>(static_cast<size_t>(needed));
+  std::memcpy(copy->data(), data.data, static_cast<size_t>(needed));
+  copies->push_back(std::move(copy));
+  return reinterpret_cast<const uint8_t*>(copies->back()->data());
+}
+
+// Gives a picture its source and its destination.
+void place(const PictureRequest& request, const RecipeRequest& recipe, const Bytes& into,
+           Picture* picture, Copies* copies) {
+  picture->pixels = pixels_of(request.source, copies);
   const Layout layout = recipe.recipe.layout;
   const int64_t patch = recipe.recipe.patch;
   if (layout == Layout::kPatches &&
@@ -182,56 +210,138 @@ void place(const PictureRequest& request, const RecipeRequest& recipe, const Byt
     throw Error("ERR_ARGUMENT", "offset must be a multiple of the element size, got " +
                                     std::to_string(request.offset));
   }
-  picture->pixels = reinterpret_cast<const uint8_t*>(data.data);
-  if (request.shared) return;
-  auto copy = std::make_unique<Block>(static_cast<size_t>(needed));
-  std::memcpy(copy->data(), data.data, static_cast<size_t>(needed));
-  picture->pixels = reinterpret_cast<const uint8_t*>(copy->data());
-  copies->push_back(std::move(copy));
 }
 
-}  // namespace
+float to_factor(const Napi::Value& value, std::string_view what, double low, double high) {
+  const double number = to_number(value, what);
+  if (number >= low && number <= high) return static_cast<float>(number);
+  throw Error("ERR_ARGUMENT", std::string(what) + " must be in [" + std::to_string(low) + ", " +
+                                  std::to_string(high) + "], got " + std::to_string(number));
+}
 
-Napi::Value prepare_images(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
+// Reads one view of `sources`; where it goes is not known yet.
+ImageView parse_view(const Napi::Value& value, const std::vector<SourceRequest>& sources) {
+  const Napi::Object object = to_object(value, "it");
+  ImageView view = {};
+  const auto images = static_cast<int64_t>(sources.size());
+  const int64_t image = to_ranged(object.Get("image"), "image", 0, images - 1);
+  view.source = static_cast<size_t>(image);
+  const Source& source = sources[view.source].source;
+  view.left = to_ranged(object.Get("left"), "left", 0, source.width - 1);
+  view.top = to_ranged(object.Get("top"), "top", 0, source.height - 1);
+  view.width = to_ranged(object.Get("width"), "width", 1, source.width - view.left);
+  view.height = to_ranged(object.Get("height"), "height", 1, source.height - view.top);
+  view.flip = to_flag(object.Get("flip"), "flip");
+  const Napi::Array order = to_array(object.Get("order"), "order", kJitters);
+  for (uint32_t i = 0; i < order.Length(); ++i) {
+    view.order.push_back(static_cast<Jitter>(to_ranged(order.Get(i), "order", 0, kJitters - 1)));
+  }
+  view.factors[0] = to_factor(object.Get("brightness"), "brightness", 0.0, 255.0);
+  view.factors[1] = to_factor(object.Get("contrast"), "contrast", 0.0, 255.0);
+  view.factors[2] = to_factor(object.Get("saturation"), "saturation", 0.0, 255.0);
+  view.factors[3] = to_factor(object.Get("hue"), "hue", -0.5, 0.5);
+  view.grey = to_flag(object.Get("grey"), "grey");
+  view.sigma = to_factor(object.Get("sigma"), "sigma", 0.0, kMaxSigma);
+  return view;
+}
+
+// Queues a job that `make` reads from JavaScript and gives its promise. `make` puts what the job reads
+// and fills into the array it gets, which keeps them from being collected.
+template <typename Make>
+Napi::Value queue_images(const Napi::Env& env, const std::string& name, const Make& make) {
   Environment& environment = Environment::of(env);
-  // Keeps what the job reads and fills from being collected.
   const Napi::Array kept = Napi::Array::New(env);
   const uint64_t id = environment.open(env, kept);
   const Napi::Promise promise = environment.promise_of(id);
   try {
-    located([] { return std::string("prepare: "); },
+    located([&] { return name + ": "; },
             [&] {
-              const Napi::Array list = to_array(info[0], "images", kMaxPictures);
-              std::vector<PictureRequest> requests;
-              const auto where = [](uint32_t i) { return "images[" + std::to_string(i) + "]: "; };
-              for (uint32_t i = 0; i < list.Length(); ++i) {
-                requests.push_back(
-                    located([&] { return where(i); }, [&] { return parse_picture(list.Get(i)); }));
-                kept.Set(i, requests.back().data);
-              }
-              RecipeRequest recipe = parse_recipe(info[1]);
-              kept.Set(kept.Length(), info[2]);
-
-              // No JavaScript runs from here on.
-              const Bytes into = to_bytes(info[2], "into");
-              std::vector<Picture> pictures;
-              std::vector<std::unique_ptr<Block>> copies;
-              for (size_t i = 0; i < requests.size(); ++i) {
-                located([&] { return where(static_cast<uint32_t>(i)); },
-                        [&] {
-                          pictures.push_back(requests[i].picture);
-                          place(requests[i], recipe, into, &pictures.back(), &copies);
-                        });
-              }
-              Device::cpu().submit(std::make_unique<PrepareJob>(
-                  std::move(recipe), std::move(pictures), std::move(copies), environment.channel(),
-                  std::make_unique<PrepareSettlement>(id)));
+              Copies copies;
+              ImageJob::Work work = make(kept, &copies);
+              Device::cpu().submit(std::make_unique<ImageJob>(
+                  name, std::move(work), std::move(copies), environment.channel(), id));
             });
   } catch (...) {
     environment.reject(env, id, std::current_exception());
   }
   return promise;
+}
+
+// body(i) for every member of a list, named in errors.
+template <typename Body>
+void for_each_named(const std::string& list, size_t count, const Body& body) {
+  for (size_t i = 0; i < count; ++i) {
+    located([&] { return list + "[" + std::to_string(i) + "]: "; },
+            [&] { body(static_cast<uint32_t>(i)); });
+  }
+}
+
+}  // namespace
+
+Napi::Value prepare_images(const Napi::CallbackInfo& info) {
+  return queue_images(info.Env(), "prepare", [&](Napi::Array kept, Copies* copies) {
+    const Napi::Array list = to_array(info[0], "images", kMaxPictures);
+    std::vector<PictureRequest> requests;
+    for_each_named("images", list.Length(), [&](uint32_t i) {
+      requests.push_back(parse_picture(list.Get(i)));
+      kept.Set(i, requests.back().source.data);
+    });
+    RecipeRequest request = parse_recipe(info[1]);
+    kept.Set(kept.Length(), info[2]);
+
+    // No JavaScript runs from here on.
+    const Bytes into = to_bytes(info[2], "into");
+    std::vector<Picture> pictures;
+    for_each_named("images", requests.size(), [&](uint32_t i) {
+      pictures.push_back(requests[i].picture);
+      place(requests[i], request, into, &pictures.back(), copies);
+    });
+    return [request = std::move(request), pictures = std::move(pictures)](
+               Stream& stream, const std::atomic<bool>& abandoned) {
+      Recipe recipe = request.recipe;
+      recipe.table = request.table.data();
+      prepare_pictures(stream, Device::cpu().arena(), resample_kernels(), recipe, pictures,
+                       abandoned);
+    };
+  });
+}
+
+Napi::Value render_views(const Napi::CallbackInfo& info) {
+  return queue_images(info.Env(), "views", [&](Napi::Array kept, Copies* copies) {
+    const Napi::Array images = to_array(info[0], "images", kMaxPictures);
+    std::vector<SourceRequest> requests;
+    for_each_named("images", images.Length(), [&](uint32_t i) {
+      requests.push_back(parse_source(to_object(images.Get(i), "it")));
+      kept.Set(i, requests.back().data);
+    });
+    const Napi::Array list = to_array(info[1], "views", kMaxPictures);
+    std::vector<ImageView> views;
+    for_each_named("views", list.Length(),
+                   [&](uint32_t i) { views.push_back(parse_view(list.Get(i), requests)); });
+    const Napi::Object recipe = to_object(info[2], "recipe");
+    const auto filter =
+        static_cast<Filter>(to_ranged(recipe.Get("filter"), "filter", 0, kFilters - 1));
+    const int64_t size = to_ranged(recipe.Get("size"), "size", 1, kMaxViewSide);
+    kept.Set(kept.Length(), info[3]);
+
+    // No JavaScript runs from here on.
+    const Bytes into = to_bytes(info[3], "into");
+    const int64_t view_bytes = prepared_bytes(Layout::kBytes, size, size);
+    check_range("into", 0, static_cast<int64_t>(views.size()) * view_bytes, into.length);
+    for (size_t i = 0; i < views.size(); ++i) {
+      views[i].to = reinterpret_cast<uint8_t*>(into.data) + static_cast<int64_t>(i) * view_bytes;
+    }
+    std::vector<Source> sources;
+    for_each_named("images", requests.size(), [&](uint32_t i) {
+      sources.push_back(requests[i].source);
+      sources.back().pixels = pixels_of(requests[i], copies);
+    });
+    return [filter, size, sources = std::move(sources), views = std::move(views)](
+               Stream& stream, const std::atomic<bool>& abandoned) {
+      render_views(stream, Device::cpu().arena(), resample_kernels(), filter, size, sources, views,
+                   abandoned);
+    };
+  });
 }
 
 }  // namespace siglip

@@ -16,10 +16,12 @@
 #include "ops/linear_bfloat16/linear_bfloat16.h"
 #include "ops/linear_float32/linear_float32.h"
 #include "ops/linear_int8/linear_int8.h"
+#include "ops/mask_tokens/mask_tokens.h"
 #include "ops/matmul/matmul.h"
 #include "ops/normalize_pixels/normalize_pixels.h"
 #include "ops/patchify/patchify.h"
 #include "ops/position_resize/position_resize.h"
+#include "ops/prototype_loss/prototype_loss.h"
 #include "ops/reduce/reduce.h"
 #include "ops/sigmoid_loss/sigmoid_loss.h"
 #include "ops/token/token.h"
@@ -107,8 +109,8 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL_SCRATCH(layer_norm_backward, ("dy"),  //
                             "dy", "x", "weight", "mean", "rstd", "residual", "dx", "dweight",
                             "dbias"),
-      SIGLIP_KERNEL(gelu_forward, "x", "y"),
-      SIGLIP_KERNEL(gelu_backward, "dy", "x", "dx"),
+      SIGLIP_KERNEL(gelu_forward, "x", "form", "y"),
+      SIGLIP_KERNEL(gelu_backward, "dy", "x", "form", "dx"),
       SIGLIP_KERNEL(embedding_forward, "table", "ids", "y"),
       SIGLIP_KERNEL_SCRATCH(embedding_backward, ("dy", "ids", "dtable"),  //
                             "dy", "ids", "dtable"),
@@ -123,6 +125,20 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL(token_mean_forward, "x", "y"),
       SIGLIP_KERNEL(token_mean_backward, "dy", "dx"),
       SIGLIP_KERNEL(token_write, "token", "positions", "y"),
+      SIGLIP_KERNEL(mask_tokens_forward, "x", "mask", "token", "y"),
+      SIGLIP_KERNEL(mask_tokens_backward, "dy", "mask", "dx", "dtoken"),
+      SIGLIP_CPU_KERNEL_SCRATCH(prototype_loss_forward,
+                                ("student", "teacher", "teacher_prototypes"),  //
+                                "student", "student_prototypes", "teacher", "teacher_prototypes",
+                                "centre", "weights", "teacher_rows", "teacher_temperature",
+                                "student_temperature", "loss", "student_lse", "teacher_lse"),
+      SIGLIP_KERNEL_SCRATCH(
+          prototype_loss_backward, ("student", "teacher", "teacher_prototypes"),  //
+          "dloss", "student", "student_prototypes", "teacher", "teacher_prototypes", "centre",
+          "weights", "teacher_rows", "teacher_temperature", "student_lse", "teacher_lse",
+          "student_temperature", "dstudent", "dstudent_prototypes"),
+      SIGLIP_KERNEL_SCRATCH(sinkhorn_centre, ("teacher", "prototypes"),  //
+                            "teacher", "prototypes", "temperature", "iterations", "centre"),
       SIGLIP_KERNEL(l2_normalize_forward, "x", "eps", "y", "norm"),
       SIGLIP_KERNEL(l2_normalize_backward, "dy", "x", "norm", "eps", "dx"),
       SIGLIP_KERNEL_SCRATCH(sigmoid_loss_forward,
@@ -155,6 +171,7 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL(scale_forward, "x", "factor", "y"),
       SIGLIP_KERNEL(scale_by_forward, "x", "factor", "y"),
       SIGLIP_KERNEL(accumulate, "x", "accumulator"),
+      SIGLIP_KERNEL(moving_average, "x", "momentum", "average"),
       SIGLIP_KERNEL(fill, "value", "y"),
       SIGLIP_KERNEL(copy_forward, "x", "y"),
       SIGLIP_KERNEL(cast_forward, "x", "y"),

@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <string>
 #include <utility>
 
-#include "runtime/error.h"
+#include "image/claim.h"
 
 namespace siglip {
 namespace {
@@ -243,32 +242,6 @@ struct Task {
   const Preparation* preparation;
   int64_t begin;
   int64_t end;
-};
-
-// A part of the arena while a group is prepared: no new memory where a program has claimed as much.
-class Claim {
- public:
-  Claim(Arena& arena, size_t bytes) : arena_(arena), bytes_(bytes) {
-    arena_.claim(bytes_);
-    memory_ = arena_.memory();
-  }
-  ~Claim() { arena_.release(bytes_); }
-  Claim(const Claim&) = delete;
-  Claim& operator=(const Claim&) = delete;
-
-  uint8_t* data() const {
-    if (!memory_ || memory_->bytes() < bytes_) {
-      throw Error("ERR_OUT_OF_MEMORY", "prepare: the arena must have " + std::to_string(bytes_) +
-                                           " bytes, got " +
-                                           std::to_string(memory_ ? memory_->bytes() : 0));
-    }
-    return reinterpret_cast<uint8_t*>(memory_->data());
-  }
-
- private:
-  Arena& arena_;
-  size_t bytes_;
-  std::shared_ptr<Memory> memory_;
 };
 
 // Prepares some pictures together, so that small ones fill the threads too.

@@ -21,11 +21,14 @@ enum class Layout {
   kPatches = 2,
 };
 
-struct Picture {
+struct Source {
   const uint8_t* pixels;  // rows from the top, channels interleaved
   int64_t width, height;
   PixelFormat format;
   Background background;
+};
+
+struct Picture : Source {
   int64_t to_width, to_height;
   std::byte* to;  // aligned for what the layout holds
 };

@@ -61,6 +61,8 @@ const contract: Partial<
   token_select_backward: { alike: 'dy dx' },
   token_mean_forward: { alike: 'x y' },
   token_mean_backward: { alike: 'dy dx' },
+  mask_tokens_forward: { alike: 'x y' },
+  mask_tokens_backward: { alike: 'dy dx' },
   l2_normalize_forward: { free: 'x' },
   l2_normalize_backward: { alike: 'x dx' },
   sigmoid_loss_forward: { alike: 'images texts' },

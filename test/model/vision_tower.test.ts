@@ -14,11 +14,13 @@ import {
   evaluate,
   integers,
   maxDifference,
+  nd,
   random,
   randomParameter,
   values,
 } from '../nn/evaluate';
 import { fixedConfig, naflexConfig } from '../nn/towers';
+import { positionResize } from '../reference/position_resize';
 
 const { patch, width } = fixedConfig.vision;
 const inputs = 3 * patch * patch;
@@ -339,4 +341,113 @@ test('packedRows rounds up by a sixteenth at most, and few numbers come out', ()
   }
   const upTo = (n: number): number => new Set(all.slice(n / 2, n).map(packedRows)).size;
   expect([256, 1024, 4096].map(upTo)).toEqual([16, 16, 32]);
+});
+
+describe('masked patches', () => {
+  const given = {
+    parameters: visionParameters(fixedConfig, randomParameter),
+    images: random('images', [2, 3, 13, 13]),
+    maskToken: random('maskToken', [24]),
+    mask: bytes([2, 9], [0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+  };
+  const tokens = (values: typeof given): Promise<Record<string, Float32Array>> =>
+    evaluate(values, ({ parameters, images, mask, maskToken }) => {
+      const masked = { mask, maskToken };
+      return visionTower(parameters, fixedConfig, { images }, { masked });
+    });
+
+  test('are the mask token before their positions', async () => {
+    const taps = await tokens(given);
+    const [patchEmbedding, embedded] = [taps['vision.patchEmbedding'], taps['vision.embedded']];
+    const { positions } = given.parameters;
+    embedded.forEach((value, i) => {
+      const [row, d] = [Math.floor(i / 24), i % 24];
+      const patchOrToken = given.mask.data[row] ? given.maskToken.data[d] : patchEmbedding[i];
+      expect(value).toBeCloseTo(patchOrToken + positions.data[(row % 9) * 24 + d], 5);
+    });
+  });
+
+  test('without any, nothing changes', async () => {
+    const none = await tokens({ ...given, mask: bytes([2, 9], new Uint8Array(18)) });
+    const plain = await run(fixedConfig, given.parameters, { images: given.images });
+    expect(none.tokens).toEqual(plain.tokens);
+  });
+
+  test('get no gradient, the mask token does', async () => {
+    const results = await evaluate(given, ({ parameters, images, mask, maskToken }) => {
+      const { pooled } = visionTower(
+        parameters,
+        fixedConfig,
+        { images },
+        { masked: { mask, maskToken } },
+      );
+      const loss = pooled === undefined ? ops.dot(maskToken, maskToken) : ops.dot(pooled, pooled);
+      return { gradients: gradient(loss, { images, maskToken }) };
+    });
+    expect(Math.max(...results['gradients.maskToken'].map(Math.abs))).toBeGreaterThan(1e-4);
+    results['gradients.images'].forEach((value, i) => {
+      const [b, y, x] = [Math.floor(i / 507), Math.floor((i % 169) / 13), i % 13];
+      if (y === 12 || x === 12) return;
+      const hidden = given.mask.data[b * 9 + 3 * Math.floor(y / patch) + Math.floor(x / patch)];
+      expect(value === 0).toBe(hidden === 1);
+    });
+  });
+
+  test('a mask of another shape is refused', async () => {
+    const wrong = tokens({ ...given, mask: bytes([2, 8], new Uint8Array(16)) });
+    await expect(wrong).rejects.toThrow('mask must have shape [2, 9]');
+  });
+
+  test('are refused of NaFlex patches', () => {
+    const parameters = visionParameters(naflexConfig, randomParameter);
+    expect(() =>
+      compile(
+        'masked',
+        (t) =>
+          visionTower(t.parameters, naflexConfig, t.input, {
+            masked: { mask: t.input.mask, maskToken: t.parameters.norm.bias },
+          }),
+        { parameters, input: naflexInput },
+      ),
+    ).toThrow('masked and imageSize must be left out');
+  });
+});
+
+describe('images of another size', () => {
+  const parameters = visionParameters(fixedConfig, randomParameter);
+  const tower = (images: Value, imageSize?: number): Promise<Record<string, Float32Array>> =>
+    evaluate({ parameters, images }, (t) =>
+      visionTower(t.parameters, fixedConfig, { images: t.images }, { imageSize }),
+    );
+
+  test('get the positions of the grid resized to theirs', async () => {
+    const images = random('local', [2, 3, 8, 8]);
+    const taps = await tower(images, 8);
+    const [patchEmbedding, embedded] = [taps['vision.patchEmbedding'], taps['vision.embedded']];
+    const resized = positionResize(nd(parameters.positions), nd(integers([1, 2], [2, 2])), 4);
+    embedded.forEach((value, i) => {
+      expect(value).toBeCloseTo(patchEmbedding[i] + resized.data[i % (4 * 24)], 5);
+    });
+  });
+
+  test('of the published sizes: first row of weights from 16 to 6 cells', () => {
+    const grid = values(
+      [256, 1],
+      Array.from({ length: 256 }, (_, i) => (i % 16 < 4 ? [1, 10, 100, 1000][i % 16] : 0)),
+    );
+    const [first] = positionResize(nd(grid), nd(integers([1, 2], [6, 6])), 36).data;
+    const expected = 0.289474 + 3.94737 + 23.6842 + 78.947;
+    expect(Math.abs(first - expected)).toBeLessThan(1e-3);
+  });
+
+  test('that is the usual one take the usual path', async () => {
+    const images = random('images', [2, 3, 13, 13]);
+    expect(await tower(images, 13)).toEqual(await tower(images));
+  });
+
+  test('must be announced', async () => {
+    const images = random('local', [2, 3, 8, 8]);
+    await expect(tower(images)).rejects.toThrow('images must have shape [2, 3, 13, 13]');
+    await expect(tower(images, 12)).rejects.toThrow('images must have shape [2, 3, 12, 12]');
+  });
 });

@@ -44,3 +44,8 @@ export function scaleBackward(
 export function scaleBy(x: NdArray, factor: number): NdArray {
   return map(x, (value) => value * factor);
 }
+
+/** momentum · average + (1 − momentum) · x. */
+export function movingAverage(average: NdArray, x: NdArray, momentum: number): NdArray {
+  return zip(average, x, (a, b) => momentum * a + (1 - momentum) * b);
+}

@@ -152,6 +152,25 @@ void accumulate(Stream& stream, In x, InOut accumulator) {
   add(stream, accumulator.data(), x.data(), size, accumulator.data());
 }
 
+void moving_average(Stream& stream, In x, double momentum, InOut average) {
+  const int64_t size = x.elements();
+  check_elements("moving_average", "average", average, size);
+  const float* x_data = x.data();
+  float* average_data = average.data();
+  const auto keep = static_cast<float>(momentum);
+  const auto take = static_cast<float>(1.0 - momentum);
+  const Partition part = partition_by_thread(stream, size, 1, kLineElements);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    const int64_t end = part.end(task);
+    int64_t i = part.begin(task);
+    for (; i + kLanes <= end; i += kLanes) {
+      store(average_data + i,
+            splat(keep) * load(average_data + i) + splat(take) * load(x_data + i));
+    }
+    for (; i < end; ++i) average_data[i] = keep * average_data[i] + take * x_data[i];
+  });
+}
+
 void fill(Stream& stream, double value, Out y) {
   const int64_t size = y.elements();
   switch (y.dtype()) {

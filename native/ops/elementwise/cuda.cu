@@ -42,6 +42,21 @@ struct Scaled {
   }
 };
 
+struct Moved {
+  device::Elements<float> average;
+  device::Elements<float> x;
+  float keep;
+  float take;
+  template <int N>
+  __device__ device::Floats<N> at(int64_t i) const {
+    device::Floats<N> out = average.template at<N>(i);
+    const device::Floats<N> other = x.template at<N>(i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) out[j] = keep * out[j] + take * other[j];
+    return out;
+  }
+};
+
 // Vectors that are 16 bytes of the widest of the types.
 template <typename... Types>
 constexpr int vector_elements() {
@@ -199,6 +214,18 @@ void accumulate(Stream& stream, In x, InOut accumulator) {
       }
     });
   });
+}
+
+void moving_average(Stream& stream, In x, double momentum, InOut average) {
+  constexpr char kName[] = "moving_average";
+  const int64_t size = x.elements();
+  check_elements(kName, "average", average, size);
+  const float* x_data = x.data();
+  float* average_data = average.data();
+  const Moved moved = {
+      {average_data}, {x_data}, static_cast<float>(momentum), static_cast<float>(1.0 - momentum)};
+  map<vector_elements<float>()>(stream, kName, moved, size, average_data,
+                                device::aligned16(x_data, average_data));
 }
 
 void fill(Stream& stream, double value, Out y) {

@@ -18,6 +18,8 @@ SIGLIP_FOR_EACH_TARGET(
     void scale_by_forward(Stream&, In x, double factor, Out y);
     // accumulator += x.
     void accumulate(Stream&, In x, InOut accumulator);
+    // average = momentum · average + (1 − momentum) · x.
+    void moving_average(Stream&, In x, double momentum, InOut average);
     // y = value.
     void fill(Stream&, double value, Out y);
     // y = x.

@@ -2,7 +2,8 @@
 //
 //   npm run bench                          everything; bench/results/cpu.json and docs/benchmarks.md
 //   npm run bench -- --quick               few rounds; nothing is written but with --output
-//   npm run bench -- --only vision         groups whose name contains the word
+//   npm run bench -- --only vision         groups whose name contains the word; nothing is written but with
+//                                          --merge, which replaces their rows in bench/results/cpu.json
 //   npm run bench -- --check FILE --tolerance 0.1   fails when a ratio fell by more than a tenth
 //   npm run bench -- --page                docs/benchmarks.md from bench/results/cpu.json
 //   --no-pytorch, --output FILE
@@ -49,7 +50,7 @@ import { resizedPositions } from './naflex_positions';
 import { PyTorch, pytorchMissing } from './pytorch';
 import { readJson, writeJson, writeText } from './results';
 import type { Accuracy, LinearShare, Results, Row, Skipped } from './rows';
-import { isSound, lineOf, pageOf, regressions, rounded, speedRow } from './rows';
+import { isSound, lineOf, merged, pageOf, regressions, rounded, speedRow } from './rows';
 
 const resultsFile = join(__dirname, 'results', 'cpu.json');
 const pageFile = join(__dirname, '..', 'docs', 'benchmarks.md');
@@ -718,6 +719,7 @@ function readArguments(): {
   check?: string;
   tolerance: number;
   output?: string;
+  merge: boolean;
 } {
   const { values } = parseArgs({
     options: {
@@ -728,6 +730,7 @@ function readArguments(): {
       check: { type: 'string' },
       tolerance: { type: 'string', default: '0.1' },
       output: { type: 'string' },
+      merge: { type: 'boolean', default: false },
     },
   });
   const tolerance = Number(values.tolerance);
@@ -808,9 +811,11 @@ async function main(): Promise<void> {
     process.exitCode = fallen.length === 0 && judged > 0 ? 0 : 1;
     return;
   }
-  if (asked.quick || asked.only !== '' || asked.output !== undefined) return;
-  writeJson(resultsFile, results);
-  writeText(pageFile, pageOf(results));
+  if (asked.quick || asked.output !== undefined || (asked.only !== '' && !asked.merge)) return;
+  const kept = asked.merge && existsSync(resultsFile) ? readJson(resultsFile) : undefined;
+  const written = kept === undefined ? results : merged(kept as Results, results);
+  writeJson(resultsFile, written);
+  writeText(pageFile, pageOf(written));
 }
 
 void main();

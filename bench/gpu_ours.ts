@@ -519,6 +519,8 @@ const trainStep: Kind = async (request, target) => {
       parameters,
       state,
       schedule: scheduleInput(1, 1, optimizer),
+      averages: {},
+      entered: {},
       batches: [{ images, texts }],
     };
     const seconds = await throughput(async () => {

@@ -53,6 +53,30 @@ export interface Results {
   readonly skipped: readonly Skipped[];
 }
 
+/**
+ * Earlier results with those of a run of some groups in their place. A row measures two sides in turns, so
+ * rows of different runs on one machine stand beside each other.
+ */
+export function merged(earlier: Results, later: Results): Results {
+  const replace = <T>(old: readonly T[], renewed: readonly T[], key: (entry: T) => string): T[] => {
+    const keys = new Set(renewed.map(key));
+    return [...old.filter((entry) => !keys.has(key(entry))), ...renewed];
+  };
+  const skipped = replace(earlier.skipped, later.skipped, ({ name }) => name);
+  return {
+    machine: { ...earlier.machine, ...later.machine },
+    forms: later.forms,
+    rows: replace(earlier.rows, later.rows, ({ name, peerName }) => `${name} / ${peerName}`),
+    accuracy: replace(earlier.accuracy, later.accuracy, ({ name }) => name),
+    linearShares: replace(
+      earlier.linearShares,
+      later.linearShares,
+      ({ name, batch }) => `${name} ${String(batch)}`,
+    ),
+    skipped,
+  };
+}
+
 /** A row of speed from a series of rounds: `items` are done in a run. */
 export function speedRow(
   name: string,

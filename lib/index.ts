@@ -4,7 +4,6 @@ export type {
   BulkModelOptions,
   BulkProgress,
   BulkSummary,
-  CorpusOptions,
   EmbedCorpusOptions,
   MergeOptions,
   MergeSummary,
@@ -14,10 +13,25 @@ export {
   embedCorpus,
   mergeShards,
   modelFingerprint,
-  openCorpus,
   parseShard,
   towersOf,
 } from './bulk';
+export type { CorpusOptions } from './corpus';
+export { openCorpus } from './corpus';
+export type {
+  CorpusBatch,
+  CorpusBatchOptions,
+  DataNotice,
+  Mixture,
+  PairCorpus,
+  PairFields,
+  Region,
+  RowCondition,
+  Stream,
+  StreamState,
+  WeightedStream,
+} from './data';
+export { openCorpusBatches, pageLanguageMixture, readMixture } from './data';
 export * from './embed';
 export type { SiglipErrorCode } from './errors';
 export { SiglipError } from './errors';

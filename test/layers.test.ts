@@ -15,7 +15,7 @@ const ROOMS: readonly (readonly string[])[] = [
   ['model'],
   ['loss'],
   ['weights'],
-  ['image', 'text'],
+  ['image', 'text', 'corpus'],
   ['data'],
   ['train'],
   ['eval'],

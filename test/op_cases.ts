@@ -36,6 +36,7 @@ import type { Random } from './reference/random';
 import * as reduce from './reference/reduce';
 import * as sigmoidLoss from './reference/sigmoid_loss';
 import * as token from './reference/token';
+import * as vocabularyLoss from './reference/vocabulary_loss';
 
 export type Tensors = Readonly<Record<string, Tensor>>;
 export type Arrays = Readonly<Record<string, NdArray>>;
@@ -467,6 +468,91 @@ function attentionCase({ B, Tq, Tk, heads, headWidth, keys, spread = 1 }: Attent
   });
 }
 
+/** Causal in the examples where `causal` is 1. */
+function causalAttentionCase(
+  causal: readonly number[],
+  { T, heads, headWidth }: { T: number; heads: number; headWidth: number },
+): OpCase {
+  const B = causal.length;
+  const D = heads * headWidth;
+  const flags = ndArray([B], causal);
+  const options = { heads, causal: flags };
+  const scores = B * heads * T * T;
+  return opCase({
+    op: 'attention',
+    name: `${text([B, T, T])}, ${String(heads)} heads of ${String(headWidth)}, causal ${causal.join(' ')}`,
+    operands: {
+      q: f32([B, T, D]),
+      k: f32([B, T, D]),
+      v: f32([B, T, D]),
+      causal: constant('uint8', flags),
+    },
+    apply: (t) => ({ o: ops.attention(t.q, t.k, t.v, { heads, causal: t.causal }) }),
+    reference: (a) => ({ o: attention.attention(a.q, a.k, a.v, options) }),
+    backward: ({ o: dout }, { q, k, v }) => {
+      const { dq, dk, dv } = attention.attentionBackward(dout, q, k, v, options);
+      return { q: dq, k: dk, v: dv };
+    },
+    refuses: [{ causal: [B + 1] }, { causal: [B, 1] }, { k: [B, T + 1, D], v: [B, T + 1, D] }],
+    cost: {
+      forward: { flops: 4 * scores * headWidth, bytes: floats(4 * B * T * D) },
+      backward: { flops: 10 * scores * headWidth, bytes: floats(8 * B * T * D) },
+    },
+  });
+}
+
+/** Queries (B, Tq, D) to packed memory, as many rows as `lengths` says for each. */
+function packedMemoryCase({
+  lengths,
+  spare = 0,
+  heads,
+  headWidth,
+  Tq,
+}: PackedSizes & { readonly Tq: number }): OpCase {
+  const B = lengths.length;
+  const T = lengths.reduce((sum, n) => sum + n, spare);
+  const D = heads * headWidth;
+  const { segments, packing: p } = packing(lengths);
+  const options = { heads, keyMask: p.mask };
+  const scores = heads * Tq * (T - spare);
+  return opCase({
+    op: 'attention',
+    name: `${String(Tq)} queries each to memory, ${lengthsText(lengths, spare)}, ${String(heads)} heads of ${String(headWidth)}`,
+    operands: {
+      q: f32([B, Tq, D]),
+      k: f32([T, D]),
+      v: f32([T, D]),
+      segments: constant('int32', segments),
+    },
+    apply: (t) => ({
+      o: ops.attention(t.q, t.k, t.v, { heads, keySegments: t.segments }),
+    }),
+    reference: (a) => ({ o: attention.attention(a.q, p.pad(a.k), p.pad(a.v), options) }),
+    backward: ({ o: dout }, a) => {
+      const { dq, dk, dv } = attention.attentionBackward(
+        dout,
+        a.q,
+        p.pad(a.k),
+        p.pad(a.v),
+        options,
+      );
+      return { q: dq, k: p.pack(dk, T), v: p.pack(dv, T) };
+    },
+    refuses: [
+      { q: [B, Tq, D + heads] },
+      { q: [B + 1, Tq, D] },
+      { q: [B * Tq, D] },
+      { k: [1, T, D] },
+      { v: [T + 1, D] },
+      { segments: [B + 2] },
+    ],
+    cost: {
+      forward: { flops: 4 * scores * headWidth, bytes: floats(2 * B * Tq * D, 2 * T * D) },
+      backward: { flops: 10 * scores * headWidth, bytes: floats(4 * B * Tq * D, 4 * T * D) },
+    },
+  });
+}
+
 /** Starts of segments of these lengths, and the packed rows as the padded batch they equal. */
 function packing(lengths: readonly number[]): { segments: NdArray; packing: Packing } {
   const starts = lengths.reduce<number[]>((all, n) => [...all, all[all.length - 1] + n], [0]);
@@ -649,25 +735,33 @@ function layerNormCase(
   shape: readonly number[],
   options: Options = {},
   parts: Partial<OpCase> = {},
+  hasBias = true,
 ): OpCase {
   const D = shape[shape.length - 1];
   const n = elements(shape);
   const eps = 1e-6;
   return opCase({
     op: 'layer_norm',
-    name: text(shape),
+    name: `${text(shape)}${hasBias ? '' : ' without bias'}`,
     operands: {
       x: f32(shape, options),
       weight: f32([D], { draw: (random) => 1 + 0.2 * random.normal() }),
-      bias: f32([D]),
+      ...(hasBias ? { bias: f32([D]) } : {}),
     },
-    apply: (t) => ({ y: ops.layerNorm(t.x, t.weight, t.bias, { eps }) }),
-    reference: (a) => ({ y: layerNorm.layerNorm(a.x, a.weight, a.bias, eps) }),
+    apply: (t) => ({ y: ops.layerNorm(t.x, t.weight, hasBias ? t.bias : null, { eps }) }),
+    reference: (a) => ({
+      y: layerNorm.layerNorm(
+        a.x,
+        a.weight,
+        hasBias ? a.bias : ndArray([D], Array<number>(D).fill(0)),
+        eps,
+      ),
+    }),
     backward: ({ y: dy }, { x, weight }) => {
       const { dx, dweight, dbias } = layerNorm.layerNormBackward(dy, x, weight, eps);
-      return { x: dx, weight: dweight, bias: dbias };
+      return { x: dx, weight: dweight, ...(hasBias ? { bias: dbias } : {}) };
     },
-    refuses: [{ weight: [D + 1] }, { bias: [D + 1] }, { weight: [1, D] }],
+    refuses: [{ weight: [D + 1] }, { weight: [1, D] }, ...(hasBias ? [{ bias: [D + 1] }] : [])],
     cost: {
       forward: { flops: 8 * n, bytes: floats(2 * n) },
       backward: { flops: 14 * n, bytes: floats(3 * n) },
@@ -946,6 +1040,24 @@ function tokenSelectCase(shape: readonly [number, number, number], index: number
   });
 }
 
+function tokenWriteCase(shape: readonly [number, number, number], at: readonly number[]): OpCase {
+  const [B, , D] = shape;
+  return opCase({
+    op: 'token',
+    name: `${text(shape)} written at ${at.join(' ')}`,
+    operands: {
+      sequences: f32(shape, { differentiable: false, donated: true }),
+      token: f32([B, D], { differentiable: false }),
+      positions: constant('int32', ndArray([B], at)),
+    },
+    apply: (t) => ({ sequences: ops.tokenWrite(t.sequences, t.token, t.positions) }),
+    reference: (a) => ({ sequences: token.tokenWrite(a.sequences, a.token, a.positions) }),
+    tolerance: 'exact',
+    refuses: [{ token: [B, D + 1] }, { positions: [B + 1] }, { sequences: shape.slice(1) }],
+    cost: { forward: { flops: 0, bytes: floats(2 * B * D) } },
+  });
+}
+
 function tokenMeanCase(shape: readonly [number, number, number]): OpCase {
   const [B, , D] = shape;
   return opCase({
@@ -1000,6 +1112,22 @@ function sumRowsCase(shape: readonly number[]): OpCase {
       forward: { flops: n, bytes: floats(n, n / shape[0]) },
       backward: { flops: 0, bytes: floats(n, n / shape[0]) },
     },
+  });
+}
+
+function rowSharesCase(rows: number, D: number, counts: readonly number[]): OpCase {
+  const n = rows * D;
+  const x = ndArray(
+    [rows, D],
+    counts.flatMap((count) => Array.from({ length: D }, (_, i) => (i < count ? 1 + (i % 3) : 0))),
+  );
+  return opCase({
+    op: 'row_shares',
+    name: text([rows, D]),
+    operands: { x: { ...constant('float32', x), differentiable: false } },
+    apply: (t) => ({ y: ops.rowShares(t.x) }),
+    reference: (a) => ({ y: reduce.rowShares(a.x) }),
+    cost: { forward: { flops: 2 * n, bytes: floats(2 * n) } },
   });
 }
 
@@ -1118,6 +1246,62 @@ function sigmoidLossCase({
     cost: {
       forward: { flops: 2 * R * C * E, bytes: traffic },
       backward: { flops: 6 * R * C * E, bytes: 2 * traffic },
+    },
+  });
+}
+
+interface VocabularySizes {
+  readonly N: number;
+  readonly V: number;
+  readonly D: number;
+  /** Every how many-th row has weight 0. Default: none. */
+  readonly skipped?: number;
+}
+
+function vocabularyLossCase({ N, V, D, skipped = Infinity }: VocabularySizes): OpCase {
+  const counting = N - Math.floor(N / skipped);
+  const rowWeights = ndArray(
+    [N],
+    Array.from({ length: N }, (_, n) => ((n + 1) % skipped === 0 ? 0 : (1 + (n % 5)) / N)),
+  );
+  const traffic = floats(counting * D, V * D);
+  return opCase({
+    op: 'vocabulary_loss',
+    name: `${text([N, D])} in ${String(V)} words${skipped === Infinity ? '' : `, every ${String(skipped)}th row skipped`}`,
+    operands: {
+      hidden: f32([N, D]),
+      weight: f32([V, D], { draw: scaled(1 / Math.sqrt(D)) }),
+      bias: f32([V]),
+      labels: ids([N], V),
+      rowWeights: { ...constant('float32', rowWeights), differentiable: false },
+    },
+    apply: (t) => ({
+      loss: ops.vocabularyLoss(t.hidden, t.weight, t.bias, t.labels, t.rowWeights).loss,
+    }),
+    reference: (a) => ({
+      loss: vocabularyLoss.vocabularyLoss(a.hidden, a.weight, a.bias, a.labels, a.rowWeights),
+    }),
+    backward: ({ loss: dloss }, a) => {
+      const { dhidden, dweight, dbias } = vocabularyLoss.vocabularyLossBackward(
+        dloss,
+        a.hidden,
+        a.weight,
+        a.bias,
+        a.labels,
+        a.rowWeights,
+      );
+      return { hidden: dhidden, weight: dweight, bias: dbias };
+    },
+    refuses: [
+      { hidden: [N, D + 1] },
+      { weight: [V, D + 1] },
+      { bias: [V + 1] },
+      { labels: [N + 1] },
+      { rowWeights: [N, 1] },
+    ],
+    cost: {
+      forward: { flops: 2 * counting * V * D, bytes: traffic },
+      backward: { flops: 6 * counting * V * D, bytes: 2 * traffic },
     },
   });
 }
@@ -1514,6 +1698,14 @@ export const opCases: readonly OpCase[] = [
   attentionCase({ B: 2, Tq: 6, Tk: 6, heads: 1, headWidth: 8, keys: [6, 0] }),
   attentionCase({ B: 1, Tq: 12, Tk: 12, heads: 2, headWidth: 16, spread: 6 }),
   attentionCase({ B: 1, Tq: 40, Tk: 300, heads: 1, headWidth: 12, keys: [290] }),
+  causalAttentionCase([1], { T: 1, heads: 1, headWidth: 4 }),
+  causalAttentionCase([1, 0, 1], { T: 6, heads: 2, headWidth: 16 }),
+  causalAttentionCase([0, 1], { T: 17, heads: 3, headWidth: 20 }),
+  causalAttentionCase([1, 1], { T: 64, heads: 2, headWidth: 64 }),
+  causalAttentionCase([1], { T: 131, heads: 1, headWidth: 24 }),
+  packedMemoryCase({ Tq: 1, lengths: [3], heads: 1, headWidth: 12 }),
+  packedMemoryCase({ Tq: 5, lengths: [7, 1, 20], spare: 4, heads: 2, headWidth: 16 }),
+  packedMemoryCase({ Tq: 33, lengths: [9, 0, 70], spare: 1, heads: 2, headWidth: 24 }),
   packedAttentionCase({ lengths: [1], heads: 1, headWidth: 12 }),
   packedAttentionCase({ lengths: [37], spare: 3, heads: 2, headWidth: 72 }),
   packedAttentionCase({ lengths: [1, 20, 7, 33], spare: 5, heads: 2, headWidth: 64 }),
@@ -1548,6 +1740,8 @@ export const opCases: readonly OpCase[] = [
   layerNormCase([1, 3]),
   layerNormCase([3, 5]),
   layerNormCase([2, 9, 48]),
+  layerNormCase([5, 48], {}, {}, false),
+  layerNormCase([3, 19], {}, {}, false),
   layerNormCase([7, 100]),
   layerNormCase([40, 64]),
   layerNormCase(
@@ -1611,9 +1805,11 @@ export const opCases: readonly OpCase[] = [
   tokenSelectCase([3, 5, 19], 4),
   tokenSelectCase([2, 6, 33], 0),
   tokenMeanCase([3, 7, 19]),
+  tokenWriteCase([3, 5, 19], [4, 0, 2]),
   normalizePixelsCase(2, 5, 7),
   sumRowsCase([9, 37]),
   sumRowsCase([3, 5, 7]),
+  rowSharesCase(4, 7, [7, 3, 0, 1]),
   dotCase([3, 37]),
   dotCase([1]),
   dotCase([5000]),
@@ -1627,6 +1823,12 @@ export const opCases: readonly OpCase[] = [
   sigmoidLossCase({ R: 6, C: 6, E: 16, offset: 6, batch: 12, bias: 0 }),
   sigmoidLossCase({ R: 70, C: 130, E: 24, offset: 31, batch: 200, bias: -3 }),
   sigmoidLossCase({ R: 4, C: 4, E: 8, scale: 400, bias: 60 }),
+  vocabularyLossCase({ N: 1, V: 1, D: 1 }),
+  vocabularyLossCase({ N: 5, V: 7, D: 3 }),
+  vocabularyLossCase({ N: 40, V: 211, D: 48, skipped: 4 }),
+  vocabularyLossCase({ N: 7, V: 2100, D: 24 }),
+  vocabularyLossCase({ N: 1100, V: 37, D: 16, skipped: 50 }),
+  vocabularyLossCase({ N: 3, V: 9, D: 5, skipped: 1 }),
   learnabilityCase({ N: 1, widths: [1, 3] }),
   learnabilityCase({ N: 37, widths: [19, 24] }),
   learnabilityCase({ N: 70, widths: [16, 5], weights: ops.scoreWeights.easyReference }),
@@ -1647,6 +1849,7 @@ export const opCases: readonly OpCase[] = [
   movingAverageCase([19], 0),
   adamCase([37], 1, 0, 4),
   adamCase([5, 9], 1, 1e-4, 0.5),
+  adamCase([5, 9], 1, 1e-4, Infinity),
   adamCase([1], 0, 1e-4, 9),
   accumulateCase([3, 37]),
   reshapeCase([6, 4], [2, 3, 4]),
@@ -1666,6 +1869,8 @@ export const splitCases: readonly OpCase[] = [
   matmulCase(260, 140, 300, false, true),
   matmulCase(260, 300, 140, true, false),
   attentionCase({ B: 4, Tq: 100, Tk: 100, heads: 4, headWidth: 32 }),
+  causalAttentionCase([1, 1, 0, 1], { T: 100, heads: 4, headWidth: 32 }),
+  packedMemoryCase({ Tq: 64, lengths: [90, 3, 150, 60], spare: 8, heads: 4, headWidth: 32 }),
   attentionCase({ B: 6, Tq: 1, Tk: 200, heads: 4, headWidth: 32 }),
   packedAttentionCase({ lengths: [90, 3, 150, 60, 33], spare: 8, heads: 4, headWidth: 32 }),
   attentionPoolCase({ B: 12, N: 150, H: 6, D: 70 }),
@@ -1699,6 +1904,7 @@ export const splitCases: readonly OpCase[] = [
   dotCase([60000]),
   globalNormCase([[60000], [33, 70], [1]]),
   sigmoidLossCase({ R: 500, C: 500, E: 70 }),
+  vocabularyLossCase({ N: 300, V: 1500, D: 70, skipped: 3 }),
   learnabilityCase({ N: 500, widths: [40, 30] }),
   conditionScoresCase({ N: 600, widths: [40, 30] }, 150),
   prototypeLossCase({ n: 1100, m: 40, K: 1100, F: 5 }),
@@ -1778,6 +1984,7 @@ export const modelCases: readonly OpCase[] = [
   ...packedForms.map((form) => packedLayerCase(form, 1, 768, 3072, 'bias')),
   attentionCase({ B: 8, Tq: 196, Tk: 196, heads: 12, headWidth: 64 }),
   attentionCase({ B: 16, Tq: 64, Tk: 64, heads: 12, headWidth: 64 }),
+  causalAttentionCase(Array<number>(16).fill(1), { T: 64, heads: 12, headWidth: 64 }),
   attentionCase({ B: 8, Tq: 1, Tk: 196, heads: 12, headWidth: 64 }),
   attentionCase({ B: 2, Tq: 256, Tk: 256, heads: 16, headWidth: 72 }),
   attentionCase({ B: 1, Tq: 1024, Tk: 1024, heads: 12, headWidth: 64 }),
@@ -1805,6 +2012,7 @@ export const modelCases: readonly OpCase[] = [
   ),
   normalizePixelsCase(8, 224, 224),
   sigmoidLossCase({ R: 2048, C: 2048, E: 768 }),
+  vocabularyLossCase({ N: 512, V: 32000, D: 768 }),
   prototypeLossCase({ n: 256, m: 32, K: 65536, F: 256 }),
   adamCase([3072, 768], 1, 1e-4, 4),
   globalNormCase([

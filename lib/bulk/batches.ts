@@ -4,9 +4,9 @@
 import type { PreparedImage } from '../embed';
 import type { SiglipErrorCode } from '../errors';
 import { SiglipError } from '../errors';
-import { mapAhead } from './ahead';
-import { failureOf } from './failures';
-import type { ImageReference, Row, RowFailure, Source } from './row';
+import { mapAhead } from '../corpus/ahead';
+import { failureOf } from '../corpus/failures';
+import type { ImageReference, Row, RowFailure, Source } from '../corpus/row';
 
 /** What rows are embedded with. */
 export interface BulkModel {

@@ -5,7 +5,7 @@ import { z } from 'zod';
 import { SiglipError } from '../errors';
 import type { BatchOptions, BulkModel, FailedRow } from './batches';
 import { embedRows } from './batches';
-import { digest } from './fingerprint';
+import { digest } from '../corpus/fingerprint';
 import { Journal } from './journal';
 import type { Manifest } from './journal';
 import type { OutputFormat, OutputPaths } from './output';
@@ -13,7 +13,7 @@ import { assemble, outputPaths } from './output';
 import { writeFailures } from './failure_file';
 import type { Columns, PartForm, VectorDtype } from './part';
 import { PartBuilder, PartFile } from './part';
-import type { Source } from './row';
+import type { Source } from '../corpus/row';
 import type { Shard } from './shard';
 import { owns, shardName, WHOLE } from './shard';
 

@@ -16,7 +16,7 @@ import { SiglipError } from '../errors';
 import { publishTogether } from '../weights';
 import { codeOf, isMissing, unreadable } from '../weights/file_errors';
 import type { FailedRow } from './batches';
-import { damaged } from './failures';
+import { damaged } from '../corpus/failures';
 import type { PartBuilder, PartForm } from './part';
 import { PartFile } from './part';
 import type { Shard } from './shard';

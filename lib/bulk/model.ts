@@ -1,7 +1,10 @@
 // A model as bulk work uses it.
+import type { Source } from '../corpus';
+import { needsOf } from '../corpus';
 import type { Siglip2 } from '../embed';
 import { expectBoolean, expectInteger } from '../embed/options';
 import { SiglipError } from '../errors';
+import type { TowerChoice } from '../weights';
 import type { BulkModel } from './batches';
 
 export interface BulkModelOptions {
@@ -45,4 +48,11 @@ export function bulkModel(model: Siglip2, options: BulkModelOptions = {}): BulkM
       return stages.embedTexts(ids, normalize);
     },
   };
+}
+
+/** The towers that sources need, for `Siglip2.load`. */
+export function towersOf(sources: readonly Pick<Source, 'what'>[]): TowerChoice {
+  const needs = sources.map(({ what }) => needsOf(what));
+  if (!needs.some(({ text }) => text)) return 'vision';
+  return needs.some(({ image }) => image) ? 'both' : 'text';
 }

@@ -7,7 +7,7 @@ import { SiglipError } from '../errors';
 import { unwritable } from '../weights/file_errors';
 import { encode } from '../weights/number_formats';
 import { formatHeader } from '../weights/safetensors';
-import { isOfSystem } from './failures';
+import { isOfSystem } from '../corpus/failures';
 import { npyHeader } from './npy';
 import { ParquetRows } from './parquet_rows';
 import type { PartForm } from './part';

@@ -1,19 +1,20 @@
 // `siglip2 embed`: vectors of images and texts, a few to standard output or a corpus to a file.
 import { Command, Option } from 'commander';
 import { availableParallelism } from 'node:os';
-import type { BulkProgress, BulkSummary, FailedRow, Shard, Source, What } from '../bulk';
+import type { BulkProgress, BulkSummary, FailedRow, Shard } from '../bulk';
 import {
   bulkModel,
   embedCorpus,
   embedRows,
   modelFingerprint,
-  openCorpus,
   outputFormat,
   outputFormats,
   parseShard,
   towersOf,
   WHOLE,
 } from '../bulk';
+import type { Source, What } from '../corpus';
+import { openCorpus } from '../corpus';
 import type { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
 import { integer } from './integer';

@@ -13,7 +13,7 @@ import type { ModelConfig } from '../model';
 import { parameterCount, parameterTable } from '../model';
 import { BytePairTokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
 import type { StepMetrics } from '../train';
-import { Trainer, readMetrics } from '../train';
+import { Trainer, pairObjective, readMetrics } from '../train';
 import { defaultPreprocessor, saveCheckpoint } from '../weights';
 import type { EmojiRecipe } from './emoji_recipe';
 import { emojiModel, initialLogits } from './emoji_recipe';
@@ -69,9 +69,12 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
   try {
     const trainer = await Trainer.start(
       {
-        model,
+        objective: pairObjective({
+          model,
+          batch: recipe.batch,
+          pixelTable: normalizationTable(preprocessor),
+        }),
         folder: options.folder,
-        batch: recipe.batch,
         schedule: {
           totalSteps: recipe.steps,
           warmupSteps: Math.floor(recipe.warmup * recipe.steps),
@@ -79,7 +82,6 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
         optimizer: recipe.optimizer,
         seed,
         initialLogits: initialLogits(recipe),
-        pixelTable: normalizationTable(preprocessor),
         checkpointEvery: options.checkpointEvery,
         device: options.device,
         precision: options.precision,

@@ -5,12 +5,15 @@ import { Command, CommanderError } from 'commander';
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
+import { captionCommand, groundCommand } from './caption';
 import { classifyCommand } from './classify';
+import { convertCommand } from './convert';
 import { demoCommand } from './demo';
 import { downloadCommand } from './download';
 import { embedCommand } from './embed';
 import { infoCommand } from './info';
 import { mergeCommand } from './merge';
+import { regionsCommand } from './regions';
 import { searchCommand } from './search';
 import { trainCommand } from './train';
 
@@ -38,16 +41,24 @@ export function program(): Command {
     .addCommand(mergeCommand())
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
+    .addCommand(captionCommand())
+    .addCommand(groundCommand())
     .addCommand(trainCommand())
+    .addCommand(regionsCommand())
     .addCommand(demoCommand())
     .addCommand(downloadCommand())
+    .addCommand(convertCommand())
     .addCommand(infoCommand());
+}
+
+function withSubcommands(command: Command): Command[] {
+  return [command, ...command.commands.flatMap(withSubcommands)];
 }
 
 /** Runs the command line and gives its exit status. */
 export async function main(args: readonly string[]): Promise<number> {
   const command = program();
-  for (const each of [command, ...command.commands]) each.exitOverride();
+  for (const each of withSubcommands(command)) each.exitOverride();
   try {
     await command.parseAsync([...args], { from: 'user' });
     return 0;

@@ -2,7 +2,7 @@
 // image is compared.
 import { Command } from 'commander';
 import { stat } from 'node:fs/promises';
-import { imageFiles } from '../bulk';
+import { imageFiles } from '../corpus';
 import { SiglipError } from '../errors';
 import { integer } from './integer';
 import type { ModelOptions } from './model';

@@ -1,6 +1,7 @@
 // Batches of training pairs from a source.
 import { Philox4x32 } from '../array/random';
 import { SiglipError } from '../errors';
+import type { PackedBatch } from '../image';
 import { augment, checkAugment, type AugmentOptions } from './augment';
 import { PairSource, type PairTable } from './pair_table';
 import { ConceptSampler, type SamplerState } from './sampler';
@@ -21,6 +22,14 @@ export interface Batch {
   readonly tokens: Int32Array | undefined;
   /** Concept of each image, all different, (B). */
   readonly concepts: Int32Array;
+  /** The images as patches within a budget, for NaFlex; `images` is empty then, and `size` 0. */
+  readonly packed?: PackedImages | undefined;
+}
+
+/** Images of any shape as patches. */
+export interface PackedImages extends PackedBatch {
+  /** The budget: most patches of an image. */
+  readonly length: number;
 }
 
 /** How batches are drawn. */
@@ -89,26 +98,9 @@ export class BatchStream implements Stream<Batch> {
       images,
       size,
       texts: examples.map(({ text }) => text),
-      tokens: this.tokensOf(examples),
+      tokens: tokenRows(this.source.name, examples),
       concepts: indices.map((index) => this.source.concepts[index]),
     };
-  }
-
-  private tokensOf(examples: readonly Example[]): Int32Array | undefined {
-    const length = examples[0]?.tokens?.length;
-    if (length === undefined) return undefined;
-    const tokens = new Int32Array(examples.length * length);
-    for (const [row, { tokens: ids }] of examples.entries()) {
-      if (ids?.length !== length) {
-        throw new SiglipError(
-          'ERR_DATA',
-          `BatchStream: tokens of ${this.source.name} must have the length ${String(length)}, ` +
-            `got ${String(ids?.length)}`,
-        );
-      }
-      tokens.set(ids, row * length);
-    }
-    return tokens;
   }
 
   state(): StreamState {
@@ -132,6 +124,30 @@ export class BatchStream implements Stream<Batch> {
   close(): Promise<void> {
     return Promise.resolve();
   }
+}
+
+/**
+ * Token ids of examples, (B, T); `undefined` when the source has none.
+ *
+ * @throws ERR_DATA when they are not of one length
+ */
+export function tokenRows(
+  source: string,
+  examples: readonly Pick<Example, 'tokens'>[],
+): Int32Array | undefined {
+  const length = examples[0]?.tokens?.length;
+  if (length === undefined) return undefined;
+  const tokens = new Int32Array(examples.length * length);
+  for (const [row, { tokens: ids }] of examples.entries()) {
+    if (ids?.length !== length) {
+      throw new SiglipError(
+        'ERR_DATA',
+        `BatchStream: tokens of ${source} must have the length ${String(length)}, got ${String(ids?.length)}`,
+      );
+    }
+    tokens.set(ids, row * length);
+  }
+  return tokens;
 }
 
 /**

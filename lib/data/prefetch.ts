@@ -6,8 +6,9 @@
 // the worker has run ahead. `restore` starts a new generation; values of an older one are dropped.
 import { extname, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { SiglipError, type SiglipErrorCode } from '../errors';
+import { SiglipError } from '../errors';
 import type { Stream, StreamState } from './stream';
+import { errorOfThread, type ThreadError } from './thread_messages';
 
 /** What runs on the worker thread, and how far ahead. */
 export interface PrefetchOptions {
@@ -40,15 +41,8 @@ export type PrefetchReply =
       readonly state: StreamState;
     }
   | { readonly kind: 'restored'; readonly generation: number; readonly state: StreamState }
-  | { readonly kind: 'rejected'; readonly generation: number; readonly error: PrefetchFailure }
-  | { readonly kind: 'failed'; readonly error: PrefetchFailure };
-
-/** An error as it crosses threads. */
-export interface PrefetchFailure {
-  readonly code: string | undefined;
-  readonly message: string;
-  readonly stack: string | undefined;
-}
+  | { readonly kind: 'rejected'; readonly generation: number; readonly error: ThreadError }
+  | { readonly kind: 'failed'; readonly error: ThreadError };
 
 /** What the worker thread is started with. */
 export interface PrefetchWorkerData {
@@ -218,18 +212,11 @@ export class Prefetch<T> implements Stream<T> {
     this.wake();
   }
 
-  private named({ code, message, stack }: PrefetchFailure): SiglipError {
-    // The worker's errors are of another realm: only what they say crosses the threads.
-    const known = code?.startsWith('ERR_') === true && message !== '';
-    const cause = stack === undefined ? undefined : { cause: stack };
-    return new SiglipError(
-      (known ? code : 'ERR_DATA') as SiglipErrorCode,
-      `Prefetch: worker ${this.name} failed: ${message}`,
-      cause,
-    );
+  private named(error: ThreadError): SiglipError {
+    return errorOfThread(`Prefetch: worker ${this.name} failed`, error);
   }
 
-  private fail(error: PrefetchFailure): void {
+  private fail(error: ThreadError): void {
     this.failure ??= this.named(error);
     this.wake();
   }

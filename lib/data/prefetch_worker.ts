@@ -1,13 +1,9 @@
 // The worker thread of `Prefetch`: makes values of one stream as long as it has credits.
 import { createRequire } from 'node:module';
 import { parentPort, workerData, type Transferable } from 'node:worker_threads';
-import type {
-  PrefetchFailure,
-  PrefetchReply,
-  PrefetchRequest,
-  PrefetchWorkerData,
-} from './prefetch';
+import type { PrefetchReply, PrefetchRequest, PrefetchWorkerData } from './prefetch';
 import type { Stream } from './stream';
+import { threadErrorOf, transferable } from './thread_messages';
 
 type Factory = (input: unknown) => Stream<unknown> | Promise<Stream<unknown>>;
 
@@ -16,28 +12,6 @@ if (port === null) throw new Error('prefetch_worker: must run on a worker thread
 
 function post(reply: PrefetchReply, transfer: readonly Transferable[] = []): void {
   port?.postMessage(reply, transfer);
-}
-
-function failureOf(error: unknown): PrefetchFailure {
-  if (!(error instanceof Error)) {
-    return { code: undefined, message: String(error), stack: undefined };
-  }
-  const { code } = error as NodeJS.ErrnoException;
-  return { code, message: error.message, stack: error.stack };
-}
-
-/**
- * Buffers to hand over rather than copy: those of typed arrays directly in the value that cover
- * their buffer whole. The stream must not keep them, which a stream of fresh values does not.
- */
-function transferable(value: unknown): Transferable[] {
-  if (typeof value !== 'object' || value === null) return [];
-  const buffers = new Set<ArrayBuffer>();
-  for (const member of Object.values(value)) {
-    if (!ArrayBuffer.isView(member) || !(member.buffer instanceof ArrayBuffer)) continue;
-    if (member.byteLength === member.buffer.byteLength) buffers.add(member.buffer);
-  }
-  return [...buffers];
 }
 
 async function serve({ module, factory, input, ahead }: PrefetchWorkerData): Promise<void> {
@@ -71,7 +45,7 @@ async function serve({ module, factory, input, ahead }: PrefetchWorkerData): Pro
   const enqueue = (work: () => Promise<void>): void => {
     chain = chain.then(work).catch((error: unknown) => {
       credits = 0;
-      post({ kind: 'failed', error: failureOf(error) });
+      post({ kind: 'failed', error: threadErrorOf(error) });
     });
   };
 
@@ -87,7 +61,7 @@ async function serve({ module, factory, input, ahead }: PrefetchWorkerData): Pro
           try {
             await stream.restore(request.state);
           } catch (error) {
-            post({ kind: 'rejected', generation: request.generation, error: failureOf(error) });
+            post({ kind: 'rejected', generation: request.generation, error: threadErrorOf(error) });
             credits = 0;
             return;
           }
@@ -103,5 +77,5 @@ async function serve({ module, factory, input, ahead }: PrefetchWorkerData): Pro
 }
 
 serve(workerData as PrefetchWorkerData).catch((error: unknown) => {
-  post({ kind: 'failed', error: failureOf(error) });
+  post({ kind: 'failed', error: threadErrorOf(error) });
 });

@@ -51,21 +51,25 @@ export class ConceptSampler {
     this.permutation = this.permute(0);
   }
 
-  /** Indices of the examples of the next batch, (batch). */
-  next(): Int32Array {
+  /**
+   * Indices of the examples of the next batch.
+   *
+   * @param size examples of it, at most and by default those of a batch
+   */
+  next(size = this.batch): Int32Array {
     const taken = new Set<number>();
-    const batch = new Int32Array(this.batch);
+    const batch = new Int32Array(size);
     let count = 0;
     const take = (index: number): boolean => {
       const concept = this.concepts[index];
-      if (count === this.batch || taken.has(concept)) return false;
+      if (count === size || taken.has(concept)) return false;
       taken.add(concept);
       batch[count++] = index;
       return true;
     };
     this.deferred = this.deferred.filter((index) => !take(index));
     const waiting = new Set(this.deferred);
-    while (count < this.batch) {
+    while (count < size) {
       if (this.position === this.permutation.length) {
         this.epoch++;
         this.position = 0;

@@ -1,4 +1,6 @@
 export type { PreparedImage } from './collate';
+export type { Caption, CaptionOptions, Grounding } from './captioner';
+export { Captioner } from './captioner';
 export type {
   CloseOptions,
   EmbedderCallOptions,
@@ -19,4 +21,5 @@ export type {
 } from './siglip2';
 export { Siglip2 } from './siglip2';
 export type { TowerChoice } from '../weights';
+export type { SearchOptions } from './search';
 export type { EmbedText } from './text_input';

@@ -12,6 +12,7 @@ import { packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
 import type { BatchInput } from './collate';
 import { batchSpecs } from './collate';
+import { ProgramCache } from './program_cache';
 
 /** Embeddings of a batch, before and after normalisation: (B, E) each. */
 export interface Embeddings<Leaf> {
@@ -28,33 +29,9 @@ interface TextSpecs {
 type VisionConstants = Constants<VisionParameters<ConstantSource>>;
 type TextConstants = Constants<TextParameters<ConstantSource>>;
 
-const keptPrograms = 16;
-
 // Layers outside of the blocks cost next to nothing, and what they get or give is all there is: pixels
 // go into the first, embeddings come from the last.
 const isInBlock = (label: string): boolean => /\bblocks\.\d+\b/u.test(label);
-
-// The last few programs by key; what falls out is disposed.
-class ProgramCache<P extends { dispose(): void }> {
-  private readonly programs = new Map<string, P>();
-
-  get(key: string, build: () => P): P {
-    const program = this.programs.get(key) ?? build();
-    this.programs.delete(key);
-    this.programs.set(key, program);
-    for (const [oldest, stale] of this.programs) {
-      if (this.programs.size <= keptPrograms) break;
-      stale.dispose();
-      this.programs.delete(oldest);
-    }
-    return program;
-  }
-
-  dispose(): void {
-    for (const program of this.programs.values()) program.dispose();
-    this.programs.clear();
-  }
-}
 
 /** Both towers of a model, ready to run. */
 export class Towers {

@@ -18,5 +18,5 @@ export type { Specialize } from './rewrite';
 export { scope, tap, Tensor } from './tensor';
 export type { MapTree, PathLeaf } from './tree';
 export { flatten, mapTree } from './tree';
-export type { DType, Spec } from '../native/spec';
+export type { DType, HostArray, Spec } from '../native/spec';
 export { bfloat16, float32, int32, uint8 } from '../native/spec';

@@ -8,6 +8,7 @@ export type {
   FixedBatch,
   ImageProcessor,
   NaflexBatch,
+  PackedBatch,
   PreparedImage,
   PrepareNaflexOptions,
   PrepareOptions,

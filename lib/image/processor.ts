@@ -31,6 +31,16 @@ export interface NaflexBatch {
   readonly mask: Uint8Array;
 }
 
+/** Input of a NaFlex tower without padding; T is the number of rows. */
+export interface PackedBatch {
+  /** (T, P·P·3), normalised, the patches of one image after the other; rows behind them are zero. */
+  readonly patches: Float32Array;
+  /** (B, 2), rows and columns of patches of each image. */
+  readonly shapes: Int32Array;
+  /** (B + 1): image b has the rows [segments[b], segments[b + 1]). */
+  readonly segments: Int32Array;
+}
+
 /** One image, ready for a tower. */
 export interface PreparedImage {
   /** (3, height, width) for a fixed-resolution tower, (rows · columns, P·P·3) for NaFlex. */
@@ -210,6 +220,46 @@ export class NaflexProcessor {
     return { patches, shapes, mask };
   }
 
+  /**
+   * Images together without padding. All are decoded before the first is resized, since where an image
+   * lies follows from those before it.
+   *
+   * @param rows - T, at least the patches of all images; images × `maxPatches` are always enough
+   * @throws SiglipError as {@link batch}; ERR_ARGUMENT when the rows do not suffice
+   */
+  async pack(
+    images: readonly ImageInput[],
+    rows: number,
+    options: PrepareNaflexOptions = {},
+  ): Promise<PackedBatch> {
+    expectBudget(options.maxPatches ?? this.maxPatches);
+    const decoded = await decodeAll(images, options);
+    const grids = decoded.map((pixels, i) => located(i, () => this.gridOf(pixels, options)));
+    const segments = new Int32Array(images.length + 1);
+    grids.forEach((grid, i) => {
+      segments[i + 1] = segments[i] + grid.rows * grid.columns;
+    });
+    const used = segments[images.length];
+    if (!(used <= rows)) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `NaflexProcessor: rows must be at least the ${String(used)} patches of the images, got ${String(rows)}`,
+      );
+    }
+    const rowWidth = 3 * this.patch * this.patch;
+    const patches = allocate(Float32Array, [rows, rowWidth]);
+    const placed = decoded.map((pixels, i) => ({
+      pixels,
+      ...this.place(grids[i], segments[i] * rowWidth),
+    }));
+    if (placed.length > 0) await preparePixels(placed, this.recipe(), patches);
+    return {
+      patches,
+      shapes: Int32Array.from(grids.flatMap((grid) => [grid.rows, grid.columns])),
+      segments,
+    };
+  }
+
   private gridOf({ height, width }: Pixels, options: PrepareNaflexOptions): PatchGrid {
     return naflexGrid(height, width, this.patch, options.maxPatches ?? this.maxPatches);
   }
@@ -268,6 +318,31 @@ async function prepareAll(
   for (const result of await Promise.allSettled(lanes)) {
     if (result.status === 'rejected') throw result.reason;
   }
+}
+
+// Some at a time; returns or throws when nothing is under way any more.
+async function decodeAll(
+  images: readonly ImageInput[],
+  options: PrepareOptions,
+): Promise<readonly Pixels[]> {
+  const decoded: Pixels[] = [];
+  const waiting = [...images.entries()];
+  const lane = async (): Promise<void> => {
+    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
+      const [i, image] = next;
+      try {
+        decoded[i] = await decodePixels(image, options);
+      } catch (error) {
+        waiting.length = 0;
+        throw atImage(i, error);
+      }
+    }
+  };
+  const lanes = Array.from({ length: Math.min(MAX_DECODING, images.length) }, lane);
+  for (const result of await Promise.allSettled(lanes)) {
+    if (result.status === 'rejected') throw result.reason;
+  }
+  return decoded;
 }
 
 function located<T>(index: number, body: () => T): T {

@@ -1,4 +1,12 @@
 export type {
+  Adaptation,
+  AdaptationOptions,
+  AdaptationTarget,
+  AdaptedMoments,
+  PositionMethod,
+} from './adaptation';
+export { adaptModel, patchAxis, positionMethods, resizePositions } from './adaptation';
+export type {
   FixedVisionConfig,
   ModelConfig,
   NaflexVisionConfig,
@@ -64,3 +72,22 @@ export {
   visionInputSpecs,
   visionTower,
 } from './vision_tower';
+export type {
+  DecoderConfig,
+  DecoderInput,
+  DecoderMemory,
+  DecoderOptions,
+  DecoderParameters,
+} from './decoder';
+export {
+  checkDecoderConfig,
+  decoder,
+  decoderConfig,
+  decoderInputSpecs,
+  decoderParameters,
+  decoderTable,
+} from './decoder';
+export type { CaptionFormat, CaptionTask } from './caption_format';
+export { boxSteps, captionTasks, captionVocabulary, defaultCaptionFormat } from './caption_format';
+export type { DecoderCache, DecoderStepInput } from './decoder_step';
+export { decoderStep, decoderStepSpecs, memoryCache } from './decoder_step';

@@ -113,6 +113,8 @@ export const KERNEL_SIGNATURES = {
     { name: 'v', kind: 'in' },
     { name: 'key_mask', kind: 'maybe_in' },
     { name: 'segments', kind: 'maybe_in' },
+    { name: 'key_segments', kind: 'maybe_in' },
+    { name: 'causal', kind: 'maybe_in' },
     { name: 'scale', kind: 'float' },
     { name: 'o', kind: 'out' },
     { name: 'lse', kind: 'out' },
@@ -125,6 +127,8 @@ export const KERNEL_SIGNATURES = {
     { name: 'v', kind: 'in' },
     { name: 'key_mask', kind: 'maybe_in' },
     { name: 'segments', kind: 'maybe_in' },
+    { name: 'key_segments', kind: 'maybe_in' },
+    { name: 'causal', kind: 'maybe_in' },
     { name: 'o', kind: 'in' },
     { name: 'lse', kind: 'in' },
     { name: 'scale', kind: 'float' },
@@ -157,7 +161,7 @@ export const KERNEL_SIGNATURES = {
   layer_norm_forward: [
     { name: 'x', kind: 'in' },
     { name: 'weight', kind: 'in' },
-    { name: 'bias', kind: 'in' },
+    { name: 'bias', kind: 'maybe_in' },
     { name: 'eps', kind: 'float' },
     { name: 'y', kind: 'out' },
     { name: 'mean', kind: 'out' },
@@ -172,7 +176,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'residual', kind: 'maybe_in' },
     { name: 'dx', kind: 'out' },
     { name: 'dweight', kind: 'out' },
-    { name: 'dbias', kind: 'out' },
+    { name: 'dbias', kind: 'maybe_out' },
     { name: 'scratch', kind: 'scratch' },
   ],
   gelu_forward: [
@@ -243,6 +247,10 @@ export const KERNEL_SIGNATURES = {
     { name: 'dy', kind: 'in' },
     { name: 'dx', kind: 'out' },
   ],
+  token_write: [
+    { name: 'token', kind: 'in' },
+    { name: 'positions', kind: 'in' },
+    { name: 'y', kind: 'inout' },
   mask_tokens_forward: [
     { name: 'x', kind: 'in' },
     { name: 'mask', kind: 'in' },
@@ -365,6 +373,30 @@ export const KERNEL_SIGNATURES = {
     { name: 'now_taken', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
   ],
+  vocabulary_loss_forward: [
+    { name: 'hidden', kind: 'in' },
+    { name: 'weight', kind: 'in' },
+    { name: 'bias', kind: 'in' },
+    { name: 'labels', kind: 'in' },
+    { name: 'row_weights', kind: 'in' },
+    { name: 'loss', kind: 'out' },
+    { name: 'lse', kind: 'out' },
+    { name: 'row_losses', kind: 'maybe_out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
+  vocabulary_loss_backward: [
+    { name: 'dloss', kind: 'in' },
+    { name: 'hidden', kind: 'in' },
+    { name: 'weight', kind: 'in' },
+    { name: 'bias', kind: 'in' },
+    { name: 'labels', kind: 'in' },
+    { name: 'row_weights', kind: 'in' },
+    { name: 'lse', kind: 'in' },
+    { name: 'dhidden', kind: 'maybe_out' },
+    { name: 'dweight', kind: 'maybe_out' },
+    { name: 'dbias', kind: 'maybe_out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
   add_forward: [
     { name: 'a', kind: 'in' },
     { name: 'b', kind: 'in' },
@@ -411,6 +443,10 @@ export const KERNEL_SIGNATURES = {
     { name: 'y', kind: 'out' },
   ],
   sum_rows_forward: [
+    { name: 'x', kind: 'in' },
+    { name: 'y', kind: 'out' },
+  ],
+  row_shares_forward: [
     { name: 'x', kind: 'in' },
     { name: 'y', kind: 'out' },
   ],
@@ -581,12 +617,14 @@ export const kernels = {
     v: Ref;
     keyMask: Ref | null;
     segments: Ref | null;
+    keySegments: Ref | null;
+    causal: Ref | null;
     scale: number;
     o: Ref;
     lse: Ref;
   }): KernelCall => ({
     kernel: 'attention_forward',
-    arguments: [a.q, a.k, a.v, a.keyMask, a.segments, a.scale, a.o, a.lse],
+    arguments: [a.q, a.k, a.v, a.keyMask, a.segments, a.keySegments, a.causal, a.scale, a.o, a.lse],
   }),
 
   /** The call of `attention_backward`; its formula stands in the contract under native/ops. */
@@ -597,6 +635,8 @@ export const kernels = {
     v: Ref;
     keyMask: Ref | null;
     segments: Ref | null;
+    keySegments: Ref | null;
+    causal: Ref | null;
     o: Ref;
     lse: Ref;
     scale: number;
@@ -612,6 +652,8 @@ export const kernels = {
       a.v,
       a.keyMask,
       a.segments,
+      a.keySegments,
+      a.causal,
       a.o,
       a.lse,
       a.scale,
@@ -654,7 +696,7 @@ export const kernels = {
   layerNormForward: (a: {
     x: Ref;
     weight: Ref;
-    bias: Ref;
+    bias: Ref | null;
     eps: number;
     y: Ref;
     mean: Ref;
@@ -674,7 +716,7 @@ export const kernels = {
     residual: Ref | null;
     dx: Ref;
     dweight: Ref;
-    dbias: Ref;
+    dbias: Ref | null;
   }): KernelCall => ({
     kernel: 'layer_norm_backward',
     arguments: [a.dy, a.x, a.weight, a.mean, a.rstd, a.residual, a.dx, a.dweight, a.dbias],
@@ -768,6 +810,10 @@ export const kernels = {
     arguments: [a.dy, a.dx],
   }),
 
+  /** The call of `token_write`; its formula stands in the contract under native/ops. */
+  tokenWrite: (a: { token: Ref; positions: Ref; y: Ref }): KernelCall => ({
+    kernel: 'token_write',
+    arguments: [a.token, a.positions, a.y],
   /** The call of `mask_tokens_forward`; its formula stands in the contract under native/ops. */
   maskTokensForward: (a: { x: Ref; mask: Ref; token: Ref; y: Ref }): KernelCall => ({
     kernel: 'mask_tokens_forward',
@@ -985,6 +1031,49 @@ export const kernels = {
     arguments: [a.scores, a.taken, a.draw, a.noise, a.chunk, a.gain, a.indices, a.nowTaken],
   }),
 
+  /** The call of `vocabulary_loss_forward`; its formula stands in the contract under native/ops. */
+  vocabularyLossForward: (a: {
+    hidden: Ref;
+    weight: Ref;
+    bias: Ref;
+    labels: Ref;
+    rowWeights: Ref;
+    loss: Ref;
+    lse: Ref;
+    rowLosses: Ref | null;
+  }): KernelCall => ({
+    kernel: 'vocabulary_loss_forward',
+    arguments: [a.hidden, a.weight, a.bias, a.labels, a.rowWeights, a.loss, a.lse, a.rowLosses],
+  }),
+
+  /** The call of `vocabulary_loss_backward`; its formula stands in the contract under native/ops. */
+  vocabularyLossBackward: (a: {
+    dloss: Ref;
+    hidden: Ref;
+    weight: Ref;
+    bias: Ref;
+    labels: Ref;
+    rowWeights: Ref;
+    lse: Ref;
+    dhidden: Ref | null;
+    dweight: Ref | null;
+    dbias: Ref | null;
+  }): KernelCall => ({
+    kernel: 'vocabulary_loss_backward',
+    arguments: [
+      a.dloss,
+      a.hidden,
+      a.weight,
+      a.bias,
+      a.labels,
+      a.rowWeights,
+      a.lse,
+      a.dhidden,
+      a.dweight,
+      a.dbias,
+    ],
+  }),
+
   /** The call of `add_forward`; its formula stands in the contract under native/ops. */
   addForward: (a: { a: Ref; b: Ref; y: Ref }): KernelCall => ({
     kernel: 'add_forward',
@@ -1048,6 +1137,12 @@ export const kernels = {
   /** The call of `sum_rows_forward`; its formula stands in the contract under native/ops. */
   sumRowsForward: (a: { x: Ref; y: Ref }): KernelCall => ({
     kernel: 'sum_rows_forward',
+    arguments: [a.x, a.y],
+  }),
+
+  /** The call of `row_shares_forward`; its formula stands in the contract under native/ops. */
+  rowSharesForward: (a: { x: Ref; y: Ref }): KernelCall => ({
+    kernel: 'row_shares_forward',
     arguments: [a.x, a.y],
   }),
 

@@ -1,16 +1,19 @@
-// Multi-head attention with biases in all four projections; scale 1/√(head width), no dropout.
+// Multi-head attention with its four projections; scale 1/√(head width), no dropout.
 import type { Tensor } from '../graph';
 import { extent } from '../graph';
 import * as ops from '../ops';
 import type { LinearParameters } from './linear';
 import { linear } from './linear';
 
-/** Parameters of an attention layer; all four projections are (D, D) with bias. */
-export interface AttentionParameters<Leaf> {
-  readonly query: LinearParameters<Leaf>;
-  readonly key: LinearParameters<Leaf>;
-  readonly value: LinearParameters<Leaf>;
-  readonly out: LinearParameters<Leaf>;
+/**
+ * Parameters of an attention layer; all four projections are (D, D) with bias. Those of a decoder may be
+ * without bias, and take keys and values from a memory of another width.
+ */
+export interface AttentionParameters<Leaf, Projection = LinearParameters<Leaf>> {
+  readonly query: Projection;
+  readonly key: Projection;
+  readonly value: Projection;
+  readonly out: Projection;
 }
 
 export interface AttentionOptions extends ops.AttentionScope {

@@ -1,5 +1,6 @@
 import type { Tensor } from '../graph';
 import * as ops from '../ops';
+import type { OptionalBias } from './linear';
 
 /** Parameters of a layer normalisation over the last axis: weight (D), bias (D). */
 export interface LayerNormParameters<Leaf> {
@@ -10,8 +11,8 @@ export interface LayerNormParameters<Leaf> {
 /** x (…, D) -> (x − mean) / √(variance + eps) · weight + bias, statistics over D. */
 export function layerNorm(
   x: Tensor,
-  { weight, bias }: LayerNormParameters<Tensor>,
+  { weight, bias }: OptionalBias<Tensor>,
   options: { readonly eps: number },
 ): Tensor {
-  return ops.layerNorm(x, weight, bias, options);
+  return ops.layerNorm(x, weight, bias ?? null, options);
 }

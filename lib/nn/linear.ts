@@ -7,7 +7,13 @@ export interface LinearParameters<Leaf> {
   readonly bias: Leaf;
 }
 
+/** Weight and bias of a layer that may go without a bias. */
+export interface OptionalBias<Leaf> {
+  readonly weight: Leaf;
+  readonly bias: Leaf | undefined;
+}
+
 /** x (…, in) -> x · weightᵀ + bias (…, out). */
-export function linear(x: Tensor, { weight, bias }: LinearParameters<Tensor>): Tensor {
+export function linear(x: Tensor, { weight, bias }: OptionalBias<Tensor>): Tensor {
   return ops.linear(x, weight, bias);
 }

@@ -49,7 +49,7 @@ const adamInPlace = op<AdamOperands, AdamOutput, AdamConstants>({
 });
 
 /**
- * One update of one parameter, in place.
+ * One update of one parameter, in place; none where `gradNorm` is not finite.
  *
  * @param operands - `param`, `m`, `v`, `grad` of one shape; `gradNorm` (1), the global norm before
  * clipping; `schedule` (3) = [multiplier, 1 − β1^k, 1 − β2^k] for the k-th update, k from 1.

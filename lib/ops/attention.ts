@@ -17,22 +17,27 @@ function byHead(x: Ref, heads: number): Ref {
   return new Reshaped(x, [batch, tokens, heads, width / heads]);
 }
 
-const attentionForward = op<
-  { q: Tensor; k: Tensor; v: Tensor; keyMask: Tensor | null; segments: Tensor | null },
-  'o' | 'lse',
-  Heads
->({
+/** What limits the keys of a query. */
+interface Limits {
+  keyMask: Tensor | null;
+  segments: Tensor | null;
+  keySegments: Tensor | null;
+  causal: Tensor | null;
+}
+
+const attentionForward = op<{ q: Tensor; k: Tensor; v: Tensor } & Limits, 'o' | 'lse', Heads>({
   name: 'attention',
-  infer: ({ q, k, v, keyMask, segments }, { heads }) => {
+  infer: ({ q, k, v, ...limits }, { heads }) => {
+    const { keyMask, segments, keySegments, causal } = limits;
     const packed = segments !== null;
-    const lead = packed ? [] : ['B'];
-    expectRank('attention', 'q', q, [...lead, 'Tq', 'D']);
-    expectRank('attention', 'k', k, [...lead, 'Tk', 'D']);
+    const packedKeys = packed || keySegments !== null;
+    expectRank('attention', 'q', q, packed ? ['Tq', 'D'] : ['B', 'Tq', 'D']);
+    expectRank('attention', 'k', k, packedKeys ? ['Tk', 'D'] : ['B', 'Tk', 'D']);
     const [width = 0, queries = 0, batch = 1] = [...q.shape].reverse();
-    const keys = packed ? queries : extent(k, 1);
+    const keys = packed || causal !== null ? queries : extent(k, -2);
     const memory = {
       dtype: 'float32',
-      shape: packed ? [keys, width] : [batch, keys, width],
+      shape: packedKeys ? [keys, width] : [batch, keys, width],
     } as const;
     expectSpec('attention', 'k', k, memory);
     expectSpec('attention', 'v', v, memory);
@@ -50,12 +55,13 @@ const attentionForward = op<
           `attention: segments must have at least 2 elements, got ${String(starts)}`,
         );
       }
-      if (keyMask !== null) {
-        throw new SiglipError(
-          'ERR_ARGUMENT',
-          'attention: keyMask must be absent with segments, got both',
-        );
-      }
+    }
+    expectOneLimit(limits);
+    if (keySegments !== null) {
+      expectSpec('attention', 'keySegments', keySegments, { dtype: 'int32', shape: [batch + 1] });
+    }
+    if (causal !== null) {
+      expectSpec('attention', 'causal', causal, { dtype: 'uint8', shape: [batch] });
     }
     if (keyMask !== null) {
       expectSpec('attention', 'keyMask', keyMask, { dtype: 'uint8', shape: [batch, keys] });
@@ -65,67 +71,65 @@ const attentionForward = op<
       lse: { dtype: 'float32', shape: [batch, heads, queries] },
     };
   },
-  kernel: ({ q, k, v, keyMask, segments, heads, scale, o, lse }) =>
+  kernel: ({ q, k, v, keyMask, segments, keySegments, causal, heads, scale, o, lse }) =>
     kernels.attentionForward({
       q: byHead(q, heads),
       k: byHead(k, heads),
       v: byHead(v, heads),
       keyMask,
       segments,
+      keySegments,
+      causal,
       scale,
       o: byHead(o, heads),
       lse,
     }),
   precision: { narrow: ['q', 'k', 'v', 'o'] },
-  gradient: ({
-    inputs: { q, k, v, keyMask, segments },
-    outputs: { o, lse },
-    attributes,
-    gradients,
-  }) => {
+  gradient: ({ inputs, outputs: { o, lse }, attributes, gradients }) => {
     if (gradients.o === undefined) return {};
-    const { dq, dk, dv } = attentionBackward(
-      { dout: gradients.o, q, k, v, keyMask, segments, o, lse },
-      attributes,
-    );
+    const { dq, dk, dv } = attentionBackward({ dout: gradients.o, ...inputs, o, lse }, attributes);
     return { q: dq, k: dk, v: dv };
   },
 });
 
 const attentionBackward = op<
-  {
-    dout: Tensor;
-    q: Tensor;
-    k: Tensor;
-    v: Tensor;
-    keyMask: Tensor | null;
-    segments: Tensor | null;
-    o: Tensor;
-    lse: Tensor;
-  },
+  { dout: Tensor; q: Tensor; k: Tensor; v: Tensor; o: Tensor; lse: Tensor } & Limits,
   'dq' | 'dk' | 'dv',
   Heads
 >({
   name: 'attention_backward',
   infer: ({ q, k, v }) => ({ dq: q, dk: k, dv: v }),
-  kernel: ({ dout, q, k, v, keyMask, segments, o, lse, heads, scale, dq, dk, dv }) =>
+  kernel: ({ keyMask, segments, keySegments, causal, lse, heads, scale, ...tensors }) =>
     kernels.attentionBackward({
-      dout: byHead(dout, heads),
-      q: byHead(q, heads),
-      k: byHead(k, heads),
-      v: byHead(v, heads),
+      dout: byHead(tensors.dout, heads),
+      q: byHead(tensors.q, heads),
+      k: byHead(tensors.k, heads),
+      v: byHead(tensors.v, heads),
       keyMask,
       segments,
-      o: byHead(o, heads),
+      keySegments,
+      causal,
+      o: byHead(tensors.o, heads),
       lse,
       scale,
-      dq: byHead(dq, heads),
-      dk: byHead(dk, heads),
-      dv: byHead(dv, heads),
+      dq: byHead(tensors.dq, heads),
+      dk: byHead(tensors.dk, heads),
+      dv: byHead(tensors.dv, heads),
     }),
   precision: { narrow: ['dout', 'q', 'k', 'v', 'o', 'dq', 'dk', 'dv'] },
   gradient: 'notDifferentiable',
 });
+
+function expectOneLimit(limits: Limits): void {
+  const [first, second] = Object.entries(limits)
+    .filter(([, limit]) => limit !== null)
+    .map(([name]) => name);
+  if (second === undefined) return;
+  throw new SiglipError(
+    'ERR_ARGUMENT',
+    `attention: ${first} must be absent with ${second}, got both`,
+  );
+}
 
 /** Which keys a query attends to; by default all of its image. */
 export interface AttentionScope {
@@ -143,22 +147,38 @@ export interface AttentionScope {
   readonly segments?: Tensor | null | undefined;
 }
 
+/** As {@link AttentionScope}, with what a decoder needs; at most one of all these is given. */
+export interface DecoderScope extends AttentionScope {
+  /**
+   * (B + 1) int32: k and v are packed, (T, D), and the queries of example b attend to the rows
+   * [keySegments[b], keySegments[b + 1]). Rows behind the last get zeros as gradients. Starts are
+   * checked as those of `segments`.
+   */
+  readonly keySegments?: Tensor | null | undefined;
+  /**
+   * (B) uint8, with as many keys as queries: in an example where it is 1, query i attends to the keys
+   * 0 to i alone.
+   */
+  readonly causal?: Tensor | null | undefined;
+}
+
 /**
- * softmax(q kᵀ / √(head width)) v, head by head. No causal mask.
+ * softmax(q kᵀ / √(head width)) v, head by head.
  *
  * @param q - (B, Tq, D); with `segments` (T, D), as k and v.
- * @param k - (B, Tk, D).
+ * @param k - (B, Tk, D); with `keySegments` (T, D), as v.
  * @param v - (B, Tk, D).
  * @returns the shape of q.
- * @throws ERR_SHAPE, ERR_DTYPE; ERR_ARGUMENT for both a mask and segments.
+ * @throws ERR_SHAPE, ERR_DTYPE; ERR_ARGUMENT for two limits of the keys at once.
  */
 export function attention(
   q: Tensor,
   k: Tensor,
   v: Tensor,
-  options: { readonly heads: number } & AttentionScope,
+  options: { readonly heads: number } & DecoderScope,
 ): Tensor {
-  const { heads, keyMask = null, segments = null } = options;
+  const { heads, keyMask = null, segments = null, keySegments = null, causal = null } = options;
   const scale = Math.sqrt(heads / (q.shape.at(-1) ?? 1));
-  return attentionForward({ q, k, v, keyMask, segments }, { heads, scale }).o;
+  const limits = { keyMask, segments, keySegments, causal };
+  return attentionForward({ q, k, v, ...limits }, { heads, scale }).o;
 }

@@ -1,7 +1,8 @@
-// Pooling without parameters: one token of every sequence, or the mean of all.
+// Pooling without parameters: one token of every sequence, or the mean of all; and a token written into a
+// cache.
 import { SiglipError } from '../errors';
 import type { Tensor } from '../graph';
-import { expectRank, extent, op } from '../graph';
+import { expectRank, expectSpec, extent, op } from '../graph';
 import { kernels } from '../native/kernels';
 
 const tokenSelectForward = op<{ x: Tensor }, 'y', { index: number }>({
@@ -68,4 +69,31 @@ export function tokenSelect(x: Tensor, index: number): Tensor {
 /** The mean over the tokens of (B, T, D), as (B, D). @throws ERR_SHAPE. */
 export function tokenMean(x: Tensor): Tensor {
   return tokenMeanForward({ x }, {}).y;
+}
+
+const tokenWriteInPlace = op<{ token: Tensor; positions: Tensor; y: Tensor }, 'written', object>({
+  name: 'token_write',
+  infer: ({ token, positions, y }) => {
+    const [batch = 0, , width = 0] = expectRank('tokenWrite', 'sequences', y, ['B', 'T', 'D']);
+    expectSpec('tokenWrite', 'token', token, { dtype: 'float32', shape: [batch, width] });
+    expectSpec('tokenWrite', 'positions', positions, { dtype: 'int32', shape: [batch] });
+    return { written: y };
+  },
+  kernel: ({ token, positions, y }) => kernels.tokenWrite({ token, positions, y }),
+  inPlace: { written: 'y' },
+  precision: 'float32',
+  gradient: 'notDifferentiable',
+});
+
+/**
+ * The sequences with one token of each replaced, in their memory; their former value must not be read
+ * afterwards.
+ *
+ * @param sequences - (B, T, D).
+ * @param token - (B, D).
+ * @param positions - (B) int32 in [0, T); another one makes the run fail with ERR_ARGUMENT.
+ * @throws ERR_SHAPE, ERR_DTYPE.
+ */
+export function tokenWrite(sequences: Tensor, token: Tensor, positions: Tensor): Tensor {
+  return tokenWriteInPlace({ token, positions, y: sequences }, {}).written;
 }

@@ -9,3 +9,12 @@ export type { SentencePieceModel } from './sentencepiece';
 export { readSentencePiece } from './sentencepiece';
 export { deferTokenizer, loadTokenizer, saveTokenizer } from './tokenizer_files';
 export { formatTokenizer, parseTokenizer } from './tokenizer_json';
+export type { Box } from './box_tokens';
+export { boxIds, captionText, parseBox } from './box_tokens';
+export type {
+  CaptionBatch,
+  CaptionDraw,
+  CaptionExample,
+  CaptionTargetOptions,
+} from './caption_targets';
+export { captionPrompt, captionQueries, captionTargets, groundingPrompt } from './caption_targets';

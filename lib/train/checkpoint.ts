@@ -7,27 +7,33 @@ import { moved } from '../array';
 import type { StreamState } from '../data';
 import { SiglipError } from '../errors';
 import { flatten } from '../graph';
-import type { ModelConfig, TwoTowersParameters } from '../model';
-import { parameterTable, twoTowersParameters } from '../model';
 import type { StoredTensor } from '../weights';
 import { openSafetensors, writeSafetensors } from '../weights';
+import type { Averages, Objective, TrainedParameters } from './objective';
 import type { OptimizerState } from './optimizer';
 
 /** What training changes. */
 export interface TrainingState<Leaf> {
-  readonly parameters: TwoTowersParameters<Leaf>;
-  readonly moments: OptimizerState<TwoTowersParameters<Leaf>>;
+  readonly parameters: TrainedParameters<Leaf>;
+  readonly moments: OptimizerState<TrainedParameters<Leaf>>;
+  readonly averages: Averages<Leaf>;
 }
 
 /** Where a run stands. */
 export interface TrainingPosition {
-  /** Zero-based index of the next step. */
+  /** Updates so far, those of the runs it inherits from included: the index of the next step. */
   readonly step: number;
+  /** Updates of this run, a batch of half the size counted as a half. */
+  readonly updates: number;
+  /** Pairs seen so far, those of the runs it inherits from included. */
+  readonly pairs: number;
+  /** At which step the parameters of a path, or of a beginning of paths, entered. */
+  readonly entered: Readonly<Record<string, number>>;
   /** State of the stream of batches. */
   readonly data: StreamState;
 }
 
-const format = 'siglip2-training-1';
+const format = 'siglip2-training-2';
 const filePattern = /^step-(\d+)\.safetensors$/u;
 
 function fileName(step: number): string {
@@ -48,7 +54,7 @@ export async function latestCheckpoint(folder: string): Promise<string | undefin
  */
 export async function saveTraining(
   folder: string,
-  model: ModelConfig,
+  objective: Objective,
   state: TrainingState<DeviceArray>,
   position: TrainingPosition,
   keep: number,
@@ -61,7 +67,7 @@ export async function saveTraining(
   );
   await writeSafetensors(join(folder, fileName(position.step)), tensors, {
     format,
-    model: JSON.stringify(model),
+    objective: JSON.stringify(objective.identity),
     position: JSON.stringify(position),
   });
   const names = (await readdir(folder)).filter((name) => filePattern.test(name)).sort();
@@ -69,47 +75,75 @@ export async function saveTraining(
   await Promise.all(old.map((name) => rm(join(folder, name), { force: true })));
 }
 
+/** A checkpoint of any run, open: what another run inherits. */
+export interface OpenedTraining {
+  readonly path: string;
+  /** {@link Objective.identity} of the run it is of. */
+  readonly identity: unknown;
+  readonly position: TrainingPosition;
+  readonly tensors: ReturnType<typeof openSafetensors>;
+  dispose(): void;
+}
+
 /**
- * Reads a checkpoint of a run of this model to a device.
+ * Opens a checkpoint.
  *
- * @throws ERR_WEIGHTS when the file is damaged, ERR_CONFIG when it is of another model.
+ * @throws ERR_WEIGHTS when the file is damaged or none of a training run
+ */
+export function openTraining(path: string): OpenedTraining {
+  const tensors = openSafetensors(path);
+  const { metadata } = tensors;
+  if (metadata.get('format') !== format) {
+    tensors.dispose();
+    throw new SiglipError(
+      'ERR_WEIGHTS',
+      `${path}: format must be ${format}, got ${metadata.get('format') ?? 'none'}: this is no checkpoint of a training run`,
+    );
+  }
+  return {
+    path,
+    identity: JSON.parse(metadata.get('objective') ?? 'null'),
+    position: JSON.parse(metadata.get('position') ?? 'null') as TrainingPosition,
+    tensors,
+    dispose: () => {
+      tensors.dispose();
+    },
+  };
+}
+
+/**
+ * Reads a checkpoint of a run of this objective to a device.
+ *
+ * @throws ERR_WEIGHTS when the file is damaged, ERR_CONFIG when it is of another run.
  */
 export async function loadTraining(
   path: string,
-  model: ModelConfig,
+  objective: Objective,
   device: Device = 'cpu',
 ): Promise<{ state: TrainingState<DeviceArray>; position: TrainingPosition }> {
-  const file = openSafetensors(path);
+  const file = openTraining(path);
   const loaded = new Map<string, DeviceArray>();
+  const load = async (name: string, shape: readonly number[]): Promise<void> => {
+    loaded.set(name, await moved(await file.tensors.load(name, { shape }), device));
+  };
   try {
-    const { metadata } = file;
-    if (metadata.get('format') !== format) {
-      throw new SiglipError(
-        'ERR_WEIGHTS',
-        `${path}: format must be ${format}, got ${metadata.get('format') ?? 'none'}: this is no checkpoint of a training run`,
-      );
-    }
-    if (metadata.get('model') !== JSON.stringify(model)) {
+    if (JSON.stringify(file.identity) !== JSON.stringify(objective.identity)) {
       throw new SiglipError(
         'ERR_CONFIG',
-        `${path}: model must be the one that is trained, got ${metadata.get('model') ?? 'none'}\n` +
+        `${path}: objective must be the one that is trained, got ${JSON.stringify(file.identity)}\n` +
           'to do: use another run folder, or the options the run was started with',
       );
     }
     const trees = ['parameters', 'moments.m', 'moments.v'];
     for (const tree of trees) {
-      for (const spec of parameterTable(model)) {
-        const name = `${tree}.${spec.path}`;
-        loaded.set(name, await moved(await file.load(name, { shape: spec.shape }), device));
-      }
+      for (const spec of objective.parameters) await load(`${tree}.${spec.path}`, spec.shape);
     }
+    for (const spec of objective.averages) await load(`averages.${spec.path}`, spec.shape);
     const [parameters, m, v] = trees.map((tree) =>
-      twoTowersParameters<DeviceArray>(model, (spec) => at(loaded, `${tree}.${spec.path}`)),
+      objective.parametersTree((spec) => at(loaded, `${tree}.${spec.path}`)),
     );
-    return {
-      state: { parameters, moments: { m, v } },
-      position: JSON.parse(metadata.get('position') ?? 'null') as TrainingPosition,
-    };
+    const averages = objective.averagesTree((spec) => at(loaded, `averages.${spec.path}`));
+    return { state: { parameters, moments: { m, v }, averages }, position: file.position };
   } catch (error) {
     for (const array of loaded.values()) array.dispose();
     throw error;

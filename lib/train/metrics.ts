@@ -16,6 +16,8 @@ export interface StepMetrics {
   readonly step: number;
   /** Before the update of this step. */
   readonly loss: number;
+  /** What the loss is the weighted sum of, where there is more than one. */
+  readonly terms?: Readonly<Record<string, number>>;
   /** Before clipping. */
   readonly gradientNorm: number;
   readonly updateNorm: number;
@@ -29,6 +31,10 @@ export interface StepMetrics {
   /** Image–text pairs trained on so far, this step included. */
   readonly pairsSeen: number;
   readonly pairsPerSecond: number;
+  /** Share of the step's time that was spent waiting for its batch. */
+  readonly dataShare: number;
+  /** The loss or a norm was not finite: no weight was changed. */
+  readonly skipped?: boolean;
 }
 
 /** An append-only file of JSON lines. */

@@ -37,6 +37,14 @@ export interface OptimizerState<T> {
   readonly v: T;
 }
 
+/** The host's part of an update, (3) each; see {@link scheduleInput}. */
+export interface Schedules {
+  /** Of all parameters but those below. */
+  readonly all: Tensor;
+  /** By path, or beginning of a path: of parameters that entered later; the longest counts. */
+  readonly entered: Readonly<Record<string, Tensor>>;
+}
+
 /** What one update gives. */
 export interface OptimizerUpdate<T> {
   readonly parameters: T;
@@ -51,7 +59,9 @@ export interface OptimizerUpdate<T> {
 
 /**
  * The host's part of a step: [schedule multiplier, 1 − β1^k, 1 − β2^k] for the update of the given
- * zero-based step, k = step + 1.
+ * zero-based step, k = step + 1. For parameters that entered later, steps count from there: with the
+ * common count their first updates would be 0.447 of what they should be at β2 = 0.95, as their moments
+ * begin at zero.
  */
 export function scheduleInput(
   multiplier: number,
@@ -68,14 +78,14 @@ export function scheduleInput(
  * @param parameters - the tree; its arrays must be donated to the program.
  * @param gradients - a tree of the same form.
  * @param state - the moments, donated as well.
- * @param schedule - (3), see {@link scheduleInput}.
+ * @param schedules - see {@link scheduleInput}.
  * @param decays - whether weight decay applies to the parameter of a path.
  */
 export function updateParameters<T>(
   parameters: T,
   gradients: MapTree<T, Tensor, Tensor>,
   state: OptimizerState<T>,
-  schedule: Tensor,
+  schedules: Schedules,
   config: OptimizerConfig,
   decays: (path: string) => boolean,
 ): OptimizerUpdate<MapTree<T, Tensor, Tensor>> {
@@ -95,10 +105,10 @@ export function updateParameters<T>(
         m: at(ms, path),
         v: at(vs, path),
         gradNorm: gradientNorm,
-        schedule,
+        schedule: ofPath(path, schedules.entered) ?? schedules.all,
       },
       {
-        learningRate: config.learningRate * factorOf(path, config.learningRateFactors),
+        learningRate: config.learningRate * (ofPath(path, config.learningRateFactors) ?? 1),
         beta1: config.beta1,
         beta2: config.beta2,
         eps: config.eps,
@@ -124,12 +134,13 @@ export function updateParameters<T>(
   };
 }
 
-function factorOf(path: string, factors: Readonly<Record<string, number>>): number {
-  const matching = Object.keys(factors).filter(
+/** Of the entries whose key is the path or a beginning of it, the one with the longest. */
+function ofPath<T>(path: string, entries: Readonly<Record<string, T>>): T | undefined {
+  const matching = Object.keys(entries).filter(
     (prefix) => path === prefix || path.startsWith(`${prefix}.`),
   );
   const longest = matching.sort((a, b) => b.length - a.length).at(0);
-  return longest === undefined ? 1 : (factors[longest] ?? 1);
+  return longest === undefined ? undefined : entries[longest];
 }
 
 function byPath(tree: unknown): Map<string, Tensor> {

@@ -29,3 +29,57 @@ export function cosineSchedule(step: number, { totalSteps, warmupSteps }: Schedu
   const cosine = 0.5 * (1 + Math.cos(Math.PI * Math.min(Math.max(progress, 0), 1)));
   return cosine * (warmupSteps === 0 ? 1 : Math.min(1, step / warmupSteps));
 }
+
+/** Which part of a schedule a run covers, in steps of the schedule. */
+export interface ScheduleRange {
+  /** Default 0. */
+  readonly start?: number;
+  /** Default the schedule's length. */
+  readonly end?: number;
+  /**
+   * How many updates of the run make one step of the schedule: the learning rate falls so many times
+   * slower. Default 1; NaFlex is trained with 3.75 (SigLIP 2, arXiv 2502.14786 §2.4.2).
+   */
+  readonly stretch?: number;
+}
+
+/** A run's place in its schedule. */
+export class ScheduleProgress {
+  private readonly start: number;
+  private readonly end: number;
+  private readonly stretch: number;
+
+  /** @throws ERR_ARGUMENT when the range is not within the schedule */
+  constructor(
+    readonly schedule: ScheduleConfig,
+    range: ScheduleRange = {},
+  ) {
+    cosineSchedule(0, schedule);
+    const { start = 0, end = schedule.totalSteps, stretch = 1 } = range;
+    if (!(start >= 0 && start < end && end <= schedule.totalSteps && stretch > 0)) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `train: range must be 0 ≤ start < end ≤ ${String(schedule.totalSteps)} with a positive stretch, ` +
+          `got ${String(start)}, ${String(end)} and ${String(stretch)}`,
+      );
+    }
+    this.start = start;
+    this.end = end;
+    this.stretch = stretch;
+  }
+
+  /** Updates of full batches that the range takes. */
+  get updates(): number {
+    return Math.ceil((this.end - this.start) * this.stretch - 1e-9);
+  }
+
+  /** The multiplier after so many updates' worth of examples; a half batch counts as a half. */
+  multiplier(updates: number): number {
+    return cosineSchedule(this.start + updates / this.stretch, this.schedule);
+  }
+
+  /** Whether the range is over after so many updates' worth of examples. */
+  isOver(updates: number): boolean {
+    return this.start + updates / this.stretch >= this.end - 1e-9;
+  }
+}

@@ -5,13 +5,28 @@ import { SiglipError } from '../errors';
 import type { CompileOptions, ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
 import { compile, flatten, float32, gradient, mapTree, scope } from '../graph';
 import { accumulate, add, scaleBy } from '../ops';
-import type { OptimizerConfig, OptimizerState } from './optimizer';
+import type { OptimizerConfig, OptimizerState, Schedules } from './optimizer';
 import { stateSpecs, updateParameters } from './optimizer';
 
-/** What a step is made of. `P` and `B` are trees of specs: the parameters and one micro-batch. */
-export interface StepConfig<P, B> {
+/** What a loss is made of, for one micro-batch. */
+export interface Evaluation<S> {
+  /** What is minimised, (1). */
+  readonly loss: Tensor;
+  /** Its terms by name, (1) each, before they are weighted; for the log. */
+  readonly terms?: Readonly<Record<string, Tensor>>;
+  /** What the averages are updated by; the mean over micro-batches reaches {@link StepConfig.average}. */
+  readonly statistics?: S;
+}
+
+/**
+ * What a step is made of. `P`, `A` and `B` are trees of specs: the parameters, what follows them without
+ * a gradient, and one micro-batch.
+ */
+export interface StepConfig<P, A, B> {
   readonly name: string;
   readonly parameters: P;
+  /** Moving averages that are kept up in place after the update: a teacher, its centres. */
+  readonly averages: A;
   readonly batch: B;
   /** Micro-batches of one step, their losses and gradients averaged. Default 1. */
   readonly microBatches?: number;
@@ -23,39 +38,66 @@ export interface StepConfig<P, B> {
    * the loss and the optimizer are float32 in either; `'bfloat16'` needs a CUDA device.
    */
   readonly precision?: ComputeDType | undefined;
+  /**
+   * Paths, or beginnings of paths, of parameters whose updates are counted apart because they entered
+   * later than the others; see {@link StepInputs.entered}.
+   */
+  readonly entered?: readonly string[];
   /** Whether weight decay applies to the parameter of a path. */
   decays(path: string): boolean;
-  /** The loss of a micro-batch, (1). */
-  loss(parameters: MapTree<P, Spec, Tensor>, batch: MapTree<B, Spec, Tensor>): Tensor;
+  /** The loss of a micro-batch. */
+  evaluate(
+    parameters: MapTree<P, Spec, Tensor>,
+    batch: MapTree<B, Spec, Tensor>,
+    averages: MapTree<A, Spec, Tensor>,
+  ): Evaluation<unknown>;
+  /** The averages after the update, in the memory of the old ones. Default: as they are. */
+  average?(
+    averages: MapTree<A, Spec, Tensor>,
+    parameters: MapTree<P, Spec, Tensor>,
+    statistics: unknown,
+  ): MapTree<A, Spec, Tensor>;
 }
 
-/** Inputs of a step; parameters and state are updated in place. */
-export interface StepInputs<P, B> {
+/** Inputs of a step; parameters, state and averages are updated in place. */
+export interface StepInputs<P, A, B> {
   readonly parameters: P;
   readonly state: OptimizerState<P>;
+  readonly averages: A;
+  /** (3), see scheduleInput. */
   readonly schedule: Spec;
+  /** (3) for each of {@link StepConfig.entered}, counted from the step at which they entered. */
+  readonly entered: Readonly<Record<string, Spec>>;
   readonly batches: readonly B[];
 }
 
 /** Scalars of a step, (1) each. */
 export interface StepScalars<Leaf> {
   readonly loss: Leaf;
+  readonly terms: Readonly<Record<string, Leaf>>;
   readonly gradientNorm: Leaf;
   readonly updateNorm: Leaf;
   readonly parameterNorm: Leaf;
 }
 
-export interface StepOutputs<P> extends StepScalars<Tensor> {
+export interface StepOutputs<P, A> extends StepScalars<Tensor> {
   readonly parameters: P;
   readonly state: OptimizerState<P>;
+  readonly averages: A;
 }
 
+/** A compiled step. */
+export type StepProgram<P, A, B> = Program<
+  StepInputs<P, A, B>,
+  StepOutputs<MapTree<P, Spec, Tensor>, MapTree<A, Spec, Tensor>>
+>;
+
 /** A step as compile() takes it. */
-export interface StepFunction<P, B> {
+export interface StepFunction<P, A, B> {
   readonly step: (
-    inputs: MapTree<StepInputs<P, B>, Spec, Tensor>,
-  ) => StepOutputs<MapTree<P, Spec, Tensor>>;
-  readonly specs: StepInputs<P, B>;
+    inputs: MapTree<StepInputs<P, A, B>, Spec, Tensor>,
+  ) => StepOutputs<MapTree<P, Spec, Tensor>, MapTree<A, Spec, Tensor>>;
+  readonly specs: StepInputs<P, A, B>;
   readonly options: CompileOptions<object>;
 }
 
@@ -68,22 +110,20 @@ export interface StepFunction<P, B> {
  *
  * @throws ERR_ARGUMENT for a number of micro-batches below one; what tracing the loss throws.
  */
-export function compileStep<P extends object, B extends object>(
-  config: StepConfig<P, B>,
-): Program<StepInputs<P, B>, StepOutputs<MapTree<P, Spec, Tensor>>> {
+export function compileStep<P extends object, A extends object, B extends object>(
+  config: StepConfig<P, A, B>,
+): StepProgram<P, A, B> {
   const { step, specs, options } = stepFunction(config);
-  return compile<StepInputs<P, B>, StepOutputs<MapTree<P, Spec, Tensor>>>(
-    config.name,
-    step,
-    specs,
-    options,
-  );
+  return compile<
+    StepInputs<P, A, B>,
+    StepOutputs<MapTree<P, Spec, Tensor>, MapTree<A, Spec, Tensor>>
+  >(config.name, step, specs, options);
 }
 
 /** What {@link compileStep} compiles. */
-export function stepFunction<P extends object, B extends object>(
-  config: StepConfig<P, B>,
-): StepFunction<P, B> {
+export function stepFunction<P extends object, A extends object, B extends object>(
+  config: StepConfig<P, A, B>,
+): StepFunction<P, A, B> {
   const count = config.microBatches ?? 1;
   if (!Number.isSafeInteger(count) || count < 1) {
     throw new SiglipError(
@@ -91,79 +131,103 @@ export function stepFunction<P extends object, B extends object>(
       `compileStep: microBatches must be a positive integer, got ${String(count)}`,
     );
   }
-  const specs: StepInputs<P, B> = {
+  const specs: StepInputs<P, A, B> = {
     parameters: config.parameters,
     state: stateSpecs(config.parameters) as OptimizerState<P>,
+    averages: config.averages,
     schedule: float32(3),
+    entered: Object.fromEntries((config.entered ?? []).map((prefix) => [prefix, float32(3)])),
     batches: Array.from({ length: count }, () => config.batch),
   };
   const step = (
-    inputs: MapTree<StepInputs<P, B>, Spec, Tensor>,
-  ): StepOutputs<MapTree<P, Spec, Tensor>> => {
+    inputs: MapTree<StepInputs<P, A, B>, Spec, Tensor>,
+  ): StepOutputs<MapTree<P, Spec, Tensor>, MapTree<A, Spec, Tensor>> => {
     const parameters = inputs.parameters;
+    const averages = inputs.averages;
     const state = inputs.state as OptimizerState<MapTree<P, Spec, Tensor>>;
-    const schedule = inputs.schedule;
+    const schedules = { all: inputs.schedule, entered: inputs.entered };
     const batches = inputs.batches as readonly MapTree<B, Spec, Tensor>[];
-    const { loss, gradients } = meanGradient(parameters, batches, (p, b) => config.loss(p, b));
+    const { gradients, loss, terms, statistics } = meanGradient(parameters, batches, (p, b) =>
+      config.evaluate(p, b, averages),
+    );
     const update = updateParameters(
       parameters,
       gradients,
       state,
-      schedule,
+      schedules as Schedules,
       config.optimizer,
       (path) => config.decays(path),
     );
     const { gradientNorm, updateNorm, parameterNorm } = update;
+    const updated = update.parameters as MapTree<P, Spec, Tensor>;
     return {
       loss,
+      terms,
       gradientNorm,
       updateNorm,
       parameterNorm,
-      parameters: update.parameters as MapTree<P, Spec, Tensor>,
+      parameters: updated,
       state: update.state as OptimizerState<MapTree<P, Spec, Tensor>>,
+      averages: config.average?.(averages, updated, statistics) ?? averages,
     };
   };
   return {
     step,
     specs,
     options: {
-      donate: ['parameters', 'state'],
+      donate: ['parameters', 'state', ...(flatten(config.averages).length > 0 ? ['averages'] : [])],
       device: config.device ?? 'cpu',
       precision: config.precision ?? 'float32',
     },
   };
 }
 
+interface MeanGradient<P> {
+  readonly gradients: MapTree<P, Tensor, Tensor>;
+  readonly loss: Tensor;
+  readonly terms: Readonly<Record<string, Tensor>>;
+  readonly statistics: unknown;
+}
+
 function meanGradient<P, B>(
   parameters: P,
   batches: readonly B[],
-  lossOf: (parameters: P, batch: B) => Tensor,
-): { loss: Tensor; gradients: MapTree<P, Tensor, Tensor> } {
-  let mean: { loss: Tensor; gradients: MapTree<P, Tensor, Tensor> } | undefined;
+  evaluate: (parameters: P, batch: B) => Evaluation<unknown>,
+): MeanGradient<P> {
+  let mean: MeanGradient<P> | undefined;
   for (const [i, batch] of batches.entries()) {
     const whole =
       batches.length === 1
-        ? lossOf(parameters, batch)
-        : scope(`batches.${String(i)}`, () => lossOf(parameters, batch));
-    const loss = batches.length === 1 ? whole : scaleBy(whole, 1 / batches.length);
+        ? evaluate(parameters, batch)
+        : scope(`batches.${String(i)}`, () => evaluate(parameters, batch));
+    const share = <T>(tree: T): T =>
+      batches.length === 1 ? tree : mapLeaves(tree, (x) => scaleBy(x, 1 / batches.length));
+    const loss = share(whole.loss);
     const gradients = gradient(loss, parameters);
+    const terms = share(whole.terms ?? {});
+    const statistics = share(whole.statistics);
     mean =
       mean === undefined
-        ? { loss, gradients }
-        : { loss: add(mean.loss, loss), gradients: addTrees(mean.gradients, gradients) };
+        ? { gradients, loss, terms, statistics }
+        : {
+            gradients: sumTrees(mean.gradients, gradients, accumulate),
+            loss: add(mean.loss, loss),
+            terms: sumTrees(mean.terms, terms, add),
+            statistics: sumTrees(mean.statistics, statistics, add),
+          };
   }
   if (mean === undefined)
     throw new SiglipError('ERR_ARGUMENT', 'compileStep: batches must not be empty');
   return mean;
 }
 
-// In the memory of `sum`: the gradients of a micro-batch live only until they are added.
-function addTrees<T>(sum: T, more: T): T {
+// `accumulate` adds in the memory of the sum: the gradients of a micro-batch live only until then.
+function sumTrees<T>(sum: T, more: T, plus: (sum: Tensor, term: Tensor) => Tensor): T {
   const terms = flatten(more).map(({ leaf }) => leaf as Tensor);
   let next = 0;
   return mapLeaves(sum, (x) => {
     const term = terms[next++];
-    return accumulate(x, term);
+    return plus(x, term);
   });
 }
 

@@ -1,27 +1,30 @@
 // The training loop: batches in, updated weights out, a log line per step, a checkpoint now and then.
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Device } from '../array';
-import { DeviceArray, resolveDevice } from '../array';
+import type { Device, DeviceArray } from '../array';
+import { resolveDevice } from '../array';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType, Spec } from '../graph';
-import { disposeArrays, mapTree } from '../graph';
-import type { InitialLogits, ModelConfig, TwoTowersParameters } from '../model';
-import { initialValues, twoTowersParameters } from '../model';
-import type { TrainingState } from './checkpoint';
+import { disposeArrays } from '../graph';
+import type { InitialLogits } from '../model';
+import type { TrainingPosition, TrainingState } from './checkpoint';
 import { latestCheckpoint, loadTraining, saveTraining } from './checkpoint';
+import type { Inheritance } from './inherit';
+import { freshState, inheritedState } from './inherit';
 import type { StepMetrics } from './metrics';
 import { MetricsLog, keepMetricsBefore } from './metrics';
+import type { AdmittedBatch, Averages, Objective, StepBatch, TrainedParameters } from './objective';
 import type { OptimizerConfig } from './optimizer';
 import { defaultOptimizer, scheduleInput } from './optimizer';
-import type { ScheduleConfig } from './schedule';
-import { cosineSchedule } from './schedule';
-import type { PairBatch, TwoTowersStep } from './two_towers';
-import { compileTwoTowersStep } from './two_towers';
+import type { ScheduleConfig, ScheduleRange } from './schedule';
+import { ScheduleProgress } from './schedule';
+import type { StepProgram } from './step';
+import { compileStep } from './step';
 
 export interface TrainerConfig {
-  readonly model: ModelConfig;
+  /** What is trained and by which losses. */
+  readonly objective: Objective;
   /** Run folder: `metrics.jsonl` and `checkpoints/` are kept there. */
   readonly folder: string;
   /** Where the run's weights are and its steps run. Default `'auto'`: a GPU where there is one. */
@@ -31,25 +34,29 @@ export interface TrainerConfig {
    * weights, their gradients, the loss and Adam stay float32, and so do checkpoints.
    */
   readonly precision?: ComputeDType;
-  /** Pairs of a micro-batch; the stream must give batches of this size. */
-  readonly batch: number;
-  /** Micro-batches of a step. Default 1. */
+  /** Micro-batches of a step; the stream gives so many for each. Default 1. */
   readonly microBatches?: number;
   /** Optimizer steps and warm-up. */
   readonly schedule: ScheduleConfig;
+  /** The part of the schedule that this run covers. Default all of it. */
+  readonly range?: ScheduleRange;
   /** Default {@link defaultOptimizer}. */
   readonly optimizer?: OptimizerConfig;
   /** Seed of the initial weights. Default 0. */
   readonly seed?: number;
   readonly initialLogits?: InitialLogits;
-  /** (3, 256): the value of each byte of each colour. */
-  readonly pixelTable: Float32Array;
+  /** What a run that has no checkpoint of its own begins with. Default: initial weights. */
+  readonly inherit?: (device: Device) => Promise<Inheritance>;
   /** Steps between checkpoints; 0 for none but the last. Default 0. */
   readonly checkpointEvery?: number;
   /** Checkpoints that stay. Default 2. */
   readonly keepCheckpoints?: number;
-  /** Compute blocks again in the backward instead of keeping their inside. Default false. */
-  readonly checkpointActivations?: boolean;
+  /**
+   * What becomes of a step whose loss or norms are not finite. `'stop'` (default): the run ends with
+   * ERR_NOT_FINITE. `'skip'`: the run goes on; so many in a row as {@link MOST_SKIPPED} end it. In either
+   * the step changes no weight.
+   */
+  readonly notFinite?: 'stop' | 'skip';
 }
 
 export interface TrainOptions {
@@ -59,27 +66,33 @@ export interface TrainOptions {
   readonly signal?: AbortSignal;
 }
 
-type Parameters = TwoTowersParameters<DeviceArray>;
+type Program = StepProgram<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>>;
+
+/** Steps in a row that are not finite and may be skipped. */
+export const MOST_SKIPPED = 10;
 
 /**
  * A training run: weights, optimizer state and position. Resumed from a checkpoint it continues bit
  * for bit.
  *
  * @example
- * const trainer = await Trainer.start(config, stream);
+ * const objective = pairObjective({ model, batch, pixelTable });
+ * const trainer = await Trainer.start({ objective, folder, schedule }, stream);
  * await trainer.train({ onStep: ({ step, loss }) => console.log(step, loss) });
- * await saveCheckpoint(folder, { config: config.model, parameters: trainer.parameters });
+ * await saveCheckpoint(folder, { config: model, parameters: trainer.parameters });
  * trainer.dispose();
  */
 export class Trainer {
   private readonly optimizer: OptimizerConfig;
+  private skipped = 0;
 
   private constructor(
     private readonly config: TrainerConfig,
     private readonly stream: Stream<Batch>,
-    private readonly program: TwoTowersStep,
+    private readonly progress: ScheduleProgress,
+    private readonly programs: ReadonlyMap<string, Program>,
     private readonly state: TrainingState<DeviceArray>,
-    private nextStep: number,
+    private position: Omit<TrainingPosition, 'data'>,
     /** Where the weights are and the steps run. */
     readonly device: Device,
   ) {
@@ -89,12 +102,12 @@ export class Trainer {
   /**
    * Begins a run, or continues the one in the folder from its latest checkpoint.
    *
-   * @param stream - batches of `config.batch` pairs with pixels of the model's size and token ids.
-   * @throws ERR_CONFIG, ERR_ARGUMENT; ERR_WEIGHTS for a checkpoint that is damaged or of another model;
+   * @param stream - batches that the objective admits.
+   * @throws ERR_CONFIG, ERR_ARGUMENT; ERR_WEIGHTS for a checkpoint that is damaged or of another run;
    * ERR_DEVICE for a device that is not here, or a precision that it does not have.
    */
   static async start(config: TrainerConfig, stream: Stream<Batch>): Promise<Trainer> {
-    cosineSchedule(0, config.schedule);
+    const progress = new ScheduleProgress(config.schedule, config.range);
     const { device, reason } = resolveDevice(config.device ?? 'auto');
     const precision = config.precision ?? 'float32';
     if (device === 'cpu' && precision !== 'float32') {
@@ -106,44 +119,35 @@ export class Trainer {
       );
     }
     mkdirSync(checkpointFolder(config), { recursive: true });
-    const program = compileTwoTowersStep({
-      model: config.model,
-      batch: config.batch,
-      microBatches: config.microBatches ?? 1,
-      optimizer: config.optimizer ?? defaultOptimizer,
-      checkpoint: config.checkpointActivations ?? false,
-      device,
-      precision,
-    });
+    const { state, position } = await begin(config, stream, device);
     try {
-      const path = await latestCheckpoint(checkpointFolder(config));
-      if (path === undefined) {
-        keepMetricsBefore(metricsPath(config), 0);
-        return new Trainer(config, stream, program, freshState(config, device), 0, device);
-      }
-      const { state, position } = await loadTraining(path, config.model, device);
-      await stream.restore(position.data);
+      const programs = compileForms(config, Object.keys(position.entered), device, precision);
       keepMetricsBefore(metricsPath(config), position.step);
-      return new Trainer(config, stream, program, state, position.step, device);
+      return new Trainer(config, stream, progress, programs, state, position, device);
     } catch (error) {
-      program.dispose();
+      disposeArrays(state);
       throw error;
     }
   }
 
   /** The weights, updated in place by every step. */
-  get parameters(): Parameters {
+  get parameters(): TrainedParameters<DeviceArray> {
     return this.state.parameters;
   }
 
-  /** Zero-based index of the next step. */
+  /** The averages that follow them. */
+  get averages(): Averages<DeviceArray> {
+    return this.state.averages;
+  }
+
+  /** Zero-based index of the next step, counted from the first run that it inherits from. */
   get step(): number {
-    return this.nextStep;
+    return this.position.step;
   }
 
   /** Bytes the run needs on its device at its peak, weights and optimizer state included. */
   get peakBytes(): number {
-    return this.program.memory.peakBytes;
+    return Math.max(...[...this.programs.values()].map(({ memory }) => memory.peakBytes));
   }
 
   /**
@@ -154,104 +158,185 @@ export class Trainer {
    * is that of an earlier step. ERR_DATA when the stream's batches do not fit.
    */
   async train({ onStep, signal }: TrainOptions = {}): Promise<boolean> {
-    const { totalSteps } = this.config.schedule;
+    const every = this.config.checkpointEvery ?? 0;
     const log = new MetricsLog(metricsPath(this.config));
     try {
-      while (this.nextStep < totalSteps) {
+      while (!this.isOver()) {
         if (signal?.aborted === true) break;
         const metrics = await this.trainStep();
         log.append(metrics);
         onStep?.(metrics);
-        const every = this.config.checkpointEvery ?? 0;
-        if (every > 0 && this.nextStep % every === 0 && this.nextStep < totalSteps)
-          await this.save();
+        if (every > 0 && this.step % every === 0 && !this.isOver()) await this.save();
       }
     } finally {
       log.close();
     }
     await this.save();
-    return this.nextStep >= totalSteps;
+    return this.isOver();
   }
 
   /** Writes a checkpoint of the current position. */
   async save(): Promise<void> {
     await saveTraining(
       checkpointFolder(this.config),
-      this.config.model,
+      this.config.objective,
       this.state,
-      { step: this.nextStep, data: this.stream.state() },
+      { ...this.position, data: this.stream.state() },
       this.config.keepCheckpoints ?? 2,
     );
   }
 
-  /** Frees weights, optimizer state and program. The stream stays open: it is the caller's. */
+  /** Frees weights, optimizer state and programs. The stream stays open: it is the caller's. */
   dispose(): void {
-    this.program.dispose();
+    for (const program of this.programs.values()) program.dispose();
     disposeArrays(this.state);
+  }
+
+  private isOver(): boolean {
+    return this.progress.isOver(this.position.updates);
   }
 
   private async trainStep(): Promise<StepMetrics> {
     const began = performance.now();
-    const step = this.nextStep;
-    const multiplier = cosineSchedule(step, this.config.schedule);
-    const batches: PairBatch<Float32Array | Int32Array | Uint8Array>[] = [];
-    for (let i = 0; i < (this.config.microBatches ?? 1); i++) {
-      batches.push(this.admit(await this.stream.next()));
-    }
-    const { parameters, moments } = this.state;
-    const outputs = await this.program.run({
+    const { step, updates, pairs: pairsBefore, entered } = this.position;
+    const multiplier = this.progress.multiplier(updates);
+    const { form, batches } = await this.nextBatches();
+    const waited = performance.now() - began;
+    const { parameters, moments, averages } = this.state;
+    const scheduleFrom = (first: number): Float32Array =>
+      scheduleInput(multiplier, step - first, this.optimizer);
+    const outputs = await this.program(form).run({
       parameters,
       state: moments,
-      schedule: scheduleInput(multiplier, step, this.optimizer),
-      batches,
+      averages,
+      schedule: scheduleFrom(0),
+      entered: Object.fromEntries(
+        Object.entries(entered).map(([path, first]) => [path, scheduleFrom(first)]),
+      ),
+      batches: batches.map(({ inputs }) => inputs),
     });
     const [loss, gradientNorm, updateNorm, parameterNorm] = await Promise.all(
       [outputs.loss, outputs.gradientNorm, outputs.updateNorm, outputs.parameterNorm].map(
         takeScalar,
       ),
     );
+    const terms: Record<string, number> = {};
+    for (const [name, term] of Object.entries(outputs.terms)) terms[name] = await takeScalar(term);
     const [logitScale, logitBias] = await Promise.all(
       [parameters.logitScale, parameters.logitBias].map(readScalar),
     );
-    this.nextStep = step + 1;
     const scalars = { loss, gradientNorm, updateNorm, parameterNorm };
-    if (!Object.values(scalars).every(Number.isFinite)) {
-      const got = Object.entries(scalars).map(([name, value]) => `${name} ${String(value)}`);
-      throw new SiglipError(
-        'ERR_NOT_FINITE',
-        `train: loss and norms of step ${String(step)} must be finite, got ${got.join(', ')}\n` +
-          'to do: resume from the last checkpoint with a lower learning rate, or look at the data of this step',
-      );
-    }
-    const pairs = batches.length * this.config.batch;
+    const finite = Object.values(scalars).every(Number.isFinite);
+    this.expectFinite(step, scalars, finite);
+    const pairs = batches.reduce((sum, batch) => sum + batch.pairs, 0);
+    const full = this.config.objective.batch * batches.length;
+    this.position = {
+      step: step + 1,
+      updates: updates + pairs / full,
+      pairs: pairsBefore + pairs,
+      entered,
+    };
     return {
       step,
       loss,
+      ...(Object.keys(terms).length === 0 ? {} : { terms }),
       gradientNorm,
       updateNorm,
       parameterNorm,
+      ...(finite ? {} : { skipped: true }),
       learningRate: multiplier * this.optimizer.learningRate,
       logitScale: Math.exp(logitScale),
       logitBias,
-      pairsSeen: (step + 1) * pairs,
+      pairsSeen: this.position.pairs,
       pairsPerSecond: pairs / ((performance.now() - began) / 1000),
+      dataShare: waited / (performance.now() - began),
     };
   }
 
-  private admit(batch: Batch): PairBatch<Float32Array | Int32Array | Uint8Array> {
-    const { model, batch: size, pixelTable } = this.config;
-    const { images, tokens } = batch;
-    const side = model.vision.layout === 'fixed' ? model.vision.imageSize : batch.size;
-    const pixels = size * side * side * 3;
-    const ids = size * model.text.length;
-    if (batch.size !== side || images.length !== pixels || tokens?.length !== ids) {
+  // What is not finite has changed no weight: Adam takes no step of such a norm.
+  private expectFinite(step: number, scalars: Record<string, number>, finite: boolean): void {
+    this.skipped = finite ? 0 : this.skipped + 1;
+    if (finite || (this.config.notFinite === 'skip' && this.skipped <= MOST_SKIPPED)) return;
+    const got = Object.entries(scalars).map(([name, value]) => `${name} ${String(value)}`);
+    throw new SiglipError(
+      'ERR_NOT_FINITE',
+      `train: loss and norms of step ${String(step)} must be finite, got ${got.join(', ')}\n` +
+        'to do: resume from the last checkpoint with a lower learning rate, or look at the data of this step',
+    );
+  }
+
+  private async nextBatches(): Promise<{ form: string; batches: AdmittedBatch[] }> {
+    const batches: AdmittedBatch[] = [];
+    for (let i = 0; i < (this.config.microBatches ?? 1); i++) {
+      batches.push(this.config.objective.admit(await this.stream.next()));
+    }
+    const forms = [...new Set(batches.map(({ form }) => form))];
+    if (forms.length !== 1) {
       throw new SiglipError(
         'ERR_DATA',
-        `train: a batch must hold ${String(size)} images of ${String(side)} pixels a side and ${String(ids)} token ids, ` +
-          `got ${String(images.length)} bytes at ${String(batch.size)} pixels and ${String(tokens?.length ?? 0)} ids`,
+        `train: micro-batches of a step must be of one form, got ${forms.join(', ')}`,
       );
     }
-    return { images: { pixels: images, table: pixelTable }, texts: tokens };
+    return { form: forms[0], batches };
+  }
+
+  private program(form: string): Program {
+    const program = this.programs.get(form);
+    if (program !== undefined) return program;
+    throw new SiglipError(
+      'ERR_DATA',
+      `train: form of a batch must be one of ${[...this.programs.keys()].join(', ')}, got ${form}`,
+    );
+  }
+}
+
+// The state of a run: as its latest checkpoint has it, inherited, or new.
+async function begin(
+  config: TrainerConfig,
+  stream: Stream<Batch>,
+  device: Device,
+): Promise<{ state: TrainingState<DeviceArray>; position: Omit<TrainingPosition, 'data'> }> {
+  const { objective } = config;
+  const path = await latestCheckpoint(checkpointFolder(config));
+  if (path !== undefined) {
+    const { state, position } = await loadTraining(path, objective, device);
+    try {
+      const { data, ...rest } = position;
+      await stream.restore(data);
+      return { state, position: rest };
+    } catch (error) {
+      disposeArrays(state);
+      throw error;
+    }
+  }
+  if (config.inherit !== undefined) {
+    return inheritedState(objective, await config.inherit(device), config.seed ?? 0, device);
+  }
+  return {
+    state: freshState(objective, config.seed ?? 0, config.initialLogits, device),
+    position: { step: 0, updates: 0, pairs: 0, entered: {} },
+  };
+}
+
+function compileForms(
+  { objective, microBatches = 1, optimizer = defaultOptimizer }: TrainerConfig,
+  entered: readonly string[],
+  device: Device,
+  precision: ComputeDType,
+): ReadonlyMap<string, Program> {
+  const programs = new Map<string, Program>();
+  try {
+    for (const form of objective.forms) {
+      const step = objective.step(form);
+      programs.set(
+        form,
+        compileStep({ ...step, microBatches, optimizer, entered, device, precision }),
+      );
+    }
+    return programs;
+  } catch (error) {
+    for (const program of programs.values()) program.dispose();
+    throw error;
   }
 }
 
@@ -261,22 +346,6 @@ function checkpointFolder({ folder }: TrainerConfig): string {
 
 function metricsPath({ folder }: TrainerConfig): string {
   return join(folder, 'metrics.jsonl');
-}
-
-function freshState(
-  { model, seed, initialLogits }: TrainerConfig,
-  device: Device,
-): TrainingState<DeviceArray> {
-  const parameters = twoTowersParameters<DeviceArray>(
-    model,
-    (spec) => DeviceArray.from(initialValues(spec, seed ?? 0), spec.shape, device),
-    initialLogits,
-  );
-  const zeros = (): Parameters =>
-    mapTree<Parameters, DeviceArray, DeviceArray>(parameters, (array: Spec) =>
-      DeviceArray.zeros(array, device),
-    );
-  return { parameters, moments: { m: zeros(), v: zeros() } };
 }
 
 async function readScalar(array: DeviceArray): Promise<number> {

@@ -21,8 +21,8 @@ export interface LoadBigVisionOptions {
    * Side of the image of a fixed-resolution model. The file does not say; default: as many whole
    * patches as there are positions. Patch 14 at 384 pixels, where six are left over, needs it.
    */
-  readonly imageSize?: number;
-  readonly signal?: AbortSignal;
+  readonly imageSize?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** A tensor in big_vision's layout. */
@@ -248,7 +248,7 @@ function inverse(axes: readonly number[]): number[] {
 }
 
 /** Elements of an array of `shape` in the order of its axes permuted: out[i_axes[0], …] = in[i_0, …]. */
-function permute(
+export function permute(
   data: Float32Array,
   shape: readonly number[],
   axes: readonly number[],

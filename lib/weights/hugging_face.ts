@@ -1,21 +1,28 @@
 // A checkpoint folder in Hugging Face layout, loaded and saved.
-import { statSync } from 'node:fs';
+import { createReadStream, statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DeviceArray } from '../array';
+import { pipeline } from 'node:stream/promises';
+import type { DeviceArray } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { ConstantSource } from '../graph';
 import { flatten, mapTree } from '../graph';
 import type { LeafBuilder, ModelConfig, ParameterSpec, TwoTowersParameters } from '../model';
-import { gridSide, textParameters, visionParameters } from '../model';
+import { textParameters, visionParameters } from '../model';
+import type { HostArray } from '../native/spec';
 import { elementsOf } from '../native/spec';
+import { adaptedSources, imageSizeAdaptation } from './adapted';
 import { formatConfig, parseConfig } from './config';
 import type { HuggingFaceTensor } from './hugging_face_names';
 import { huggingFaceTensors } from './hugging_face_names';
 import { readJsonFile } from './json_file';
-import { configForImageSize, resizePositionGrid } from './position_grid';
 import type { Preprocessor } from './preprocessor_config';
-import { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
+import {
+  adaptedPreprocessor,
+  defaultPreprocessor,
+  formatPreprocessor,
+  parsePreprocessor,
+} from './preprocessor_config';
 import type { StoredTensor, TensorSource } from './safetensors';
 import { valuesOf } from './safetensors';
 import { INDEX_FILE, openWeights, SINGLE_FILE, stageWeights } from './shards';
@@ -116,11 +123,11 @@ export interface LoadCheckpointOptions {
 }
 
 /** A checkpoint whose weights are read when they are asked for, tensor by tensor. */
-export interface OpenCheckpoint {
+export interface OpenCheckpoint<Parameters = LoadedParameters<ConstantSource>> {
   readonly config: ModelConfig;
   readonly preprocessor: Preprocessor;
   /** Float32 whatever the file holds. */
-  readonly parameters: LoadedParameters<ConstantSource>;
+  readonly parameters: Parameters;
   /** Closes the files; nothing can be read afterwards. Idempotent. */
   dispose(): void;
 }
@@ -134,6 +141,14 @@ export interface OpenCheckpoint {
  */
 export async function openCheckpoint(
   folder: string,
+  options?: LoadCheckpointOptions & { readonly towers?: 'both' },
+): Promise<OpenCheckpoint<TwoTowersParameters<ConstantSource>>>;
+export async function openCheckpoint(
+  folder: string,
+  options: LoadCheckpointOptions,
+): Promise<OpenCheckpoint>;
+export async function openCheckpoint(
+  folder: string,
   options: LoadCheckpointOptions = {},
 ): Promise<OpenCheckpoint> {
   const config = await readModelConfig(folder);
@@ -142,16 +157,19 @@ export async function openCheckpoint(
       ? defaultPreprocessor(config)
       : await readPreprocessor(folder, config);
   const { imageSize } = options;
-  const wanted = imageSize === undefined ? config : configForImageSize(config, imageSize);
+  const adaptation = imageSize === undefined ? undefined : imageSizeAdaptation(config, imageSize);
   const weights = openWeights(folder);
   try {
-    const opened = { preprocessor, parameters: openParameters(weights, config, options) };
+    const parameters = openParameters(weights, config, options);
+    const dispose = (): void => {
+      weights.dispose();
+    };
+    if (adaptation === undefined) return { config, preprocessor, parameters, dispose };
     return {
-      ...(wanted === config ? opened : atImageSize(opened, wanted)),
-      config: wanted,
-      dispose: () => {
-        weights.dispose();
-      },
+      config: adaptation.config,
+      preprocessor: adaptedPreprocessor(preprocessor, adaptation.config),
+      parameters: adaptedSources(parameters, adaptation),
+      dispose,
     };
   } catch (error) {
     weights.dispose();
@@ -185,35 +203,6 @@ export async function loadCheckpoint(
   } finally {
     opened.dispose();
   }
-}
-
-type Sized = Pick<OpenCheckpoint, 'preprocessor' | 'parameters'>;
-
-// The same model for images of the size that `config` says.
-function atImageSize({ preprocessor, parameters }: Sized, { vision }: ModelConfig): Sized {
-  const tower = parameters.vision;
-  // The text tower alone knows no size of images.
-  if (tower === undefined || vision.layout !== 'fixed' || preprocessor.layout !== 'fixed') {
-    return { preprocessor, parameters };
-  }
-  const { width } = vision;
-  const positions: ConstantSource = {
-    dtype: 'float32',
-    shape: [vision.positions, width],
-    open: async (signal) => {
-      const old = await tower.positions.open(signal);
-      try {
-        const grid = (await old.read()) as Float32Array;
-        return DeviceArray.from(resizePositionGrid(grid, width, gridSide(vision)), positions.shape);
-      } finally {
-        old.dispose();
-      }
-    },
-  };
-  return {
-    preprocessor: { ...preprocessor, height: vision.imageSize, width: vision.imageSize },
-    parameters: { ...parameters, vision: { ...tower, positions } },
-  };
 }
 
 /**
@@ -407,17 +396,19 @@ function depths(names: readonly string[], config: ModelConfig): string[] {
 /** What is saved, and how. */
 export interface SaveCheckpointOptions {
   readonly config: ModelConfig;
-  /** A tree of device or host arrays, of the config's shapes. */
-  readonly parameters: TwoTowersParameters<DeviceArray | Float32Array>;
+  /** A tree of device or host arrays, or of sources that are opened in turn, of the config's shapes. */
+  readonly parameters: TwoTowersParameters<DeviceArray | Float32Array | ConstantSource>;
   /** Default: what SigLIP 2 does. */
   readonly preprocessor?: Preprocessor;
   /** How weights are stored. Default `'F32'`. */
-  readonly dtype?: 'F32' | 'F16' | 'BF16';
+  readonly dtype?: 'F32' | 'F16' | 'BF16' | undefined;
   /** Most bytes of data in one file; more weights are split. Default 5,000,000,000. */
   readonly maxShardBytes?: number;
+  /** Files that are copied into the folder as they are, such as a tokenizer's: paths by name. */
+  readonly files?: ReadonlyMap<string, string>;
   /** Strings for the header of the weights, beside `format: pt`. */
   readonly metadata?: Readonly<Record<string, string>>;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -439,6 +430,11 @@ export async function saveCheckpoint(
   await publishTogether(folder, async (files) => {
     const all = { format: 'pt', ...metadata };
     const written = await stageWeights(files, tensors, all, maxShardBytes, { signal });
+    for (const [name, path] of options.files ?? []) {
+      await files.write(name, async (file) => {
+        await pipeline(createReadStream(path), file.createWriteStream({ autoClose: false }));
+      });
+    }
     await files.writeJson(PREPROCESSOR_FILE, preprocessor);
     await files.writeJson(CONFIG_FILE, configFile);
     expectNotAborted('saveCheckpoint', signal);
@@ -455,7 +451,7 @@ function isWeightsFile(name: string): boolean {
 
 function storedTensors(options: SaveCheckpointOptions): Map<string, StoredTensor> {
   const { config, parameters, dtype = 'F32' } = options;
-  const leaves = new Map(flatten(parameters).map(({ path, leaf }) => [path, leaf as TensorSource]));
+  const leaves = new Map(flatten(parameters).map(({ path, leaf }) => [path, leaf as Leaf]));
   const stored = new Map<string, StoredTensor>();
   for (const { name, shape, parts } of huggingFaceTensors(config)) {
     const sources = parts.map((part) => fittingLeaf(taken(leaves, part.path), part));
@@ -476,13 +472,24 @@ function storedTensors(options: SaveCheckpointOptions): Map<string, StoredTensor
   );
 }
 
-function fittingLeaf(leaf: TensorSource, { path, shape }: ParameterSpec): TensorSource {
+type Leaf = DeviceArray | Float32Array | ConstantSource;
+
+function fittingLeaf(leaf: Leaf, { path, shape }: ParameterSpec): TensorSource {
   const actual = 'dtype' in leaf ? leaf.shape : [leaf.length];
   const fits =
     'dtype' in leaf ? String(actual) === String(shape) : leaf.length === elementsOf(shape);
-  if (fits) return leaf;
+  if (fits) return 'open' in leaf ? () => opened(leaf) : leaf;
   throw new SiglipError(
     'ERR_WEIGHTS',
     `saveCheckpoint: ${path} must have shape [${shape.join(', ')}], got [${actual.join(', ')}]`,
   );
+}
+
+async function opened(source: ConstantSource): Promise<HostArray> {
+  const array = await source.open();
+  try {
+    return await array.read();
+  } finally {
+    array.dispose();
+  }
 }

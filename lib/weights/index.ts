@@ -1,7 +1,17 @@
+export { adaptedSources, imageSizeAdaptation } from './adapted';
 export type { HostModel, HostTensor, LoadBigVisionOptions } from './big_vision';
 export { loadBigVision, readBigVision, toBigVision } from './big_vision';
+export {
+  bigVisionDecoderName,
+  bigVisionDecoderTensors,
+  decoderFromBigVision,
+} from './big_vision_decoder';
 export { bigVisionName } from './big_vision_names';
 export { formatConfig, parseConfig } from './config';
+export type { ConvertOptions } from './convert';
+export { convertCheckpoint } from './convert';
+export type { OpenDecoder, SavedDecoder } from './decoder_files';
+export { hasDecoder, openDecoder, saveDecoder } from './decoder_files';
 export type {
   CheckpointSource,
   DownloadedCheckpoint,
@@ -29,7 +39,6 @@ export {
 export { huggingFaceName, huggingFaceTensors } from './hugging_face_names';
 export { NpzFile, openNpz } from './npz';
 export type { StoredDtype } from './number_formats';
-export { configForImageSize, resizePositionGrid } from './position_grid';
 export type {
   FixedPreprocessor,
   ImageBackend,
@@ -38,7 +47,12 @@ export type {
   Preprocessor,
   Resample,
 } from './preprocessor_config';
-export { defaultPreprocessor, formatPreprocessor, parsePreprocessor } from './preprocessor_config';
+export {
+  adaptedPreprocessor,
+  defaultPreprocessor,
+  formatPreprocessor,
+  parsePreprocessor,
+} from './preprocessor_config';
 export type { StoredTensor, TensorSource, WriteOptions } from './safetensors';
 export { openSafetensors, SafetensorsFile, writeSafetensors } from './safetensors';
 export type { SafetensorsDtype, TensorInfo } from './safetensors_header';

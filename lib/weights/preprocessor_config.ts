@@ -197,6 +197,21 @@ export function defaultPreprocessor({ vision }: ModelConfig): Preprocessor {
   return { layout: 'naflex', patch: vision.patch, maxPatches: 256, ...shared };
 }
 
+/**
+ * The same preparation for a model of another size, patch or layout. A budget of patches that only
+ * the new one has is 256; a model that took images as they are then resizes them, bilinear.
+ */
+export function adaptedPreprocessor(preprocessor: Preprocessor, config: ModelConfig): Preprocessor {
+  const { backend, rescaleFactor, mean, std } = preprocessor;
+  const shared = { backend, rescaleFactor, mean, std };
+  const adapted = { ...defaultPreprocessor(config), ...shared };
+  if (adapted.layout === 'fixed') return { ...adapted, resample: preprocessor.resample };
+  const resample = preprocessor.resample ?? adapted.resample;
+  const maxPatches =
+    preprocessor.layout === 'naflex' ? preprocessor.maxPatches : adapted.maxPatches;
+  return { ...adapted, resample, maxPatches };
+}
+
 /** The content of a `preprocessor_config.json`, keys as the reference writes them. */
 export function formatPreprocessor(preprocessor: Preprocessor): Record<string, unknown> {
   const { rescaleFactor, mean, std, resample } = preprocessor;

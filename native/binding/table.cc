@@ -25,6 +25,7 @@
 #include "ops/reduce/reduce.h"
 #include "ops/sigmoid_loss/sigmoid_loss.h"
 #include "ops/token/token.h"
+#include "ops/vocabulary_loss/vocabulary_loss.h"
 
 namespace siglip {
 namespace {
@@ -94,11 +95,12 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
                             "a", "b", "transpose_b", "y"),
       SIGLIP_KERNEL_SCRATCH(group_matmul_outer, ("x", "y"),  //
                             "x", "y", "products"),
-      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments"),  //
-                            "q", "k", "v", "key_mask", "segments", "scale", "o", "lse"),
-      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k", "segments"),  //
-                            "dout", "q", "k", "v", "key_mask", "segments", "o", "lse", "scale",
-                            "dq", "dk", "dv"),
+      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments", "key_segments"),  //
+                            "q", "k", "v", "key_mask", "segments", "key_segments", "causal",
+                            "scale", "o", "lse"),
+      SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k", "segments", "key_segments"),  //
+                            "dout", "q", "k", "v", "key_mask", "segments", "key_segments", "causal",
+                            "o", "lse", "scale", "dq", "dk", "dv"),
       SIGLIP_KERNEL_SCRATCH(attention_pool_forward, ("x", "u", "segments"),  //
                             "x", "u", "key_mask", "segments", "y", "lse"),
       SIGLIP_KERNEL_SCRATCH(attention_pool_backward, ("x", "u", "segments"),  //
@@ -122,6 +124,7 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL(token_select_backward, "dy", "index", "dx"),
       SIGLIP_KERNEL(token_mean_forward, "x", "y"),
       SIGLIP_KERNEL(token_mean_backward, "dy", "dx"),
+      SIGLIP_KERNEL(token_write, "token", "positions", "y"),
       SIGLIP_KERNEL(mask_tokens_forward, "x", "mask", "token", "y"),
       SIGLIP_KERNEL(mask_tokens_backward, "dy", "mask", "dx", "dtoken"),
       SIGLIP_CPU_KERNEL_SCRATCH(prototype_loss_forward,
@@ -156,6 +159,12 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL_SCRATCH(learnability_select, ("scores", "indices"),  //
                             "scores", "taken", "draw", "noise", "chunk", "gain", "indices",
                             "now_taken"),
+      SIGLIP_KERNEL_SCRATCH(vocabulary_loss_forward, ("hidden", "weight"),  //
+                            "hidden", "weight", "bias", "labels", "row_weights", "loss", "lse",
+                            "row_losses"),
+      SIGLIP_KERNEL_SCRATCH(vocabulary_loss_backward, ("hidden", "weight"),  //
+                            "dloss", "hidden", "weight", "bias", "labels", "row_weights", "lse",
+                            "dhidden", "dweight", "dbias"),
       SIGLIP_KERNEL(add_forward, "a", "b", "y"),
       SIGLIP_KERNEL(add_row_forward, "x", "row", "y"),
       SIGLIP_KERNEL(repeat_row_forward, "row", "y"),
@@ -167,6 +176,7 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL(copy_forward, "x", "y"),
       SIGLIP_KERNEL(cast_forward, "x", "y"),
       SIGLIP_KERNEL(sum_rows_forward, "x", "y"),
+      SIGLIP_KERNEL(row_shares_forward, "x", "y"),
       SIGLIP_KERNEL_SCRATCH(dot_forward, ("a"),  //
                             "a", "b", "y"),
       SIGLIP_KERNEL_SCRATCH(global_norm_forward, ("tensors"),  //

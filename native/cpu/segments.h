@@ -7,18 +7,19 @@
 namespace siglip::SIGLIP_CPU {
 
 // Refuses starts that do not begin at 0, fall, or leave the `rows` rows there are.
-static inline void check_segments(const char* who, const In& segments, int64_t rows) {
-  check_rank(who, "segments", segments, 1);
+static inline void check_segments(const char* who, const char* what, const In& segments,
+                                  int64_t rows) {
+  check_rank(who, what, segments, 1);
   const int32_t* starts = segments.data<int32_t>();
   const int64_t last = segments.extent(0) - 1;
-  if (last < 0) fail("ERR_SHAPE", "%s: segments must have at least 1 element, got 0", who);
+  if (last < 0) fail("ERR_SHAPE", "%s: %s must have at least 1 element, got 0", who, what);
   if (starts[0] != 0) {
-    fail("ERR_ARGUMENT", "%s: segments[0] must be 0, got %lld", who,
+    fail("ERR_ARGUMENT", "%s: %s[0] must be 0, got %lld", who, what,
          static_cast<long long>(starts[0]));
   }
   for (int64_t s = 1; s <= last; ++s) {
     if (starts[s - 1] <= starts[s] && starts[s] <= rows) continue;
-    fail("ERR_ARGUMENT", "%s: segments[%lld] must be in [%lld, %lld], got %lld", who,
+    fail("ERR_ARGUMENT", "%s: %s[%lld] must be in [%lld, %lld], got %lld", who, what,
          static_cast<long long>(s), static_cast<long long>(starts[s - 1]),
          static_cast<long long>(rows), static_cast<long long>(starts[s]));
   }

@@ -137,6 +137,13 @@ inline void store_tile(const Vec (&tile)[kRows][kVectors], float* p, int64_t str
 
 // ---- Panels ------------------------------------------------------------------------------------
 
+// Lanes of the j-th vector of a panel.
+static inline IntVec lane_numbers(int j) {
+  IntVec number;
+  for (int i = 0; i < kLanes; ++i) number[i] = j * kLanes + i;
+  return number;
+}
+
 // The first n lanes, n >= 1 of any size.
 static inline Vec load_up_to(const float* p, int64_t n) {
   return n >= kLanes ? load(p) : load_partial(p, n);

@@ -13,7 +13,6 @@ import { Siglip2 } from '../../lib';
 import type {
   BulkModel,
   BulkProgress,
-  CorpusOptions,
   EmbedCorpusOptions,
   OutputFormat,
   VectorDtype,
@@ -24,15 +23,16 @@ import {
   journalFolder,
   mergeShards,
   modelFingerprint,
-  openCorpus,
   outputFormats,
   towersOf,
 } from '../../lib/bulk';
+import type { CorpusOptions } from '../../lib/corpus';
+import { openCorpus } from '../../lib/corpus';
 import { npyHeader } from '../../lib/bulk/npy';
 import { openSafetensors } from '../../lib/weights';
 import { failure } from '../failure';
 import { writeModel } from '../embed/random_model';
-import { folderForAll, picture, put, putPictures, putTar } from './corpus_files';
+import { folderForAll, picture, put, putPictures, putTar } from '../corpus/corpus_files';
 
 const folder = folderForAll();
 const at = (...names: string[]): string => join(folder(), ...names);

@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { writeModel } from '../embed/random_model';
-import { folderForAll, golden, picture, put, putPictures, putTar } from './corpus_files';
+import { folderForAll, golden, picture, put, putPictures, putTar } from '../corpus/corpus_files';
 
 const root = join(__dirname, '..', '..');
 const folder = folderForAll();

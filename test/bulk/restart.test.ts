@@ -4,7 +4,7 @@ import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { Philox4x32 } from '../../lib/array/random';
 import { writeModel } from '../embed/random_model';
-import { folderForAll, picture, put, putPictures, putTar } from './corpus_files';
+import { folderForAll, picture, put, putPictures, putTar } from '../corpus/corpus_files';
 
 const root = join(__dirname, '..', '..');
 const folder = folderForAll();

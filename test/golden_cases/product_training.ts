@@ -51,6 +51,8 @@ export async function train(
       parameters,
       state,
       schedule: scheduleInput(multiplier, i, optimizer),
+      averages: {},
+      entered: {},
       batches: [
         {
           images: { pixels: Uint8Array.from(bytes.data), table },

@@ -12,7 +12,7 @@ import { flatten } from '../../lib/graph';
 import type { ModelConfig } from '../../lib/model';
 import { initialize, variant } from '../../lib/model';
 import type { StepMetrics } from '../../lib/train';
-import { defaultOptimizer, readMetrics, Trainer } from '../../lib/train';
+import { defaultOptimizer, pairObjective, readMetrics, Trainer } from '../../lib/train';
 import { saveCheckpoint } from '../../lib/weights';
 import { precisionsOf } from './programs';
 import type { Figures, Runner } from './runner';
@@ -179,16 +179,18 @@ async function training(
   const run = async (folder: string): Promise<Training> => {
     const trainer = await Trainer.start(
       {
-        model: small,
+        objective: pairObjective({
+          model: small,
+          batch,
+          pixelTable: Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2),
+        }),
         folder,
         device,
         precision,
-        batch,
         microBatches,
         schedule: { totalSteps: steps, warmupSteps: 2 },
         optimizer: { ...defaultOptimizer, learningRate: 1e-3 },
         seed: 1,
-        pixelTable: Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2),
       },
       stream(batch),
     );

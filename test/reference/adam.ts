@@ -24,7 +24,8 @@ export interface AdamState {
 
 /**
  * g ← grad min(1, clip/norm); m ← β1 m + (1−β1) g; v ← β2 v + (1−β2) g²;
- * update = multiplier (lr (m/c1) / (√(v/c2) + eps) + weightDecay θ); θ ← θ − update.
+ * update = multiplier (lr (m/c1) / (√(v/c2) + eps) + weightDecay θ); θ ← θ − update. Nothing changes
+ * where the norm is not finite.
  */
 export function adamUpdate(
   { param, m, v }: AdamState,
@@ -33,6 +34,9 @@ export function adamUpdate(
   { multiplier, c1, c2 }: { multiplier: number; c1: number; c2: number },
   { learningRate, beta1, beta2, eps, weightDecay, clipNorm }: AdamOptions,
 ): AdamState & { updateSquares: number; paramSquares: number } {
+  if (!Number.isFinite(gradNorm)) {
+    return { param, m, v, updateSquares: 0, paramSquares: inner(param, param) };
+  }
   const clip = clipNorm > 0 ? Math.min(1, clipNorm / gradNorm) : 1;
   const g = map(grad, (value) => value * clip);
   const nextM = zip(m, g, (moment, value) => beta1 * moment + (1 - beta1) * value);

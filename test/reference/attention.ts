@@ -1,20 +1,21 @@
 // Multi-head attention, O = softmax(Q Kᵀ / √hd) V per image and head, with the scores written out.
 // Layout (B, T, D), D = heads · hd, heads interleaved in a token. keyMask (B, Tk): 1 = attend,
-// 0 = ignore; a query without any key gives zeros.
+// 0 = ignore; a query without any key gives zeros. causal (B): where it is 1, query i has the keys 0 to i.
 import type { NdArray } from './nd_array';
 import { zeros } from './nd_array';
 
-/** Number of heads and the optional mask of the keys. */
+/** Number of heads and what limits the keys. */
 export interface AttentionOptions {
   readonly heads: number;
   readonly keyMask?: NdArray;
+  readonly causal?: NdArray;
 }
 
 /** The probabilities of one query over all keys. */
 function probabilities(
   q: NdArray,
   k: NdArray,
-  { heads, keyMask }: AttentionOptions,
+  { heads, keyMask, causal }: AttentionOptions,
   [b, h, i]: readonly [number, number, number],
 ): Float64Array {
   const [, Tq, D] = q.shape;
@@ -23,6 +24,7 @@ function probabilities(
   const scores = new Float64Array(Tk).fill(-Infinity);
   for (let j = 0; j < Tk; j++) {
     if (keyMask?.data[b * Tk + j] === 0) continue;
+    if (causal?.data[b] === 1 && j > i) continue;
     let sum = 0;
     for (let d = 0; d < hd; d++) {
       sum += q.data[(b * Tq + i) * D + h * hd + d] * k.data[(b * Tk + j) * D + h * hd + d];

@@ -26,3 +26,15 @@ export function dotBackward(dy: NdArray, a: NdArray, b: NdArray): { da: NdArray;
 export function globalNorm(tensors: readonly NdArray[]): NdArray {
   return scalar(Math.sqrt(tensors.reduce((sum, x) => sum + inner(x, x), 0)));
 }
+
+/** x (…, D) -> x / Σ_D x; zeros where the sum is 0. */
+export function rowShares(x: NdArray): NdArray {
+  const D = x.shape[x.shape.length - 1];
+  const y = { shape: x.shape, data: new Float64Array(x.data.length) };
+  for (let row = 0; row < x.data.length; row += D) {
+    const sum = x.data.subarray(row, row + D).reduce((total, value) => total + value, 0);
+    if (sum === 0) continue;
+    for (let i = row; i < row + D; i++) y.data[i] = x.data[i] / sum;
+  }
+  return y;
+}

@@ -45,3 +45,13 @@ export function tokenMeanBackward(dy: NdArray, x: NdArray): NdArray {
   }
   return dx;
 }
+
+/** x with x[b, positions[b]] = token[b]. */
+export function tokenWrite(x: NdArray, token: NdArray, positions: NdArray): NdArray {
+  const [B, T, D] = x.shape;
+  const y = { shape: x.shape, data: x.data.slice() };
+  for (let b = 0; b < B; b++) {
+    y.data.set(token.data.subarray(b * D, (b + 1) * D), (b * T + positions.data[b]) * D);
+  }
+  return y;
+}

@@ -8,8 +8,14 @@ import type { Batch, Stream } from '../../lib/data';
 import { flatten } from '../../lib/graph';
 import { variant } from '../../lib/model';
 import { loadAddon } from '../../lib/native/load';
-import type { StepMetrics, TrainerConfig } from '../../lib/train';
-import { Trainer, defaultOptimizer, readMetrics } from '../../lib/train';
+import type { Objective, PairObjectiveConfig, StepMetrics, TrainerConfig } from '../../lib/train';
+import {
+  Trainer,
+  defaultOptimizer,
+  inheritCheckpoint,
+  pairObjective,
+  readMetrics,
+} from '../../lib/train';
 import { failure } from '../failure';
 
 const model = variant('mu/8', { imageSize: 16, vocabulary: 40, length: 6 });
@@ -40,16 +46,19 @@ function stream(): Stream<Batch> {
   return new BatchStream(new PairSource(table), { batch: 8, seed: 5, augment: { rotate: 10 } });
 }
 
+function objective(changes: Partial<PairObjectiveConfig>): Objective {
+  const pixelTable = Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2);
+  return pairObjective({ model, batch: 8, pixelTable, ...changes });
+}
+
 function config(changes: Partial<TrainerConfig> = {}): TrainerConfig {
   return {
-    model,
+    objective: objective({}),
     folder,
-    batch: 8,
     schedule: { totalSteps: steps, warmupSteps: 2 },
     optimizer: { ...defaultOptimizer, learningRate: 3e-3 },
     seed: 1,
     initialLogits: { logitBias: -2 },
-    pixelTable: Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2),
     ...changes,
   };
 }
@@ -63,7 +72,7 @@ async function values(trainer: Trainer): Promise<Map<string, Float32Array>> {
 }
 
 function withoutRate(metrics: readonly StepMetrics[]): object[] {
-  return metrics.map((line) => ({ ...line, pairsPerSecond: 0 }));
+  return metrics.map((line) => ({ ...line, pairsPerSecond: 0, dataShare: 0 }));
 }
 
 async function run(changes: Partial<TrainerConfig> = {}): Promise<{
@@ -151,16 +160,77 @@ describe('Trainer', () => {
     expect(readFileSync(join(folder, 'metrics.jsonl'), 'utf8')).not.toMatch(/null|NaN/);
   });
 
+  test('a step that is not finite can be skipped: it changes nothing, and the run goes on', async () => {
+    // The value of byte 255 is no number, and only the batch of step 3 has it.
+    const pixelTable = Float32Array.from({ length: 768 }, (_, i) =>
+      i % 256 === 255 ? NaN : -1 + ((i % 256) / 255) * 2,
+    );
+    const poisoned = (at: number): Stream<Batch> => {
+      const clean = stream();
+      return {
+        next: async () => {
+          const batch = await clean.next();
+          const images = batch.images.map((byte, i) =>
+            batch.step === at && i === 0 ? 255 : Math.min(byte, 254),
+          );
+          return { ...batch, images };
+        },
+        state: () => clean.state(),
+        restore: (state) => clean.restore(state),
+        close: () => clean.close(),
+      };
+    };
+    const changes = { objective: objective({ pixelTable }), notFinite: 'skip' } as const;
+    const trainer = await Trainer.start(config(changes), poisoned(3));
+    const norms: number[] = [];
+    const finished = await trainer.train({
+      onStep: ({ step, skipped, parameterNorm, updateNorm }) => {
+        expect(skipped).toBe(step === 3 ? true : undefined);
+        if (step === 3) expect(updateNorm).toBe(0);
+        norms.push(parameterNorm);
+      },
+    });
+    expect(finished).toBe(true);
+    expect(norms[3]).toBe(norms[2]);
+    for (const array of (await values(trainer)).values()) {
+      expect(array.every(Number.isFinite)).toBe(true);
+    }
+    trainer.dispose();
+  });
+
+  test('a run that inherits all of another continues it', async () => {
+    const whole = await run();
+    rmSync(folder, { recursive: true });
+    const first = join(folder, 'first');
+    await run({ folder: first, range: { end: 5 } });
+    const rest = stream();
+    for (let i = 0; i < 5; i++) await rest.next();
+    const trainer = await Trainer.start(
+      config({
+        folder: join(folder, 'second'),
+        range: { start: 5 },
+        inherit: () => inheritCheckpoint(join(first, 'checkpoints')),
+      }),
+      rest,
+    );
+    expect(trainer.step).toBe(5);
+    await trainer.train();
+    expect(await values(trainer)).toEqual(whole.parameters);
+    trainer.dispose();
+    const metrics = withoutRate(readMetrics(join(folder, 'second', 'metrics.jsonl')));
+    expect(metrics).toEqual(whole.metrics.slice(5));
+  });
+
   test('a checkpoint of another model is refused', async () => {
     await run();
     const other = variant('mu/8', { imageSize: 16, vocabulary: 41, length: 6 });
-    await expect(Trainer.start(config({ model: other }), stream())).rejects.toThrow(
-      /model must be/,
-    );
+    await expect(
+      Trainer.start(config({ objective: objective({ model: other }) }), stream()),
+    ).rejects.toThrow(/objective must be/);
   });
 
   test('batches of another size are refused', async () => {
-    const trainer = await Trainer.start(config({ batch: 4 }), stream());
+    const trainer = await Trainer.start(config({ objective: objective({ batch: 4 }) }), stream());
     await expect(trainer.train()).rejects.toThrow(/must hold 4 images/);
     trainer.dispose();
   });

@@ -11,6 +11,7 @@
 namespace siglip {
 
 SIGLIP_FOR_EACH_TARGET(
+    // With a grad_norm that is not finite no step is taken: param, m and v stay as they are.
     // param, m, v updated in place; grad as computed; grad_norm (1): the global norm before clipping;
     // schedule (3) = [multiplier, c1, c2]. clip_norm <= 0 means no clipping.
     // update_squares (1) = Σ update², param_squares (1) = Σ θ² after the update.

@@ -49,6 +49,15 @@ struct Sums {
   double param_squares;
 };
 
+// A step that is not taken.
+Sums measure_range(int64_t size, const float* param) {
+  Float64Vec param_squares = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) add_square(&param_squares, load(param + i));
+  if (i < size) add_square(&param_squares, load_partial(param + i, size - i));
+  return {0.0, reduce_add(param_squares)};
+}
+
 Partition ranges(int64_t size) { return partition(size, 1, kLineElements); }
 
 Sums update_range(const Step& step, const float* grad, int64_t size, float* param, float* m,
@@ -108,8 +117,9 @@ void adam_update(Stream& stream, InOut param, InOut m, InOut v, In grad, In grad
   float* v_data = v.data();
   const float* grad_data = grad.data();
 
-  // A norm that is not a number must spoil the step, not pass for one that needs no clipping.
-  const double ratio = clip_norm / static_cast<double>(grad_norm.data()[0]);
+  const double norm = grad_norm.data()[0];
+  const bool taken = __builtin_isfinite(norm);
+  const double ratio = clip_norm / norm;
   const double clip = clip_norm <= 0.0 || ratio >= 1.0 ? 1.0 : ratio;
   const double multiplier = schedule.data()[0];
   const auto constant = [](double value) { return splat(static_cast<float>(value)); };
@@ -127,8 +137,10 @@ void adam_update(Stream& stream, InOut param, InOut m, InOut v, In grad, In grad
   Sums* partial = reinterpret_cast<Sums*>(scratch.data);
   stream.parallel(part.tasks(), [&](int64_t task, int) {
     const int64_t begin = part.begin(task);
-    partial[task] = update_range(step, grad_data + begin, part.end(task) - begin,
-                                 param_data + begin, m_data + begin, v_data + begin);
+    const int64_t count = part.end(task) - begin;
+    partial[task] = taken ? update_range(step, grad_data + begin, count, param_data + begin,
+                                         m_data + begin, v_data + begin)
+                          : measure_range(count, param_data + begin);
   });
   Sums total = {};
   for (int64_t task = 0; task < part.tasks(); ++task) {

@@ -67,13 +67,14 @@ __device__ inline float flush_denormal(float x) {
 
 // The scalars of one update.
 struct Step {
+  bool taken;
   float clip;
   float correct1, correct2;  // 1 / c1, 1 / c2
   float rate;                // schedule · learning rate
   float decay;               // schedule · weight decay
 
   __device__ Step(const Operands& on, const Constants& constants) {
-    // A norm that is not a number must spoil the step, not pass for one that needs no clipping.
+    taken = isfinite(*on.grad_norm);
     const float ratio = constants.clip_norm / *on.grad_norm;
     clip = constants.clip_norm <= 0.0F || ratio >= 1.0F ? 1.0F : ratio;
     const double multiplier = static_cast<double>(on.schedule[0]);
@@ -86,6 +87,7 @@ struct Step {
   // Updates the operands in place and returns the update.
   __device__ float apply(const Constants& constants, float grad, float* param, float* m,
                          float* v) const {
+    if (!taken) return 0.0F;
     const float g = grad * clip;
     *m = flush_denormal(constants.beta1 * *m + constants.one_minus_beta1 * g);
     *v = flush_denormal(constants.beta2 * *v + constants.one_minus_beta2 * (g * g));

@@ -9,6 +9,11 @@
 // one after the other without padding, sequence s in rows [segments[s], segments[s + 1]); a query
 // attends to the keys of its own sequence. Rows behind the last belong to none: their results and
 // gradients are zeros, their lse is −∞, and what they hold reaches nothing.
+// key_segments (B + 1) int32, for cross-attention to packed memory: the keys are one batch of Tk rows, and
+// the queries of example b attend to rows [key_segments[b], key_segments[b + 1]). Rows behind the last
+// get zeros as gradients. Excludes a mask and segments.
+// causal (B) uint8, with Tq = Tk: in an example where it is not 0, query i attends to the keys 0 to i
+// alone. Excludes a mask and segments.
 #pragma once
 
 #include "cpu/isa.h"
@@ -18,10 +23,14 @@ namespace siglip {
 SIGLIP_FOR_EACH_TARGET(
     // q (B, Tq, H, hd), k, v (B, Tk, H, hd) -> o (B, Tq, H, hd), lse (B, H, Tq).
     void attention_forward(Stream&, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
-                           double scale, Out o, Out lse, Scratch);
-    size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments);
+                           MaybeIn key_segments, MaybeIn causal, double scale, Out o, Out lse,
+                           Scratch);
+    size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments,
+                                     MaybeIn key_segments);
     void attention_backward(Stream&, In dout, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
-                            In o, In lse, double scale, Out dq, Out dk, Out dv, Scratch);
-    size_t attention_backward_scratch(int threads, In q, In k, MaybeIn segments);)
+                            MaybeIn key_segments, MaybeIn causal, In o, In lse, double scale,
+                            Out dq, Out dk, Out dv, Scratch);
+    size_t attention_backward_scratch(int threads, In q, In k, MaybeIn segments,
+                                      MaybeIn key_segments);)
 
 }  // namespace siglip

@@ -29,7 +29,8 @@ constexpr int64_t kLeastKeyChunk = 256;
 constexpr float kLog2E = 1.44269504088896341F;
 constexpr float kLn2 = 0.693147180559945309F;
 
-// Sizes of a call. `sequences` are the images of a batch, or the segments of a packed one.
+// Sizes of a call. `sequences` are the images of a batch, or the segments of a packed one; `packed`
+// tells that their keys are of different number.
 struct Extents {
   int64_t batch;
   int64_t queries;
@@ -52,6 +53,10 @@ struct Item {
   int64_t mask;
   int64_t queries;
   int64_t keys;
+  bool causal;
+
+  // The last key that a query attends to.
+  int64_t last_key(int64_t query) const { return causal ? query : keys - 1; }
 };
 
 // Lanes over the head width, one query at a time.
@@ -60,42 +65,60 @@ bool few_queries(const Item& item) { return 2 * item.queries <= kLanes; }
 // Which items there are: heads of the images of a batch, or of segments.
 struct Items {
   Extents e;
-  const int32_t* starts;  // null without segments
-  const int32_t* order;   // of the segments, the longest first
+  const int32_t* starts;      // null without segments
+  const int32_t* key_starts;  // null without segments of keys alone
+  const int32_t* order;       // of the segments, the longest first
+  const uint8_t* causal;      // of the images of a batch, or null
 
   Item at(int64_t index) const {
     const int64_t head = index % e.heads;
     int64_t sequence = index / e.heads;
-    if (starts == nullptr) {
-      return {sequence * e.queries * e.stride() + head * e.width,
-              sequence * e.keys * e.stride() + head * e.width,
-              index * e.queries,
-              sequence * e.keys,
-              e.queries,
-              e.keys};
+    if (order != nullptr) sequence = order[sequence];
+    if (starts != nullptr) {
+      const int64_t first = starts[sequence];
+      const int64_t size = starts[sequence + 1] - first;
+      const int64_t at = first * e.stride() + head * e.width;
+      return {at, at, head * e.queries + first, 0, size, size, false};
     }
-    sequence = order[sequence];
-    const int64_t first = starts[sequence];
-    const int64_t size = starts[sequence + 1] - first;
-    const int64_t at = first * e.stride() + head * e.width;
-    return {at, at, head * e.queries + first, 0, size, size};
+    const int64_t query = sequence * e.queries * e.stride() + head * e.width;
+    const int64_t lse = (sequence * e.heads + head) * e.queries;
+    if (key_starts != nullptr) {
+      const int64_t first = key_starts[sequence];
+      const int64_t size = key_starts[sequence + 1] - first;
+      return {query, first * e.stride() + head * e.width, lse, 0, e.queries, size, false};
+    }
+    return {
+        query,  sequence * e.keys * e.stride() + head * e.width, lse, sequence * e.keys, e.queries,
+        e.keys, causal != nullptr && causal[sequence] != 0};
   }
-  // First row that belongs to no sequence.
-  int64_t end() const { return starts == nullptr ? e.batch * e.queries : starts[e.sequences]; }
 };
 
-Extents extents_of(const In& q, const In& k, const MaybeIn& segments) {
+Extents extents_of(const In& q, const In& k, const MaybeIn& segments, const MaybeIn& key_segments) {
   const int64_t sequences = segments.present() ? larger(0, segments.elements() - 1) : q.extent(0);
-  return {q.extent(0), q.extent(1), k.extent(1),       q.extent(2),
-          q.extent(3), sequences,   segments.present()};
+  return {q.extent(0),
+          q.extent(1),
+          k.extent(1),
+          q.extent(2),
+          q.extent(3),
+          sequences,
+          segments.present() || key_segments.present()};
 }
 
+// What limits the keys of a query.
+struct Limits {
+  const MaybeIn& key_mask;
+  const MaybeIn& segments;
+  const MaybeIn& key_segments;
+  const MaybeIn& causal;
+};
+
 Extents check_operands(const char* who, const In& q, const In& k, const In& v,
-                       const MaybeIn& key_mask, const MaybeIn& segments) {
+                       const Limits& limits) {
+  const auto& [key_mask, segments, key_segments, causal] = limits;
   check_rank(who, "q", q, 4);
   check_rank(who, "k", k, 4);
-  const Extents e = extents_of(q, k, segments);
-  check_extent(who, "k", k, 0, e.batch);
+  const Extents e = extents_of(q, k, segments, key_segments);
+  check_extent(who, "k", k, 0, key_segments.present() ? 1 : e.batch);
   check_extent(who, "k", k, 2, e.heads);
   check_extent(who, "k", k, 3, e.width);
   check_elements(who, "v", v, k.elements());
@@ -106,17 +129,36 @@ Extents check_operands(const char* who, const In& q, const In& k, const In& v,
     if (key_mask.present()) {
       fail("ERR_ARGUMENT", "%s: key_mask must be absent with segments, got both", who);
     }
-    check_segments(who, segments, e.queries);
+    check_segments(who, "segments", segments, e.queries);
+  }
+  if (key_segments.present()) {
+    if (key_mask.present() || segments.present()) {
+      fail("ERR_ARGUMENT", "%s: key_mask and segments must be absent with key_segments, got both",
+           who);
+    }
+    check_elements(who, "key_segments", key_segments, e.batch + 1);
+    check_segments(who, "key_segments", key_segments, e.keys);
+  }
+  if (causal.present()) {
+    if (key_mask.present() || segments.present() || key_segments.present()) {
+      fail("ERR_ARGUMENT", "%s: causal must be the only limit of the keys, got another", who);
+    }
+    check_elements(who, "causal", causal, e.batch);
+    check_extent(who, "k", k, 1, e.queries);
   }
   return e;
 }
 
 // The items of a call; order (S) is memory for their order.
-Items items_of(const Extents& e, const MaybeIn& segments, int32_t* order) {
-  if (!segments.present()) return {e, nullptr, nullptr};
-  const int32_t* starts = segments.data<int32_t>();
-  longest_first(starts, e.sequences, order);
-  return {e, starts, order};
+Items items_of(const Extents& e, const Limits& limits, int32_t* order) {
+  Items items = {e, nullptr, nullptr, nullptr, nullptr};
+  if (limits.causal.present()) items.causal = limits.causal.data<uint8_t>();
+  if (limits.segments.present()) items.starts = limits.segments.data<int32_t>();
+  if (limits.key_segments.present()) items.key_starts = limits.key_segments.data<int32_t>();
+  if (!e.packed) return items;
+  longest_first(items.starts == nullptr ? items.key_starts : items.starts, e.sequences, order);
+  items.order = order;
+  return items;
 }
 
 // Consecutive units (parts of items) to a task, so that each is worth its start.
@@ -136,6 +178,23 @@ Parts share_out(const Items& items, int64_t units) {
 
 // 2^x for x <= 0; 2^-125 instead of anything less, NaN for NaN.
 inline Vec exp2_nonpositive(Vec x) { return exp2_bounded(max(splat(-125.0F), x)); }
+
+// x in the lanes of the j-th vector whose query attends to a key, else `otherwise`. The panel's first
+// query sees no key after `last`, the next one key more, and so on.
+inline Vec where_seen(Vec x, Vec otherwise, int64_t key, int64_t last, int j) {
+  if (key <= last) return x;
+  const IntVec first = IntVec{} + static_cast<int32_t>(smaller(key - last, kPanel));
+  return select(lane_numbers(j) >= first, x, otherwise);
+}
+
+// body(key, Constant<1>()) for the keys of a block of `size` from `begin` on that a panel sees only in part,
+// Constant<0>() for those that all its queries see, which are the first.
+template <typename Body>
+inline void for_keys(int64_t begin, int64_t size, int64_t last, const Body& body) {
+  const int64_t whole = smaller(size, larger(0, last + 1 - begin));
+  for (int64_t key = 0; key < whole; ++key) body(key, Constant<0>());
+  for (int64_t key = whole; key < size; ++key) body(key, Constant<1>());
+}
 
 // log(x) for a normal x >= 1; NaN for NaN.
 inline Vec log_of_sum(Vec x) {
@@ -289,14 +348,16 @@ ForwardWorkspace forward_workspace(const Extents& e, Carver& carver) {
   return w;
 }
 
-// Up to kVectors · kLanes queries: `count` rows from q, o and lse on. At least one key.
+// Up to kVectors · kLanes queries: `count` rows from q, o and lse on, the first of which attends to the
+// keys up to `last` (see where_seen). At least one key.
 template <int kVectors>
-void forward_panel(const Keys& keys, Rows q, int64_t count, int64_t width, float c,
+void forward_panel(const Keys& keys, int64_t last, Rows q, int64_t count, int64_t width, float c,
                    const ForwardWorkspace& w, float* o, float* lse) {
+  const Vec lowest = splat(-__builtin_huge_valf());
   rows_to_lanes<kVectors>(q, count, width, c, w.queries);
   Vec highest[kVectors];
   Vec total[kVectors] = {};
-  for (int j = 0; j < kVectors; ++j) highest[j] = splat(-__builtin_huge_valf());
+  for (int j = 0; j < kVectors; ++j) highest[j] = lowest;
 
   const Parts blocks = cut(keys.count, kKeyBlock);
   for (int64_t block = 0; block < blocks.count; ++block) {
@@ -308,6 +369,13 @@ void forward_panel(const Keys& keys, Rows q, int64_t count, int64_t width, float
       constexpr int kRows = decltype(rows)::value;
       Vec tile[kRows][kVectors] = {};
       multiply(width, keys.k.at(begin + key), keys.k.stride, 1, w.queries, kPanel, tile);
+      if (begin + key + kRows - 1 > last) {
+        for (int i = 0; i < kRows; ++i) {
+          for (int j = 0; j < kVectors; ++j) {
+            tile[i][j] = where_seen(tile[i][j], lowest, begin + key + i, last, j);
+          }
+        }
+      }
       store_tile(tile, w.scores + key * kPanel, kPanel);
       for (int i = 0; i < kRows; ++i) {
         for (int j = 0; j < kVectors; ++j) now[j] = max(tile[i][j], now[j]);
@@ -317,14 +385,17 @@ void forward_panel(const Keys& keys, Rows q, int64_t count, int64_t width, float
     Vec rescale[kVectors];  // of the former blocks; in the first, 2^-125 times nothing
     Vec sum[kVectors] = {};
     for (int j = 0; j < kVectors; ++j) rescale[j] = exp2_nonpositive(highest[j] - now[j]);
-    for (int64_t key = 0; key < size; ++key) {
+    for_keys(begin, size, last, [&](int64_t key, auto in_part) {
       for (int j = 0; j < kVectors; ++j) {
         float* p = w.scores + key * kPanel + j * kLanes;
-        const Vec probability = exp2_nonpositive(load(p) - now[j]);
+        Vec probability = exp2_nonpositive(load(p) - now[j]);
+        if constexpr (decltype(in_part)::value == 1) {
+          probability = where_seen(probability, Vec{}, begin + key, last, j);
+        }
         store(p, probability);
         sum[j] += probability;
       }
-    }
+    });
     for (int j = 0; j < kVectors; ++j) {
       total[j] = total[j] * rescale[j] + sum[j];
       highest[j] = now[j];
@@ -416,7 +487,9 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
   }
   if (few_queries(item)) {
     for (int64_t i = begin; i < end; ++i) {
-      forward_row(e, *w.keys, q.at(i), call.c, w, o + i * e.stride(), lse + i);
+      Keys keys = *w.keys;
+      if (item.causal) keys.count = item.last_key(i) + 1;
+      forward_row(e, keys, q.at(i), call.c, w, o + i * e.stride(), lse + i);
     }
     return;
   }
@@ -434,8 +507,10 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
                     e.width);
     }
     const int64_t at = begin + first;
-    forward_panel<decltype(vectors)::value>(*w.keys, {q.at(at), q.stride}, size, e.width, call.c, w,
-                                            o + at * e.stride(), lse + at);
+    Keys seen = *w.keys;
+    if (item.causal) seen.count = item.last_key(at + size - 1) + 1;
+    forward_panel<decltype(vectors)::value>(seen, item.last_key(at), {q.at(at), q.stride}, size,
+                                            e.width, call.c, w, o + at * e.stride(), lse + at);
   });
 }
 
@@ -497,10 +572,10 @@ struct Backward {
 };
 
 // What the keys [begin, begin + size) mean for one panel of queries, the first of which is the
-// block's query `first`: P, dS, and their share of dQ.
+// block's query `first` and attends to the keys up to `last`: P, dS, and their share of dQ.
 template <int kVectors>
 void backward_panel(const Extents& e, const Keys& keys, int64_t begin, int64_t size, int64_t panel,
-                    int64_t first, const BackwardWorkspace& w) {
+                    int64_t first, int64_t last, const BackwardWorkspace& w) {
   const int64_t at = panel * kPanel * e.padded_width();
   const float* queries = w.query_panels + at;
   const float* dout = w.dout_panels + at;
@@ -519,12 +594,16 @@ void backward_panel(const Extents& e, const Keys& keys, int64_t begin, int64_t s
     multiply(e.width, keys.k.at(begin + key), keys.k.stride, 1, queries, kPanel, tile);
     store_tile(tile, probabilities + key * kPanel, kPanel);
   });
-  for (int64_t key = 0; key < size; ++key) {
+  for_keys(begin, size, last, [&](int64_t key, auto in_part) {
     for (int j = 0; j < kVectors; ++j) {
       float* p = probabilities + key * kPanel + j * kLanes;
-      store(p, exp2_nonpositive(load(p) - log2_total[j]));
+      Vec probability = exp2_nonpositive(load(p) - log2_total[j]);
+      if constexpr (decltype(in_part)::value == 1) {
+        probability = where_seen(probability, Vec{}, begin + key, last, j);
+      }
+      store(p, probability);
     }
-  }
+  });
   for_tiles<kVectors>(size, [&](int64_t key, auto rows) {
     constexpr int kRows = decltype(rows)::value;
     Vec tile[kRows][kVectors] = {};
@@ -545,9 +624,10 @@ void backward_panel(const Extents& e, const Keys& keys, int64_t begin, int64_t s
   });
 }
 
-// The same for a few queries, in the first panel's memory. dQ is kept by rows.
+// The same for a few queries, in the first panel's memory, `last` being of the first of them, or more
+// than all keys. dQ is kept by rows.
 void backward_rows(const Extents& e, const Keys& keys, int64_t begin, int64_t size, int64_t count,
-                   float c, const BackwardWorkspace& w) {
+                   int64_t last, float c, const BackwardWorkspace& w) {
   const int64_t width = e.padded_width();
   for (int64_t query = 0; query < count; ++query) {
     float* row = w.query_panels;  // dS of this query, contiguous
@@ -557,7 +637,10 @@ void backward_rows(const Extents& e, const Keys& keys, int64_t begin, int64_t si
       const Rows dout = {w.dout_rows + query * width, 0};
       const Vec s = row_dots({keys.k.at(begin + key), keys.k.stride}, q, left, width);
       const Vec dp = row_dots({keys.v.at(begin + key), keys.v.stride}, dout, left, width);
-      const Vec p = exp2_nonpositive(s * splat(c) - splat(w.log2_totals[query]));
+      Vec p = exp2_nonpositive(s * splat(c) - splat(w.log2_totals[query]));
+      for (int i = 0; i < kLanes; ++i) {
+        if (begin + key + i > last + query) p[i] = 0.0F;
+      }
       const Vec ds = p * (dp - splat(w.deltas[query]));
       for (int i = 0; i < kLanes && i < left; ++i) {
         w.probabilities[(key + i) * kPanel + query] = p[i];
@@ -600,10 +683,10 @@ void accumulate_keys(const float* weights, const float* rows, int64_t count, int
   }
 }
 
-// Queries [query, query + count) against the keys of a chunk: adds to dk and dv of the workspace and
-// writes these queries' dq.
-void backward_block(const Backward& call, const Item& item, const Keys& keys, int64_t query,
-                    int64_t count, const BackwardWorkspace& w, float* dq) {
+// Queries [query, query + count) against the keys of a chunk, the first of which is the item's
+// key `first_key`: adds to dk and dv of the workspace and writes these queries' dq.
+void backward_block(const Backward& call, const Item& item, const Keys& keys, int64_t first_key,
+                    int64_t query, int64_t count, const BackwardWorkspace& w, float* dq) {
   const Extents& e = call.items.e;
   const int64_t width = e.padded_width();
   const int64_t origin = item.query + query * e.stride();
@@ -643,11 +726,16 @@ void backward_block(const Backward& call, const Item& item, const Keys& keys, in
   for (int64_t block = 0; block < blocks.count; ++block) {
     const int64_t begin = blocks.begin(block);
     const int64_t size = blocks.end(block) - begin;
+    // In the order of the chunk's keys; without a limit, no fewer than there are.
+    const auto last_key = [&](int64_t i) {
+      return item.causal ? query + i - first_key : keys.count + count;
+    };
     if (few) {
-      backward_rows(e, keys, begin, size, count, c, w);
+      backward_rows(e, keys, begin, size, count, last_key(0), c, w);
     } else {
       for_panels(count, [&](int64_t panel, int64_t first, int64_t, auto vectors) {
-        backward_panel<decltype(vectors)::value>(e, keys, begin, size, panel, first, w);
+        backward_panel<decltype(vectors)::value>(e, keys, begin, size, panel, first,
+                                                 last_key(first), w);
       });
     }
     const bool first = query == 0;
@@ -683,7 +771,7 @@ void backward_unit(const Backward& call, const Item& item, int64_t begin, int64_
   const LaneParts blocks = cut_lanes(item.queries, kQueryBlock);
   for (int64_t block = 0; block < blocks.count(); ++block) {
     const int64_t query = blocks.begin(block);
-    backward_block(call, item, keys, query, blocks.end(block) - query, w, dq);
+    backward_block(call, item, keys, begin, query, blocks.end(block) - query, w, dq);
   }
 
   const int64_t width = e.padded_width();
@@ -741,22 +829,25 @@ size_t shared_bytes(const Extents& e, int64_t partial) {
 
 }  // namespace
 
-size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments) {
-  const Extents e = extents_of(q, k, segments);
+size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments, MaybeIn key_segments) {
+  const Extents e = extents_of(q, k, segments, key_segments);
   return shared_bytes(e, 0) + static_cast<size_t>(threads) * forward_worker_bytes(e);
 }
 
 void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
-                       double scale, Out o, Out lse, Scratch scratch) {
+                       MaybeIn key_segments, MaybeIn causal, double scale, Out o, Out lse,
+                       Scratch scratch) {
   constexpr char kName[] = "attention_forward";
-  const Extents e = check_operands(kName, q, k, v, key_mask, segments);
+  const Limits limits = {key_mask, segments, key_segments, causal};
+  const Extents e = check_operands(kName, q, k, v, limits);
   check_elements(kName, "o", o, q.elements());
   check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
-  check_scratch(kName, scratch, attention_forward_scratch(stream.threads(), q, k, segments));
+  check_scratch(kName, scratch,
+                attention_forward_scratch(stream.threads(), q, k, segments, key_segments));
   Carver carver(scratch.data);
   const Shared shared = take_shared(e, 0, carver);
   std::byte* const workers = scratch.data + carver.bytes();
-  const Forward call = {items_of(e, segments, shared.order),
+  const Forward call = {items_of(e, limits, shared.order),
                         q.data(),
                         k.data(),
                         v.data(),
@@ -775,7 +866,7 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   // A unit is a chunk of the queries of an item. Segments have as many as the longest could have;
   // those that one does not have are empty.
   const int64_t most = ceil_div(e.queries, kForwardChunk);
-  const int64_t chunks = e.packed ? smaller(most, 8) : most;
+  const int64_t chunks = segments.present() ? smaller(most, 8) : most;
   const Parts tasks = share_out(call.items, e.items() * chunks);
   parallel_as_free(stream, tasks.count, [&](int64_t task, int worker) {
     const ForwardWorkspace w = workspace(worker);
@@ -790,7 +881,7 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
     }
   });
   if (!segments.present()) return;
-  const int64_t first = call.items.end();
+  const int64_t first = call.items.starts[e.sequences];
   std::memset(o.data() + first * e.stride(), 0,
               static_cast<size_t>((e.queries - first) * e.stride()) * sizeof(float));
   for (int64_t head = 0; head < e.heads; ++head) {
@@ -800,28 +891,30 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   }
 }
 
-size_t attention_backward_scratch(int threads, In q, In k, MaybeIn segments) {
-  const Extents e = extents_of(q, k, segments);
+size_t attention_backward_scratch(int threads, In q, In k, MaybeIn segments, MaybeIn key_segments) {
+  const Extents e = extents_of(q, k, segments, key_segments);
   return shared_bytes(e, partial_elements(e)) +
          static_cast<size_t>(threads) * backward_worker_bytes(e);
 }
 
 void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_mask,
-                        MaybeIn segments, In o, In lse, double scale, Out dq, Out dk, Out dv,
-                        Scratch scratch) {
+                        MaybeIn segments, MaybeIn key_segments, MaybeIn causal, In o, In lse,
+                        double scale, Out dq, Out dk, Out dv, Scratch scratch) {
   constexpr char kName[] = "attention_backward";
-  const Extents e = check_operands(kName, q, k, v, key_mask, segments);
+  const Limits limits = {key_mask, segments, key_segments, causal};
+  const Extents e = check_operands(kName, q, k, v, limits);
   check_elements(kName, "dout", dout, q.elements());
   check_elements(kName, "o", o, q.elements());
   check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
   check_elements(kName, "dq", dq, q.elements());
   check_elements(kName, "dk", dk, k.elements());
   check_elements(kName, "dv", dv, k.elements());
-  check_scratch(kName, scratch, attention_backward_scratch(stream.threads(), q, k, segments));
+  check_scratch(kName, scratch,
+                attention_backward_scratch(stream.threads(), q, k, segments, key_segments));
   Carver carver(scratch.data);
   const Shared shared = take_shared(e, partial_elements(e), carver);
   std::byte* const workers = scratch.data + carver.bytes();
-  const Backward call = {items_of(e, segments, shared.order),
+  const Backward call = {items_of(e, limits, shared.order),
                          dout.data(),
                          q.data(),
                          k.data(),
@@ -849,10 +942,17 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
                     chunk == 0 ? dq_data : shared.partial + (chunk - 1) * size);
     }
   });
-  if (segments.present()) {
-    const int64_t first = call.items.end() * e.stride();
-    const size_t bytes = static_cast<size_t>(size - first) * sizeof(float);
-    for (float* gradient : {dq_data, call.dk, call.dv}) std::memset(gradient + first, 0, bytes);
+  // Rows that belong to no sequence.
+  const auto zero_rows = [&](float* gradient, int64_t rows, const int32_t* starts) {
+    const int64_t first = starts[e.sequences];
+    std::memset(gradient + first * e.stride(), 0,
+                static_cast<size_t>((rows - first) * e.stride()) * sizeof(float));
+  };
+  if (segments.present()) zero_rows(dq_data, e.queries, call.items.starts);
+  if (e.packed) {
+    const int32_t* starts = segments.present() ? call.items.starts : call.items.key_starts;
+    zero_rows(call.dk, e.keys, starts);
+    zero_rows(call.dv, e.keys, starts);
   }
   if (chunks == 1) return;
   const int64_t tokens = e.batch * e.queries;

@@ -105,11 +105,20 @@ size_t delta_bytes(const In& q) {
   return static_cast<size_t>(q.extent(0) * q.extent(1) * q.extent(2)) * sizeof(float);
 }
 
-Shape check_operands(const char* who, const In& q, const In& k, const In& v,
-                     const MaybeIn& key_mask, const MaybeIn& segments) {
+// What limits the keys of a query.
+struct Limits {
+  const MaybeIn& key_mask;
+  const MaybeIn& segments;
+  const MaybeIn& key_segments;
+  const MaybeIn& causal;
+};
+
+Shape check_operands(const char* who, const In& q, const In& k, const In& v, const Limits& limits) {
+  const MaybeIn& key_mask = limits.key_mask;
+  const MaybeIn& segments = limits.segments;
   check_rank(who, "q", q, 4);
   check_rank(who, "k", k, 4);
-  check_extent(who, "k", k, 0, q.extent(0));
+  check_extent(who, "k", k, 0, limits.key_segments.present() ? 1 : q.extent(0));
   check_extent(who, "k", k, 2, q.extent(2));
   check_extent(who, "k", k, 3, q.extent(3));
   check_elements(who, "v", v, k.elements());
@@ -137,6 +146,21 @@ Shape check_operands(const char* who, const In& q, const In& k, const In& v,
     if (segments.elements() < 1) {
       fail("ERR_SHAPE", who, "segments must have at least 1 element, got 0");
     }
+  }
+  if (limits.key_segments.present()) {
+    if (key_mask.present() || segments.present()) {
+      fail("ERR_ARGUMENT", who, "key_mask and segments must be absent with key_segments, got both");
+    }
+    check_elements(who, "key_segments", limits.key_segments, shape.batch + 1);
+    shape.key_starts = limits.key_segments.data<int32_t>();
+  }
+  if (limits.causal.present()) {
+    if (key_mask.present() || segments.present() || limits.key_segments.present()) {
+      fail("ERR_ARGUMENT", who, "causal must be the only limit of the keys, got another");
+    }
+    check_elements(who, "causal", limits.causal, shape.batch);
+    check_extent(who, "k", k, 1, shape.queries);
+    shape.causal = limits.causal.data<uint8_t>();
   }
   return shape;
 }
@@ -169,6 +193,8 @@ Family family_of(const CudaContext& cuda, const Shape& shape, bool packed, DType
                  double scale) {
   // The fast kernels take the highest product for the highest score, so scale is positive.
   if (!(scale > 0.0)) return Family::kSimple;
+  // A decoder's limits are known to the simple kernels alone.
+  if (shape.causal != nullptr || shape.key_starts != nullptr) return Family::kSimple;
   if (dtype != DType::kBfloat16 || shape.width % 8 != 0 || shape.width > 128) {
     return Family::kSimple;
   }
@@ -181,15 +207,16 @@ Family family_of(const CudaContext& cuda, const Shape& shape, bool packed, DType
 
 }  // namespace
 
-size_t attention_forward_scratch(int, In q, In, MaybeIn segments) {
+size_t attention_forward_scratch(int, In q, In, MaybeIn segments, MaybeIn) {
   return tiles_bytes(q, segments);
 }
 
 void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
-                       double scale, Out o, Out lse, Scratch scratch) {
+                       MaybeIn key_segments, MaybeIn causal, double scale, Out o, Out lse,
+                       Scratch scratch) {
   constexpr char kName[] = "attention_forward";
   ForwardCall call = {};
-  call.shape = check_operands(kName, q, k, v, key_mask, segments);
+  call.shape = check_operands(kName, q, k, v, {key_mask, segments, key_segments, causal});
   check_elements(kName, "o", o, q.elements());
   check_dtype(kName, "o", o, q.dtype());
   check_elements(kName, "lse", lse, q.extent(0) * q.extent(1) * q.extent(2));
@@ -213,16 +240,16 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   attention::forward_mma(cuda, call);
 }
 
-size_t attention_backward_scratch(int, In q, In, MaybeIn segments) {
+size_t attention_backward_scratch(int, In q, In, MaybeIn segments, MaybeIn) {
   return tiles_bytes(q, segments) + delta_bytes(q);
 }
 
 void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_mask,
-                        MaybeIn segments, In o, In lse, double scale, Out dq, Out dk, Out dv,
-                        Scratch scratch) {
+                        MaybeIn segments, MaybeIn key_segments, MaybeIn causal, In o, In lse,
+                        double scale, Out dq, Out dk, Out dv, Scratch scratch) {
   constexpr char kName[] = "attention_backward";
   BackwardCall call = {};
-  call.shape = check_operands(kName, q, k, v, key_mask, segments);
+  call.shape = check_operands(kName, q, k, v, {key_mask, segments, key_segments, causal});
   check_elements(kName, "lse", lse, q.extent(0) * q.extent(1) * q.extent(2));
   const auto check = [&](const char* what, const View& view, const View& like) {
     check_elements(kName, what, view, like.elements());
@@ -255,6 +282,13 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
        simple ? attention::simple_tile_rows(call.shape.width) : attention::kBackwardMmaTileRows,
        scratch.data, &call.shape);
   attention::compute_delta(cuda, call, bfloat16);
+  if (key_segments.present()) {
+    // Rows behind the last segment.
+    const size_t bytes = static_cast<size_t>(k.elements()) * size_of(k.dtype());
+    for (void* gradient : {call.dk, call.dv}) {
+      check_cuda(cudaMemsetAsync(gradient, 0, bytes, cuda.stream), "zeros of attention");
+    }
+  }
   if (simple) return attention::backward_simple(cuda, call, bfloat16);
   attention::backward_mma(cuda, call);
 }

@@ -18,8 +18,11 @@ struct Shape {
   int heads;
   int width;
   const uint8_t* mask;  // (batch, keys), null without
-  const int4* tiles;    // of a packed batch (see plan_tiles), null for others
-  int most_tiles;       // of a packed batch
+  const int32_t*
+      key_starts;  // (batch + 1) of packed keys, null without; `keys` are those of all images
+  const uint8_t* causal;  // (batch), null without
+  const int4* tiles;      // of a packed batch (see plan_tiles), null for others
+  int most_tiles;         // of a packed batch
 
   int64_t stride() const { return static_cast<int64_t>(heads) * width; }
 };
@@ -50,7 +53,7 @@ struct BackwardCall {
   float* delta;  // scratch (batch, heads, queries): Σ_d dO ∘ O
 };
 
-// Every head width up to 256, both dtypes; products in float32.
+// Every head width up to 256, both dtypes, all limits of the keys; products in float32.
 void forward_simple(const CudaContext& cuda, const ForwardCall& call, bool bfloat16);
 void backward_simple(const CudaContext& cuda, const BackwardCall& call, bool bfloat16);
 // delta of a call, which the backwards read.
@@ -92,6 +95,15 @@ struct Tile {
   int64_t row;        // the first
   int64_t other;      // the first
   int64_t statistic;  // where lse and delta of the first query are
+  int first;          // of the tile, in its image
+  bool causal;
+
+  // Whether a query attends to a key; one is of the tile's rows and the other of the other side.
+  template <bool kOfKeys>
+  __device__ bool sees(int own, int across) const {
+    if (!causal) return true;
+    return kOfKeys ? first + own <= across : across <= first + own;
+  }
 };
 
 // The tile of this block; tiles of one head are neighbours.
@@ -105,6 +117,8 @@ __device__ __forceinline__ Tile find_tile(const Shape& shape) {
   const unsigned item = blockIdx.x / tiles;
   Tile tile;
   tile.head = static_cast<int>(item % static_cast<unsigned>(shape.heads));
+  tile.first = static_cast<int>(index) * kTileRows;
+  tile.causal = false;
   if (shape.tiles != nullptr) {
     const int4 entry = shape.tiles[index];
     tile.rows = entry.y - entry.x;
@@ -115,12 +129,24 @@ __device__ __forceinline__ Tile find_tile(const Shape& shape) {
     return tile;
   }
   const int64_t image = item / static_cast<unsigned>(shape.heads);
-  const int first = static_cast<int>(index) * kTileRows;
+  const int first = tile.first;
   tile.rows = min(kTileRows, own - first);
   tile.others = across;
   tile.row = image * own + first;
   tile.other = image * across;
   tile.statistic = static_cast<int64_t>(item) * shape.queries + (kOfKeys ? 0 : first);
+  tile.causal = shape.causal != nullptr && shape.causal[image] != 0;
+  if (shape.key_starts != nullptr) {
+    const int begin = min(max(shape.key_starts[image], 0), shape.keys);
+    const int end = min(max(shape.key_starts[image + 1], begin), shape.keys);
+    if (kOfKeys) {
+      tile.rows = min(kTileRows, end - begin - first);
+      tile.row = begin + first;
+    } else {
+      tile.others = end - begin;
+      tile.other = begin;
+    }
+  }
   return tile;
 }
 

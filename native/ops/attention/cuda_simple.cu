@@ -165,7 +165,10 @@ __global__ void __launch_bounds__(kThreads)
       const int key = first + static_cast<int>(threadIdx.x % 16) + 16 * j;
       const bool counts = key < tile.others && (mask == nullptr || mask[key] != 0);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) s[i][j] = counts ? s[i][j] * scale : -INFINITY;
+      for (int i = 0; i < kRows; ++i) {
+        const int query = static_cast<int>(threadIdx.x) / 16 * kRows + i;
+        s[i][j] = counts && tile.sees<false>(query, key) ? s[i][j] * scale : -INFINITY;
+      }
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -253,8 +256,8 @@ __global__ void __launch_bounds__(kThreads)
         const int other = first + static_cast<int>(threadIdx.x % 16) + 16 * j;
         const int query = kOfKeys ? other : own;
         const int key = kOfKeys ? own : other;
-        const bool counts =
-            own < tile.rows && other < tile.others && (mask == nullptr || mask[key] != 0);
+        const bool counts = own < tile.rows && other < tile.others &&
+                            (mask == nullptr || mask[key] != 0) && tile.sees<kOfKeys>(own, other);
         const int64_t at = tile.statistic + query;
         p[i][j] = counts ? expf(fmaf(p[i][j], scale, -lse[at])) : 0.0F;
         ds[i][j] = counts ? p[i][j] * (ds[i][j] - delta[at]) : 0.0F;

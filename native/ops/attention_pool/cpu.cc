@@ -49,7 +49,7 @@ Extents check_operands(const char* who, const In& x, const In& u, const MaybeIn&
     if (key_mask.present()) {
       fail("ERR_ARGUMENT", "%s: key_mask must be absent with segments, got both", who);
     }
-    check_segments(who, segments, e.tokens);
+    check_segments(who, "segments", segments, e.tokens);
   }
   return e;
 }

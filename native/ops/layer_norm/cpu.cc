@@ -40,6 +40,7 @@ inline float sum_columns(int64_t width, const Term& term) {
 }
 
 // `next` is fetched into the cache meanwhile: the row's three passes would leave the memory idle.
+template <bool has_bias>
 void forward_row(const float* x, const float* next, const float* weight, const float* bias,
                  int64_t width, double eps, float* y, float* mean_out, float* rstd_out) {
   const double count = static_cast<double>(width);
@@ -58,14 +59,15 @@ void forward_row(const float* x, const float* next, const float* weight, const f
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
     if (i % kLineElements == 0) __builtin_prefetch(next + i);
-    store(y + i, (load(x + i) - center) * factor * load(weight + i) + load(bias + i));
+    Vec v = (load(x + i) - center) * factor * load(weight + i);
+    if constexpr (has_bias) v += load(bias + i);
+    store(y + i, v);
   }
   if (i < width) {
     const int64_t n = width - i;
-    store_partial(y + i,
-                  (load_partial(x + i, n) - center) * factor * load_partial(weight + i, n) +
-                      load_partial(bias + i, n),
-                  n);
+    Vec v = (load_partial(x + i, n) - center) * factor * load_partial(weight + i, n);
+    if constexpr (has_bias) v += load_partial(bias + i, n);
+    store_partial(y + i, v, n);
   }
   *mean_out = mean;
   *rstd_out = rstd;
@@ -178,20 +180,20 @@ void backward_block(const float* dy, const float* x, const float* weight, const 
 
 }  // namespace
 
-void layer_norm_forward(Stream& stream, In x, In weight, In bias, double eps, Out y, Out mean,
+void layer_norm_forward(Stream& stream, In x, In weight, MaybeIn bias, double eps, Out y, Out mean,
                         Out rstd) {
   constexpr char kName[] = "layer_norm_forward";
   check_not_scalar(kName, "x", x);
   const int64_t width = x.extent(-1);
   const int64_t rows = x.rows();
   check_elements(kName, "weight", weight, width);
-  check_elements(kName, "bias", bias, width);
+  if (bias.present()) check_elements(kName, "bias", bias, width);
   check_elements(kName, "y", y, rows * width);
   check_elements(kName, "mean", mean, rows);
   check_elements(kName, "rstd", rstd, rows);
   const float* x_data = x.data();
   const float* weight_data = weight.data();
-  const float* bias_data = bias.data();
+  const float* bias_data = bias.present() ? bias.data() : nullptr;
   float* y_data = y.data();
   float* mean_data = mean.data();
   float* rstd_data = rstd.data();
@@ -199,14 +201,15 @@ void layer_norm_forward(Stream& stream, In x, In weight, In bias, double eps, Ou
   stream.parallel(part.tasks(), [&](int64_t task, int) {
     for (int64_t row = part.begin(task); row < part.end(task); ++row) {
       const int64_t next = row + 1 < rows ? row + 1 : row;
-      forward_row(x_data + row * width, x_data + next * width, weight_data, bias_data, width, eps,
-                  y_data + row * width, mean_data + row, rstd_data + row);
+      const auto forward = bias_data == nullptr ? forward_row<false> : forward_row<true>;
+      forward(x_data + row * width, x_data + next * width, weight_data, bias_data, width, eps,
+              y_data + row * width, mean_data + row, rstd_data + row);
     }
   });
 }
 
 void layer_norm_backward(Stream& stream, In dy, In x, In weight, In mean, In rstd, MaybeIn residual,
-                         Out dx, Out dweight, Out dbias, Scratch scratch) {
+                         Out dx, Out dweight, MaybeOut dbias, Scratch scratch) {
   constexpr char kName[] = "layer_norm_backward";
   check_not_scalar(kName, "dy", dy);
   const int64_t width = dy.extent(-1);
@@ -218,7 +221,7 @@ void layer_norm_backward(Stream& stream, In dy, In x, In weight, In mean, In rst
   if (residual.present()) check_elements(kName, "residual", residual, rows * width);
   check_elements(kName, "dx", dx, rows * width);
   check_elements(kName, "dweight", dweight, width);
-  check_elements(kName, "dbias", dbias, width);
+  if (dbias.present()) check_elements(kName, "dbias", dbias, width);
   check_scratch(kName, scratch, layer_norm_backward_scratch(stream.threads(), dy));
   const float* dy_data = dy.data();
   const float* x_data = x.data();
@@ -228,7 +231,7 @@ void layer_norm_backward(Stream& stream, In dy, In x, In weight, In mean, In rst
   const float* residual_data = residual.present() ? residual.data() : nullptr;
   float* dx_data = dx.data();
   float* dweight_data = dweight.data();
-  float* dbias_data = dbias.data();
+  float* dbias_data = dbias.present() ? dbias.data() : nullptr;
 
   // (blocks, 2, width): every block's partial dweight and dbias.
   double* partial = reinterpret_cast<double*>(scratch.data);
@@ -246,7 +249,8 @@ void layer_norm_backward(Stream& stream, In dy, In x, In weight, In mean, In rst
     }
   });
 
-  const Partition columns = partition(2 * width, blocks.tasks(), kCombineColumns);
+  const int64_t sums = dbias_data == nullptr ? width : 2 * width;
+  const Partition columns = partition(sums, blocks.tasks(), kCombineColumns);
   stream.parallel(columns.tasks(), [&](int64_t task, int) {
     for (int64_t begin = columns.begin(task); begin < columns.end(task); begin += kCombineColumns) {
       const int64_t left = columns.end(task) - begin;

@@ -21,7 +21,7 @@ template <typename T>
 struct Forward {
   const T* x;
   const float* weight;
-  const float* bias;
+  const float* bias;  // null without
   float eps;
   int64_t rows;
   int width;
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kWarps == 1 ? kWarpRows * kWarpThreads : kWarp
     const int i = k * kRowThreads + thread;
     if (i < vectors) {
       const Floats<N> weight = device::load<N>(on.weight + i * N);
-      const Floats<N> bias = device::load<N>(on.bias + i * N);
+      const Floats<N> bias =
+          on.bias == nullptr ? device::splat<N>(0.0F) : device::load<N>(on.bias + i * N);
 #pragma unroll
       for (int j = 0; j < N; ++j) value[k][j] = fmaf(value[k][j] * rstd, weight[j], bias[j]);
       device::store(y + i * N, value[k]);
@@ -115,7 +116,8 @@ __global__ void __launch_bounds__(kWarpRows* kWarpThreads) forward_any_kernel(Fo
   T* y = on.y + row * on.width;
   for (int i = lane; i < on.width; i += kWarpThreads) {
     const float normal = (device::to_float(x[i]) - mean) * rstd;
-    y[i] = device::from_float<T>(fmaf(normal, on.weight[i], on.bias[i]));
+    const float bias = on.bias == nullptr ? 0.0F : on.bias[i];
+    y[i] = device::from_float<T>(fmaf(normal, on.weight[i], bias));
   }
   if (lane == 0) {
     on.mean[row] = mean;
@@ -445,7 +447,12 @@ __global__ void __launch_bounds__(kSumColumns* kSumShares)
   // A warp a column.
   sum = device::warp_sum(shared[lane][share]);
   const int64_t out = int64_t{blockIdx.x} * kSumColumns + share;
-  if (lane == 0 && out < row) *(out < width ? dweight + out : dbias + (out - width)) = sum;
+  if (lane != 0 || out >= row) return;
+  if (out < width) {
+    dweight[out] = sum;
+  } else if (dbias != nullptr) {
+    dbias[out - width] = sum;
+  }
 }
 
 template <typename T>
@@ -488,14 +495,14 @@ void launch_backward(Stream& stream, const Backward<T>& on, float* dweight, floa
 
 }  // namespace
 
-void layer_norm_forward(Stream& stream, In x, In weight, In bias, double eps, Out y, Out mean,
+void layer_norm_forward(Stream& stream, In x, In weight, MaybeIn bias, double eps, Out y, Out mean,
                         Out rstd) {
   constexpr char kName[] = "layer_norm_forward";
   check_not_scalar(kName, "x", x);
   const int64_t width = x.extent(-1);
   const int64_t rows = x.rows();
   check_elements(kName, "weight", weight, width);
-  check_elements(kName, "bias", bias, width);
+  if (bias.present()) check_elements(kName, "bias", bias, width);
   check_elements(kName, "y", y, rows * width);
   check_dtype(kName, "y", y, x.dtype());
   check_elements(kName, "mean", mean, rows);
@@ -503,13 +510,14 @@ void layer_norm_forward(Stream& stream, In x, In weight, In bias, double eps, Ou
   with_type(kName, "x", x, [&](auto type) {
     using T = decltype(type);
     launch_forward<T>(stream,
-                      {elements_of<T>(x), weight.data(), bias.data(), static_cast<float>(eps), rows,
-                       static_cast<int>(width), elements_of<T>(y), mean.data(), rstd.data()});
+                      {elements_of<T>(x), weight.data(), bias.present() ? bias.data() : nullptr,
+                       static_cast<float>(eps), rows, static_cast<int>(width), elements_of<T>(y),
+                       mean.data(), rstd.data()});
   });
 }
 
 void layer_norm_backward(Stream& stream, In dy, In x, In weight, In mean, In rstd, MaybeIn residual,
-                         Out dx, Out dweight, Out dbias, Scratch scratch) {
+                         Out dx, Out dweight, MaybeOut dbias, Scratch scratch) {
   constexpr char kName[] = "layer_norm_backward";
   check_not_scalar(kName, "dy", dy);
   const int64_t width = dy.extent(-1);
@@ -526,7 +534,7 @@ void layer_norm_backward(Stream& stream, In dy, In x, In weight, In mean, In rst
   check_elements(kName, "dx", dx, rows * width);
   check_dtype(kName, "dx", dx, dy.dtype());
   check_elements(kName, "dweight", dweight, width);
-  check_elements(kName, "dbias", dbias, width);
+  if (dbias.present()) check_elements(kName, "dbias", dbias, width);
   check_scratch(kName, scratch, layer_norm_backward_scratch(stream.cuda().multiprocessors, dy));
   with_type(kName, "dy", dy, [&](auto type) {
     using T = decltype(type);
@@ -535,7 +543,7 @@ void layer_norm_backward(Stream& stream, In dy, In x, In weight, In mean, In rst
         {elements_of<T>(dy), elements_of<T>(x), weight.data(), mean.data(), rstd.data(),
          residual.present() ? elements_of<T>(residual) : nullptr, rows, static_cast<int>(width),
          elements_of<T>(dx), reinterpret_cast<float*>(scratch.data)},
-        dweight.data(), dbias.data());
+        dweight.data(), dbias.present() ? dbias.data() : nullptr);
   });
 }
 

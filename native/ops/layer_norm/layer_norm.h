@@ -9,12 +9,12 @@
 namespace siglip {
 
 SIGLIP_FOR_EACH_TARGET(
-    // x (…, D), weight (D), bias (D) -> y (…, D), mean (rows), rstd (rows).
-    void layer_norm_forward(Stream&, In x, In weight, In bias, double eps, Out y, Out mean,
+    // x (…, D), weight (D), bias (D) or none -> y (…, D), mean (rows), rstd (rows).
+    void layer_norm_forward(Stream&, In x, In weight, MaybeIn bias, double eps, Out y, Out mean,
                             Out rstd);
     // `residual` (…, D), when present, is added to dx: the gradient that bypasses the norm.
     void layer_norm_backward(Stream&, In dy, In x, In weight, In mean, In rstd, MaybeIn residual,
-                             Out dx, Out dweight, Out dbias, Scratch);
+                             Out dx, Out dweight, MaybeOut dbias, Scratch);
     size_t layer_norm_backward_scratch(int threads, In dy);)
 
 }  // namespace siglip

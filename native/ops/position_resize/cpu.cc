@@ -158,7 +158,7 @@ Geometry geometry(const char* who, const View& grid, const In& shapes, const May
   check_elements(who, "shapes", shapes, 2 * g.images);
   if (packed) {
     check_extent(who, "positions", positions, 0, 1);
-    check_segments(who, segments, g.length);
+    check_segments(who, "segments", segments, g.length);
   }
   for (int64_t b = 0; b < g.images; ++b) {
     const int64_t height = g.shapes[2 * b];

@@ -46,6 +46,27 @@ void sum_rows_forward(Stream& stream, In x, Out y) {
   });
 }
 
+void row_shares_forward(Stream& stream, In x, Out y) {
+  constexpr char kName[] = "row_shares_forward";
+  check_not_scalar(kName, "x", x);
+  check_elements(kName, "y", y, x.elements());
+  const int64_t width = x.extent(-1);
+  const float* x_data = x.data();
+  float* y_data = y.data();
+  const Partition part = partition(x.rows(), width);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    for (int64_t row = part.begin(task); row < part.end(task); ++row) {
+      const float* from = x_data + row * width;
+      double sum = 0.0;
+      for (int64_t i = 0; i < width; ++i) sum += static_cast<double>(from[i]);
+      const double factor = sum == 0.0 ? 0.0 : 1.0 / sum;
+      for (int64_t i = 0; i < width; ++i) {
+        y_data[row * width + i] = static_cast<float>(static_cast<double>(from[i]) * factor);
+      }
+    }
+  });
+}
+
 void dot_forward(Stream& stream, In a, In b, Out y, Scratch scratch) {
   constexpr char kName[] = "dot_forward";
   const int64_t size = a.elements();

@@ -202,6 +202,20 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
+// y = x / Σ x over the rows; a warp a row.
+__global__ void row_shares(const float* x, int64_t rows, int64_t width, float* y) {
+  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / device::kWarpThreads) +
+                      static_cast<int64_t>(device::warp_index());
+  if (row >= rows) return;
+  x += row * width;
+  y += row * width;
+  float sum = 0.0F;
+  for (int64_t i = device::lane_index(); i < width; i += device::kWarpThreads) sum += x[i];
+  sum = device::warp_sum(sum);
+  const float factor = sum == 0.0F ? 0.0F : 1.0F / sum;
+  for (int64_t i = device::lane_index(); i < width; i += device::kWarpThreads) y[i] = x[i] * factor;
+}
+
 }  // namespace
 
 void sum_rows_forward(Stream& stream, In x, Out y) {
@@ -215,6 +229,18 @@ void sum_rows_forward(Stream& stream, In x, Out y) {
     using T = decltype(type);
     sum_rows(stream, elements_of<T>(x), count, size, y_data);
   });
+}
+
+void row_shares_forward(Stream& stream, In x, Out y) {
+  constexpr char kName[] = "row_shares_forward";
+  check_not_scalar(kName, "x", x);
+  check_elements(kName, "y", y, x.elements());
+  constexpr int kWarps = 4;
+  const int64_t rows = x.rows();
+  const auto blocks = static_cast<unsigned>(ceil_div(rows, kWarps));
+  row_shares<<<blocks, kWarps * device::kWarpThreads, 0, stream.cuda().stream>>>(
+      x.data(), rows, x.extent(-1), y.data());
+  check_launch("row_shares");
 }
 
 void dot_forward(Stream& stream, In a, In b, Out y, Scratch scratch) {

@@ -152,13 +152,6 @@ struct Logits {
   }
 };
 
-// Lanes of the j-th vector of a panel.
-IntVec lane_numbers(int j) {
-  IntVec number;
-  for (int i = 0; i < kLanes; ++i) number[i] = j * kLanes + i;
-  return number;
-}
-
 // Σ softplus(s S) over a panel of `size` columns. first_row and first_column are global.
 template <int kVectors>
 void add_loss(const Logits& logits, int64_t first_row, int64_t rows, int64_t first_column,

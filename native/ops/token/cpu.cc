@@ -72,6 +72,23 @@ void token_select_backward(Stream& stream, In dy, int64_t index, Out dx) {
   });
 }
 
+void token_write(Stream& stream, In token, In positions, InOut y) {
+  constexpr char kName[] = "token_write";
+  const Geometry g = geometry(kName, y, token);
+  check_elements(kName, "positions", positions, g.sequences);
+  const float* token_data = token.data();
+  const int32_t* positions_data = positions.data<int32_t>();
+  float* y_data = y.data();
+  for (int64_t b = 0; b < g.sequences; ++b) check_index(kName, positions_data[b], g.length);
+  const Partition part = partition(g.sequences, g.width);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    for (int64_t b = part.begin(task); b < part.end(task); ++b) {
+      std::memcpy(y_data + (b * g.length + positions_data[b]) * g.width, token_data + b * g.width,
+                  static_cast<size_t>(g.width) * sizeof(float));
+    }
+  });
+}
+
 void token_mean_forward(Stream& stream, In x, Out y) {
   const Geometry g = geometry("token_mean_forward", x, y);
   const float* x_data = x.data();

@@ -65,6 +65,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// y[b, positions[b]] = token[b]; a warp a row. A position outside of the sequence writes nothing.
+template <typename Word>
+__global__ void __launch_bounds__(kThreads)
+    write_rows(const Word* __restrict__ token, const int32_t* __restrict__ positions,
+               int64_t sequences, int64_t length, int64_t words, Word* __restrict__ y) {
+  const int64_t b = int64_t{blockIdx.x} * kWarps + warp_index();
+  if (b >= sequences || positions[b] < 0 || positions[b] >= length) return;
+  Word* to = y + (b * length + positions[b]) * words;
+  for (int64_t i = lane_index(); i < words; i += kWarpThreads) to[i] = token[b * words + i];
+}
+
 // body(words of a row, Word{}) with the widest words that rows of so many bytes at these addresses
 // allow.
 template <typename Body>
@@ -151,6 +162,20 @@ void token_select_backward(Stream& stream, In dy, int64_t index, Out dx) {
     place_rows<<<blocks_of(g.sequences * g.length), kThreads, 0, stream.cuda().stream>>>(
         elements_of<Word>(dy), g.sequences, g.length, words, index, elements_of<Word>(dx));
     check_launch("place_rows");
+  });
+}
+
+void token_write(Stream& stream, In token, In positions, InOut y) {
+  constexpr char kName[] = "token_write";
+  const Geometry g = geometry(kName, y, token);
+  check_elements(kName, "positions", positions, g.sequences);
+  const auto bytes = g.width * static_cast<int64_t>(size_of(y.dtype()));
+  with_words(bytes, token.bytes(), y.bytes(), [&](int64_t words, auto word) {
+    using Word = decltype(word);
+    write_rows<<<blocks_of(g.sequences), kThreads, 0, stream.cuda().stream>>>(
+        elements_of<Word>(token), positions.data<int32_t>(), g.sequences, g.length, words,
+        elements_of<Word>(y));
+    check_launch("write_rows");
   });
 }
 

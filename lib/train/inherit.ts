@@ -1,0 +1,223 @@
+// The state a run begins with: new, or taken over from another run whose model or losses differ.
+//
+// What the other run has in the same form goes over as it is, moments and averages included. What an
+// adaptation changes (a position grid, a patch kernel) goes through it. What is new begins at its initial values, an
+// average at the parameter it follows; its moments are zero and its updates are counted from now.
+import type { Device } from '../array';
+import { DeviceArray } from '../array';
+import { SiglipError } from '../errors';
+import type { Spec } from '../graph';
+import { disposeArrays, elements } from '../graph';
+import type { Adaptation, InitialLogits, ParameterSpec } from '../model';
+import { initialValues } from '../model';
+import type { TrainingPosition, TrainingState } from './checkpoint';
+import { latestCheckpoint, openTraining } from './checkpoint';
+import type { Averages, AverageSpec, Objective, TrainedParameters } from './objective';
+
+/** Values of one parameter as the other run leaves them, in the shape that this one has. */
+export interface InheritedParameter {
+  readonly values: Float32Array;
+  /** Absent: the moments begin at zero, and the updates of this parameter are counted from now. */
+  readonly moments?: { readonly m: Float32Array; readonly v: Float32Array };
+}
+
+/** What a run takes over from another. */
+export interface Inheritance {
+  /** Updates and pairs of the other run, and when its later parameters entered. */
+  readonly position: Pick<TrainingPosition, 'step' | 'pairs' | 'entered'>;
+  /** `undefined` for what the other run does not have. */
+  parameter(spec: ParameterSpec): Promise<InheritedParameter | undefined>;
+  /** `undefined` for what the other run does not have. */
+  average(spec: AverageSpec): Promise<Float32Array | undefined>;
+  dispose(): void;
+}
+
+/**
+ * What the latest checkpoint of a folder leaves to a run. With an adaptation of the other run's model,
+ * its parameters, their averages and moments go through it; where it begins a second moment anew, both
+ * moments begin at zero, with a count of their own.
+ *
+ * @throws ERR_FILE when the folder holds no checkpoint; ERR_WEIGHTS when it is damaged, ERR_SHAPE when a
+ * parameter has another shape than the run wants
+ */
+export async function inheritCheckpoint(
+  folder: string,
+  adaptation?: Adaptation,
+): Promise<Inheritance> {
+  const path = await latestCheckpoint(folder);
+  if (path === undefined) {
+    throw new SiglipError(
+      'ERR_FILE',
+      `train: ${folder} must hold a checkpoint of the run to go on from, got none`,
+    );
+  }
+  const opened = openTraining(path);
+  const { position, tensors } = opened;
+  const read = async (name: string): Promise<Float32Array> =>
+    Float32Array.from(await tensors.read(name));
+  const has = (name: string): boolean => tensors.tensors.has(name);
+  return {
+    position,
+    parameter: async (spec) => {
+      const { path: own } = spec;
+      const name = `parameters.${own}`;
+      if (!has(name)) return undefined;
+      const [values, m, v] = [
+        await read(name),
+        await read(`moments.m.${own}`),
+        await read(`moments.v.${own}`),
+      ];
+      if (adaptation?.changes(own) !== true)
+        return { values: shaped(name, values, spec), moments: { m, v } };
+      const { reset, ...moments } = adaptation.adaptMoments(own, m, v);
+      const adapted = shaped(name, adaptation.adapt(own, values), spec);
+      return reset ? { values: adapted } : { values: adapted, moments };
+    },
+    average: async (spec) => {
+      const name = `averages.${spec.path}`;
+      if (!has(name)) return undefined;
+      const values = await read(name);
+      const adapted = adaptation?.adapt(spec.copyOf ?? spec.path, values) ?? values;
+      return shaped(name, adapted, spec);
+    },
+    dispose: () => {
+      opened.dispose();
+    },
+  };
+}
+
+function shaped(name: string, values: Float32Array, spec: Spec): Float32Array {
+  if (values.length === elements(spec)) return values;
+  throw new SiglipError(
+    'ERR_SHAPE',
+    `train: ${name} must have shape [${spec.shape.join(', ')}] in the run it goes to, got ` +
+      `${String(values.length)} elements\nto do: name the adaptation between the two models`,
+  );
+}
+
+/** The state of a run that begins at step 0. */
+export function freshState(
+  objective: Objective,
+  seed: number,
+  initial: InitialLogits | undefined,
+  device: Device,
+): TrainingState<DeviceArray> {
+  const values = new Map<string, Float32Array>();
+  const followed = new Set(objective.averages.map(({ copyOf }) => copyOf));
+  const parameters = objective.parametersTree((spec) => {
+    const own = initialValues(spec, seed);
+    if (followed.has(spec.path)) values.set(spec.path, own);
+    return DeviceArray.from(own, spec.shape, device);
+  }, initial);
+  const zeros = (): TrainedParameters<DeviceArray> =>
+    objective.parametersTree(({ dtype, shape }) => DeviceArray.zeros({ dtype, shape }, device));
+  const averages = objective.averagesTree((spec) => {
+    const copied = spec.copyOf === undefined ? undefined : values.get(spec.copyOf);
+    return copied === undefined
+      ? DeviceArray.zeros(spec, device)
+      : DeviceArray.from(copied, spec.shape, device);
+  });
+  return { parameters, moments: { m: zeros(), v: zeros() }, averages };
+}
+
+/** The state of a run that goes on from another; disposes the inheritance. */
+export async function inheritedState(
+  objective: Objective,
+  inheritance: Inheritance,
+  seed: number,
+  device: Device,
+): Promise<{ state: TrainingState<DeviceArray>; position: Omit<TrainingPosition, 'data'> }> {
+  const { step, pairs } = inheritance.position;
+  const entered = new Map<string, number>();
+  const arrays = {
+    parameters: new Map<string, DeviceArray>(),
+    m: new Map<string, DeviceArray>(),
+    v: new Map<string, DeviceArray>(),
+    averages: new Map<string, DeviceArray>(),
+  };
+  try {
+    for (const spec of objective.parameters) {
+      const found = await inheritance.parameter(spec);
+      const values = found?.values ?? initialValues(spec, seed);
+      arrays.parameters.set(spec.path, DeviceArray.from(values, spec.shape, device));
+      const moments = found?.moments;
+      for (const moment of ['m', 'v'] as const) {
+        arrays[moment].set(
+          spec.path,
+          moments === undefined
+            ? DeviceArray.zeros(spec, device)
+            : DeviceArray.from(moments[moment], spec.shape, device),
+        );
+      }
+      const first = moments === undefined ? step : enteredAt(inheritance.position.entered, spec);
+      if (first !== 0) entered.set(spec.path, first);
+    }
+    for (const spec of objective.averages) {
+      arrays.averages.set(spec.path, await averageOf(spec, inheritance, arrays.parameters, device));
+    }
+  } catch (error) {
+    disposeArrays(Object.values(arrays).map((map) => Object.fromEntries(map)));
+    throw error;
+  } finally {
+    inheritance.dispose();
+  }
+  const tree = (map: ReadonlyMap<string, DeviceArray>): TrainedParameters<DeviceArray> =>
+    objective.parametersTree(({ path }) => taken(map, path));
+  const averages: Averages<DeviceArray> = objective.averagesTree(({ path }) =>
+    taken(arrays.averages, path),
+  );
+  return {
+    state: {
+      parameters: tree(arrays.parameters),
+      moments: { m: tree(arrays.m), v: tree(arrays.v) },
+      averages,
+    },
+    position: { step, updates: 0, pairs, entered: grouped(entered, objective.parameters) },
+  };
+}
+
+async function averageOf(
+  spec: AverageSpec,
+  inheritance: Inheritance,
+  parameters: ReadonlyMap<string, DeviceArray>,
+  device: Device,
+): Promise<DeviceArray> {
+  const found = await inheritance.average(spec);
+  if (found !== undefined) return DeviceArray.from(found, spec.shape, device);
+  if (spec.copyOf === undefined) return DeviceArray.zeros(spec, device);
+  const values = await taken(parameters, spec.copyOf).read();
+  return DeviceArray.from(values, spec.shape, device);
+}
+
+function enteredAt(entered: Readonly<Record<string, number>>, { path }: ParameterSpec): number {
+  const prefix = Object.keys(entered)
+    .filter((key) => path === key || path.startsWith(`${key}.`))
+    .sort((a, b) => b.length - a.length)
+    .at(0);
+  return prefix === undefined ? 0 : entered[prefix];
+}
+
+// One entry for a whole branch of the tree whose parameters all entered together.
+function grouped(
+  entered: ReadonlyMap<string, number>,
+  parameters: readonly ParameterSpec[],
+): Record<string, number> {
+  const branches = new Map<string, Set<number>>();
+  for (const { path } of parameters) {
+    const branch = path.split('.', 1)[0];
+    const steps = branches.get(branch) ?? new Set<number>();
+    branches.set(branch, steps.add(entered.get(path) ?? 0));
+  }
+  const result: Record<string, number> = {};
+  for (const [path, step] of entered) {
+    const branch = path.split('.', 1)[0];
+    result[branches.get(branch)?.size === 1 ? branch : path] = step;
+  }
+  return result;
+}
+
+function taken(map: ReadonlyMap<string, DeviceArray>, path: string): DeviceArray {
+  const array = map.get(path);
+  if (array === undefined) throw new Error(`inherit: ${path} must be a parameter of the run`);
+  return array;
+}

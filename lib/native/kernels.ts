@@ -251,6 +251,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'token', kind: 'in' },
     { name: 'positions', kind: 'in' },
     { name: 'y', kind: 'inout' },
+  ],
   mask_tokens_forward: [
     { name: 'x', kind: 'in' },
     { name: 'mask', kind: 'in' },
@@ -814,6 +815,8 @@ export const kernels = {
   tokenWrite: (a: { token: Ref; positions: Ref; y: Ref }): KernelCall => ({
     kernel: 'token_write',
     arguments: [a.token, a.positions, a.y],
+  }),
+
   /** The call of `mask_tokens_forward`; its formula stands in the contract under native/ops. */
   maskTokensForward: (a: { x: Ref; mask: Ref; token: Ref; y: Ref }): KernelCall => ({
     kernel: 'mask_tokens_forward',

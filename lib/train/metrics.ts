@@ -9,6 +9,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import type { CurationMetrics } from './curation';
 
 /** One line of the log. Norms are global L2 norms over all parameters. */
 export interface StepMetrics {
@@ -29,6 +30,8 @@ export interface StepMetrics {
   /** Image–text pairs trained on so far, this step included. */
   readonly pairsSeen: number;
   readonly pairsPerSecond: number;
+  /** How the batch was chosen, in a run with active curation. */
+  readonly curation?: CurationMetrics;
 }
 
 /** An append-only file of JSON lines. */

@@ -1,8 +1,17 @@
 // One training step as one program: forward, loss, backward, clip and update. The step is a function
 // of (batch, model, loss); it knows neither towers nor data.
-import type { Device } from '../array';
+import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import type { CompileOptions, ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
+import type {
+  CompileOptions,
+  ComputeDType,
+  MapTree,
+  Program,
+  ProgramMemory,
+  RunInput,
+  Spec,
+  Tensor,
+} from '../graph';
 import { compile, flatten, float32, gradient, mapTree, scope } from '../graph';
 import { accumulate, add, scaleBy } from '../ops';
 import type { OptimizerConfig, OptimizerState } from './optimizer';
@@ -48,6 +57,18 @@ export interface StepScalars<Leaf> {
 export interface StepOutputs<P> extends StepScalars<Tensor> {
   readonly parameters: P;
   readonly state: OptimizerState<P>;
+}
+
+/** A compiled step, of one program or of several. */
+export interface Step<P, B> {
+  /** What a step needs, in bytes. */
+  readonly memory: ProgramMemory;
+  /** Runs one step; parameters and state are updated in place, the scalars are new arrays. */
+  run(
+    inputs: MapTree<StepInputs<P, B>, Spec, RunInput>,
+  ): Promise<MapTree<StepOutputs<MapTree<P, Spec, Tensor>>, Tensor, DeviceArray>>;
+  /** Gives back what it holds. Idempotent. */
+  dispose(): void;
 }
 
 /** A step as compile() takes it. */
@@ -157,8 +178,8 @@ function meanGradient<P, B>(
   return mean;
 }
 
-// In the memory of `sum`: the gradients of a micro-batch live only until they are added.
-function addTrees<T>(sum: T, more: T): T {
+/** `sum` + `more` in the memory of `sum`: the gradients of a micro-batch live only until they are added. */
+export function addTrees<T>(sum: T, more: T): T {
   const terms = flatten(more).map(({ leaf }) => leaf as Tensor);
   let next = 0;
   return mapLeaves(sum, (x) => {

@@ -6,19 +6,24 @@ import { DeviceArray, resolveDevice } from '../array';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType, Spec } from '../graph';
-import { disposeArrays, mapTree } from '../graph';
+import { disposeArrays, flatten, mapTree } from '../graph';
 import type { InitialLogits, ModelConfig, TwoTowersParameters } from '../model';
 import { initialValues, twoTowersParameters } from '../model';
 import type { TrainingState } from './checkpoint';
 import { latestCheckpoint, loadTraining, saveTraining } from './checkpoint';
+import type { CurationConfig, CurationMetrics, Selection } from './curation';
+import { Curator } from './curation';
 import type { StepMetrics } from './metrics';
 import { MetricsLog, keepMetricsBefore } from './metrics';
 import type { OptimizerConfig } from './optimizer';
 import { defaultOptimizer, scheduleInput } from './optimizer';
+import type { HostPairs } from './pairs';
+import { hostPairs, pairRange } from './pairs';
 import type { ScheduleConfig } from './schedule';
 import { cosineSchedule } from './schedule';
-import type { PairBatch, TwoTowersStep } from './two_towers';
-import { compileTwoTowersStep } from './two_towers';
+import type { Step } from './step';
+import type { PairBatch } from './two_towers';
+import { compileTwoTowersCachedStep, compileTwoTowersStep } from './two_towers';
 
 export interface TrainerConfig {
   readonly model: ModelConfig;
@@ -31,10 +36,24 @@ export interface TrainerConfig {
    * weights, their gradients, the loss and Adam stay float32, and so do checkpoints.
    */
   readonly precision?: ComputeDType;
-  /** Pairs of a micro-batch; the stream must give batches of this size. */
+  /**
+   * Pairs of a contrastive batch, each a negative of all others; the stream must give batches of this
+   * size, with curation those of {@link superBatch}.
+   */
   readonly batch: number;
-  /** Micro-batches of a step. Default 1. */
+  /**
+   * Pairs of one run of the towers, a divisor of `batch`. Where it is smaller, the towers run twice over
+   * micro-batches and the loss still takes all pairs of the batch: the same step to rounding, in the
+   * memory of a micro-batch (see {@link compileCachedStep}). Default `batch`.
+   */
+  readonly microBatch?: number | undefined;
+  /**
+   * Batches of a step, losses and gradients averaged: negatives are not shared between them. Default 1,
+   * the only choice with `microBatch` or `curation`.
+   */
   readonly microBatches?: number;
+  /** Which pairs of a larger batch a step trains on. Default: the stream's batches as they come. */
+  readonly curation?: CurationConfig | undefined;
   /** Optimizer steps and warm-up. */
   readonly schedule: ScheduleConfig;
   /** Default {@link defaultOptimizer}. */
@@ -55,11 +74,14 @@ export interface TrainerConfig {
 export interface TrainOptions {
   /** Called after every step. */
   readonly onStep?: (metrics: StepMetrics) => void;
+  /** Called with every selection of a run with curation, before its step. */
+  readonly onSelection?: ((selection: Selection) => void) | undefined;
   /** Ends the run after the current step, with a checkpoint. */
   readonly signal?: AbortSignal;
 }
 
 type Parameters = TwoTowersParameters<DeviceArray>;
+type TrainStep = Step<TwoTowersParameters<Spec>, PairBatch<Spec>>;
 
 /**
  * A training run: weights, optimizer state and position. Resumed from a checkpoint it continues bit
@@ -77,7 +99,8 @@ export class Trainer {
   private constructor(
     private readonly config: TrainerConfig,
     private readonly stream: Stream<Batch>,
-    private readonly program: TwoTowersStep,
+    private readonly program: TrainStep,
+    private readonly curator: Curator | undefined,
     private readonly state: TrainingState<DeviceArray>,
     private nextStep: number,
     /** Where the weights are and the steps run. */
@@ -105,28 +128,36 @@ export class Trainer {
           'to do: train in float32, or on a machine with a GPU',
       );
     }
+    const microBatch = microBatchOf(config);
     mkdirSync(checkpointFolder(config), { recursive: true });
-    const program = compileTwoTowersStep({
-      model: config.model,
-      batch: config.batch,
-      microBatches: config.microBatches ?? 1,
-      optimizer: config.optimizer ?? defaultOptimizer,
-      checkpoint: config.checkpointActivations ?? false,
-      device,
-      precision,
-    });
+    const program = compileTrainStep(config, microBatch, device, precision);
+    let curator: Curator | undefined;
     try {
+      curator =
+        config.curation === undefined
+          ? undefined
+          : new Curator(config.curation, {
+              model: config.model,
+              batch: config.batch,
+              microBatch,
+              pixelTable: config.pixelTable,
+              seed: config.seed ?? 0,
+              device,
+              precision,
+            });
       const path = await latestCheckpoint(checkpointFolder(config));
       if (path === undefined) {
         keepMetricsBefore(metricsPath(config), 0);
-        return new Trainer(config, stream, program, freshState(config, device), 0, device);
+        const state = freshState(config, device);
+        return new Trainer(config, stream, program, curator, state, 0, device);
       }
       const { state, position } = await loadTraining(path, config.model, device);
       await stream.restore(position.data);
       keepMetricsBefore(metricsPath(config), position.step);
-      return new Trainer(config, stream, program, state, position.step, device);
+      return new Trainer(config, stream, program, curator, state, position.step, device);
     } catch (error) {
       program.dispose();
+      curator?.dispose();
       throw error;
     }
   }
@@ -143,7 +174,10 @@ export class Trainer {
 
   /** Bytes the run needs on its device at its peak, weights and optimizer state included. */
   get peakBytes(): number {
-    return this.program.memory.peakBytes;
+    const { peakBytes } = this.program.memory;
+    return this.curator === undefined
+      ? peakBytes
+      : Math.max(peakBytes, this.curator.peakBytes + 2 * treeBytes(this.state.parameters));
   }
 
   /**
@@ -153,13 +187,13 @@ export class Trainer {
    * @throws ERR_NOT_FINITE naming the step whose loss or norms are not finite; the last checkpoint
    * is that of an earlier step. ERR_DATA when the stream's batches do not fit.
    */
-  async train({ onStep, signal }: TrainOptions = {}): Promise<boolean> {
+  async train({ onStep, onSelection, signal }: TrainOptions = {}): Promise<boolean> {
     const { totalSteps } = this.config.schedule;
     const log = new MetricsLog(metricsPath(this.config));
     try {
       while (this.nextStep < totalSteps) {
         if (signal?.aborted === true) break;
-        const metrics = await this.trainStep();
+        const metrics = await this.trainStep(onSelection);
         log.append(metrics);
         onStep?.(metrics);
         const every = this.config.checkpointEvery ?? 0;
@@ -184,20 +218,18 @@ export class Trainer {
     );
   }
 
-  /** Frees weights, optimizer state and program. The stream stays open: it is the caller's. */
+  /** Frees weights, optimizer state and programs. Stream and reference stay open: they are the caller's. */
   dispose(): void {
     this.program.dispose();
+    this.curator?.dispose();
     disposeArrays(this.state);
   }
 
-  private async trainStep(): Promise<StepMetrics> {
+  private async trainStep(onSelection: TrainOptions['onSelection']): Promise<StepMetrics> {
     const began = performance.now();
     const step = this.nextStep;
     const multiplier = cosineSchedule(step, this.config.schedule);
-    const batches: PairBatch<Float32Array | Int32Array | Uint8Array>[] = [];
-    for (let i = 0; i < (this.config.microBatches ?? 1); i++) {
-      batches.push(this.admit(await this.stream.next()));
-    }
+    const { batches, curation } = await this.nextBatches(onSelection);
     const { parameters, moments } = this.state;
     const outputs = await this.program.run({
       parameters,
@@ -223,7 +255,7 @@ export class Trainer {
           'to do: resume from the last checkpoint with a lower learning rate, or look at the data of this step',
       );
     }
-    const pairs = batches.length * this.config.batch;
+    const pairs = (this.config.microBatches ?? 1) * this.config.batch;
     return {
       step,
       loss,
@@ -235,24 +267,83 @@ export class Trainer {
       logitBias,
       pairsSeen: (step + 1) * pairs,
       pairsPerSecond: pairs / ((performance.now() - began) / 1000),
+      ...(curation === undefined ? {} : { curation }),
     };
   }
 
-  private admit(batch: Batch): PairBatch<Float32Array | Int32Array | Uint8Array> {
-    const { model, batch: size, pixelTable } = this.config;
-    const { images, tokens } = batch;
-    const side = model.vision.layout === 'fixed' ? model.vision.imageSize : batch.size;
-    const pixels = size * side * side * 3;
-    const ids = size * model.text.length;
-    if (batch.size !== side || images.length !== pixels || tokens?.length !== ids) {
-      throw new SiglipError(
-        'ERR_DATA',
-        `train: a batch must hold ${String(size)} images of ${String(side)} pixels a side and ${String(ids)} token ids, ` +
-          `got ${String(images.length)} bytes at ${String(batch.size)} pixels and ${String(tokens?.length ?? 0)} ids`,
-      );
+  private async nextBatches(onSelection: TrainOptions['onSelection']): Promise<{
+    readonly batches: readonly HostPairs[];
+    readonly curation?: CurationMetrics;
+  }> {
+    const { microBatches = 1, batch } = this.config;
+    if (this.curator !== undefined) {
+      const candidates = await this.stream.next();
+      const selection = await this.curator.select(this.state.parameters, candidates, this.nextStep);
+      onSelection?.(selection);
+      return { batches: this.split(this.admit(selection.batch)), curation: selection.metrics };
     }
-    return { images: { pixels: images, table: pixelTable }, texts: tokens };
+    if (microBatchOf(this.config) < batch) {
+      return { batches: this.split(this.admit(await this.stream.next())) };
+    }
+    const batches: HostPairs[] = [];
+    for (let i = 0; i < microBatches; i++) batches.push(this.admit(await this.stream.next()));
+    return { batches };
   }
+
+  private split(pairs: HostPairs): readonly HostPairs[] {
+    const { batch } = this.config;
+    const rows = microBatchOf(this.config);
+    return Array.from({ length: batch / rows }, (_, i) =>
+      pairRange(pairs, batch, i * rows, (i + 1) * rows),
+    );
+  }
+
+  private admit(batch: Batch): HostPairs {
+    const { model, batch: pairs, pixelTable } = this.config;
+    return hostPairs(batch, model, pairs, pixelTable);
+  }
+}
+
+// Pairs of one run of the towers.
+function microBatchOf({
+  batch,
+  microBatch = batch,
+  microBatches = 1,
+  curation,
+}: TrainerConfig): number {
+  if (!Number.isSafeInteger(microBatch) || microBatch < 1 || batch % microBatch !== 0) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `train: microBatch must be a divisor of the batch ${String(batch)}, got ${String(microBatch)}`,
+    );
+  }
+  if (microBatches !== 1 && (microBatch !== batch || curation !== undefined)) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `train: microBatches must be 1 with microBatch or curation, got ${String(microBatches)}`,
+    );
+  }
+  return microBatch;
+}
+
+function compileTrainStep(
+  config: TrainerConfig,
+  microBatch: number,
+  device: Device,
+  precision: ComputeDType,
+): TrainStep {
+  const { model, batch, microBatches, optimizer, checkpointActivations } = config;
+  const common = {
+    model,
+    batch: microBatch,
+    optimizer: optimizer ?? defaultOptimizer,
+    checkpoint: checkpointActivations ?? false,
+    device,
+    precision,
+  };
+  return microBatch === batch
+    ? compileTwoTowersStep({ ...common, microBatches: microBatches ?? 1 })
+    : compileTwoTowersCachedStep({ ...common, microBatches: batch / microBatch });
 }
 
 function checkpointFolder({ folder }: TrainerConfig): string {
@@ -277,6 +368,10 @@ function freshState(
       DeviceArray.zeros(array, device),
     );
   return { parameters, moments: { m: zeros(), v: zeros() } };
+}
+
+function treeBytes(tree: unknown): number {
+  return flatten(tree).reduce((sum, { leaf }) => sum + (leaf as DeviceArray).bytes, 0);
 }
 
 async function readScalar(array: DeviceArray): Promise<number> {

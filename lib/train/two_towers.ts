@@ -1,8 +1,15 @@
 // The two towers as a training step: what a batch is, and its loss.
 import type { Device } from '../array';
 import type { ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
+import { float32, scope } from '../graph';
 import { sigmoidLoss } from '../loss';
-import type { ModelConfig, PixelInput, TwoTowersParameters, VisionInput } from '../model';
+import type {
+  ModelConfig,
+  PixelInput,
+  TwoTowersOutput,
+  TwoTowersParameters,
+  VisionInput,
+} from '../model';
 import {
   normalizedInput,
   parameterTable,
@@ -12,6 +19,9 @@ import {
   twoTowersParameters,
   visionInputSpecs,
 } from '../model';
+import * as ops from '../ops';
+import type { CachedStep, CachedStepConfig } from './cached_step';
+import { compileCachedStep } from './cached_step';
 import type { OptimizerConfig } from './optimizer';
 import type { StepConfig, StepInputs, StepOutputs } from './step';
 import { compileStep } from './step';
@@ -63,6 +73,57 @@ export function compileTwoTowersStep(config: TwoTowersStepConfig): TwoTowersStep
 export function twoTowersStep(
   config: TwoTowersStepConfig,
 ): StepConfig<TwoTowersParameters<Spec>, PairBatch<Spec>> {
+  return {
+    ...common(config),
+    microBatches: config.microBatches ?? 1,
+    loss: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {
+      const tree = parameters as TwoTowersParameters<Tensor>;
+      return sigmoidLoss(towersOn(tree, pairs as PairBatch<Tensor>, config), tree);
+    },
+  };
+}
+
+/** A step over micro-batches of `batch` pairs whose loss takes the pairs of all of them together. */
+export type TwoTowersCachedStep = CachedStep<TwoTowersParameters<Spec>, PairBatch<Spec>>;
+
+/**
+ * Compiles the training step of a model with gradients of embeddings cached: `microBatches`
+ * micro-batches of `batch` pairs, each a negative of all others. See {@link compileCachedStep}.
+ *
+ * @throws ERR_CONFIG, ERR_ARGUMENT.
+ */
+export function compileTwoTowersCachedStep(config: TwoTowersStepConfig): TwoTowersCachedStep {
+  return compileCachedStep(twoTowersCachedStep(config));
+}
+
+/** The step that {@link compileTwoTowersCachedStep} compiles. */
+export function twoTowersCachedStep(
+  config: TwoTowersStepConfig,
+): CachedStepConfig<TwoTowersParameters<Spec>, PairBatch<Spec>> {
+  const rows = float32(config.batch, config.model.embedding);
+  return {
+    ...common(config),
+    microBatches: config.microBatches ?? 1,
+    embeddings: { images: rows, texts: rows },
+    embed: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {
+      const tree = parameters as TwoTowersParameters<Tensor>;
+      const { vision, text } = towersOn(tree, pairs as PairBatch<Tensor>, config);
+      return { images: vision.embedding, texts: text.embedding };
+    },
+    loss: ({ images, texts }, parameters) => {
+      const { logitScale, logitBias } = parameters as TwoTowersParameters<Tensor>;
+      return scope('loss', () => ops.sigmoidLoss(images, texts, logitScale, logitBias));
+    },
+  };
+}
+
+// What both kinds of step share.
+function common(
+  config: TwoTowersStepConfig,
+): Pick<
+  StepConfig<TwoTowersParameters<Spec>, PairBatch<Spec>>,
+  'name' | 'parameters' | 'batch' | 'optimizer' | 'device' | 'precision' | 'decays'
+> {
   const { model, batch } = config;
   const decaying = new Set(
     parameterTable(model)
@@ -73,23 +134,24 @@ export function twoTowersStep(
     name: 'train step',
     parameters: twoTowersParameters<Spec>(model, ({ dtype, shape }) => ({ dtype, shape })),
     batch: { images: imageSpecs(config), texts: textInputSpec(model, batch) },
-    microBatches: config.microBatches ?? 1,
     optimizer: config.optimizer,
     device: config.device,
     precision: config.precision,
     decays: (path) => decaying.has(path),
-    loss: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {
-      const { images, texts } = pairs as PairBatch<Tensor>;
-      const tree = parameters as TwoTowersParameters<Tensor>;
-      const output = twoTowers(
-        tree,
-        model,
-        { vision: normalizedInput(images), ids: texts },
-        { checkpoint: config.checkpoint, pooledOnly: true },
-      );
-      return sigmoidLoss(output, tree);
-    },
   };
+}
+
+function towersOn(
+  parameters: TwoTowersParameters<Tensor>,
+  { images, texts }: PairBatch<Tensor>,
+  { model, checkpoint }: TwoTowersStepConfig,
+): TwoTowersOutput {
+  return twoTowers(
+    parameters,
+    model,
+    { vision: normalizedInput(images), ids: texts },
+    { checkpoint, pooledOnly: true },
+  );
 }
 
 function imageSpecs({

@@ -1,19 +1,13 @@
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Philox4x32 } from '../../lib/array/random';
-import type { DeviceArray } from '../../lib/array';
-import { BatchStream, PairSource, pairTable } from '../../lib/data';
-import type { Batch, Stream } from '../../lib/data';
-import { flatten } from '../../lib/graph';
 import { variant } from '../../lib/model';
 import { loadAddon } from '../../lib/native/load';
 import type { StepMetrics, TrainerConfig } from '../../lib/train';
 import { Trainer, defaultOptimizer, readMetrics } from '../../lib/train';
 import { failure } from '../failure';
+import { configIn, noise, steps, values, withoutTimes } from './noise';
 
-const model = variant('mu/8', { imageSize: 16, vocabulary: 40, length: 6 });
-const steps = 8;
 let folder = '';
 
 beforeEach(() => {
@@ -24,46 +18,10 @@ afterEach(() => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-function stream(): Stream<Batch> {
-  const random = new Philox4x32(3, 'trainer test');
-  const count = 20;
-  const pixels = Uint8Array.from({ length: count * 16 * 16 * 3 }, () => random.integer(256));
-  const texts = Array.from({ length: count }, (_, i) => [{ text: `text ${String(i)}`, weight: 1 }]);
-  const table = pairTable({
-    name: 'noise',
-    size: 16,
-    pixels,
-    concepts: Int32Array.from({ length: count }, (_, i) => i),
-    texts,
-    tokenize: (all) => Int32Array.from({ length: all.length * 6 }, () => random.integer(40)),
-  });
-  return new BatchStream(new PairSource(table), { batch: 8, seed: 5, augment: { rotate: 10 } });
-}
+const stream = noise;
 
 function config(changes: Partial<TrainerConfig> = {}): TrainerConfig {
-  return {
-    model,
-    folder,
-    batch: 8,
-    schedule: { totalSteps: steps, warmupSteps: 2 },
-    optimizer: { ...defaultOptimizer, learningRate: 3e-3 },
-    seed: 1,
-    initialLogits: { logitBias: -2 },
-    pixelTable: Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2),
-    ...changes,
-  };
-}
-
-async function values(trainer: Trainer): Promise<Map<string, Float32Array>> {
-  const result = new Map<string, Float32Array>();
-  for (const { path, leaf } of flatten(trainer.parameters)) {
-    result.set(path, (await (leaf as DeviceArray).read()) as Float32Array);
-  }
-  return result;
-}
-
-function withoutRate(metrics: readonly StepMetrics[]): object[] {
-  return metrics.map((line) => ({ ...line, pairsPerSecond: 0 }));
+  return configIn(folder, changes);
 }
 
 async function run(changes: Partial<TrainerConfig> = {}): Promise<{
@@ -74,7 +32,7 @@ async function run(changes: Partial<TrainerConfig> = {}): Promise<{
   await trainer.train();
   const parameters = await values(trainer);
   trainer.dispose();
-  const metrics = withoutRate(readMetrics(join(changes.folder ?? folder, 'metrics.jsonl')));
+  const metrics = withoutTimes(readMetrics(join(changes.folder ?? folder, 'metrics.jsonl')));
   return { metrics, parameters };
 }
 
@@ -139,6 +97,37 @@ describe('Trainer', () => {
     rmSync(second, { recursive: true });
     const [a, b] = metrics as StepMetrics[];
     expect(losses[0].loss).toBeCloseTo((a.loss + b.loss) / 2, 5);
+  });
+
+  test('with micro-batches that share their negatives it trains as without, resumed or not', async () => {
+    const whole = await run();
+    rmSync(folder, { recursive: true });
+    const split = await run({ microBatch: 2 });
+    const losses = (metrics: object[]): number[] => (metrics as StepMetrics[]).map((m) => m.loss);
+    for (const [i, loss] of losses(whole.metrics).entries()) {
+      expect(losses(split.metrics)[i]).toBeCloseTo(loss, 4);
+    }
+    rmSync(folder, { recursive: true });
+    const stop = new AbortController();
+    const half = await Trainer.start(config({ microBatch: 2 }), stream());
+    await half.train({
+      signal: stop.signal,
+      onStep: ({ step }) => {
+        if (step === 3) stop.abort();
+      },
+    });
+    half.dispose();
+    expect(await run({ microBatch: 2 })).toEqual(split);
+  });
+
+  test('micro-batches that do not fit are refused', async () => {
+    expect((await failure(Trainer.start(config({ microBatch: 3 }), stream()))).message).toBe(
+      'train: microBatch must be a divisor of the batch 8, got 3',
+    );
+    const both = config({ microBatch: 4, microBatches: 2 });
+    expect((await failure(Trainer.start(both, stream()))).message).toBe(
+      'train: microBatches must be 1 with microBatch or curation, got 2',
+    );
   });
 
   test('a loss that is not finite stops the run and names the step', async () => {

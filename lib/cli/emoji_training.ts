@@ -3,18 +3,20 @@ import { existsSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import type { Device } from '../array';
-import type { Batch, EmojiPreset } from '../data';
+import type { Device, DeviceArray } from '../array';
+import { moved, resolveDevice } from '../array';
+import type { Batch, EmojiPreset, PairTable } from '../data';
 import { EmojiData, Prefetch, pairBatchesModule } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
+import { disposeArrays, flatten, mapTree } from '../graph';
 import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
 import { parameterCount, parameterTable } from '../model';
 import { BytePairTokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
-import type { StepMetrics } from '../train';
-import { Trainer, readMetrics } from '../train';
-import { defaultPreprocessor, saveCheckpoint } from '../weights';
+import type { CurationConfig, Reference, StepMetrics } from '../train';
+import { Trainer, modelReference, readMetrics, superBatch } from '../train';
+import { defaultPreprocessor, loadCheckpoint, saveCheckpoint } from '../weights';
 import type { EmojiRecipe } from './emoji_recipe';
 import { emojiModel, initialLogits } from './emoji_recipe';
 import { Progress } from './progress';
@@ -31,6 +33,11 @@ export interface EmojiTrainingOptions {
   readonly checkpointEvery: number;
   readonly device: 'auto' | Device;
   readonly precision: ComputeDType;
+  /** See `TrainerConfig`. */
+  readonly microBatch?: number | undefined;
+  /** A model folder as the reference of active curation; none for uniform selection. */
+  readonly curation?:
+    (Omit<CurationConfig, 'reference'> & { readonly teacher?: string | undefined }) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -55,18 +62,15 @@ export interface EmojiTraining {
 export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<EmojiTraining> {
   const { preset, recipe, seed } = options;
   const data = new EmojiData(preset, { signal: options.signal, onProgress: drawing() });
-  const { tokenizer } = TokenizerSubset.from(await gemma(options.tokenizer), data.texts());
+  const { tokenizer } = TokenizerSubset.from(await gemmaTokenizer(options.tokenizer), data.texts());
   const model = emojiModel(recipe, preset, tokenizer.vocabulary);
   const table = await data.trainingTable((texts) => tokenizer.encode(texts, model.text.length));
   const preprocessor = defaultPreprocessor(model);
   await mkdir(options.folder, { recursive: true });
-  const stream = await Prefetch.open<Batch>({
-    module: pairBatchesModule,
-    factory: 'openPairBatches',
-    input: { table, options: { batch: recipe.batch, seed, augment: preset.augment } },
-    name: 'emoji batches',
-  });
+  const stream = await batchesOf(table, options);
+  let reference: Reference | undefined;
   try {
+    reference = await teacherOf(options);
     const trainer = await Trainer.start(
       {
         model,
@@ -83,6 +87,8 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
         checkpointEvery: options.checkpointEvery,
         device: options.device,
         precision: options.precision,
+        microBatch: options.microBatch,
+        curation: options.curation === undefined ? undefined : { ...options.curation, reference },
       },
       stream,
     );
@@ -109,11 +115,66 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
       trainer.dispose();
     }
   } finally {
+    reference?.dispose();
     await stream.close();
   }
 }
 
-async function gemma(folder: string | undefined): Promise<BytePairTokenizer> {
+// A batch larger than the number of concepts shows each more than once.
+async function batchesOf(
+  table: PairTable,
+  { preset, recipe, seed, curation }: EmojiTrainingOptions,
+): Promise<Prefetch<Batch>> {
+  const batch =
+    curation === undefined ? recipe.batch : superBatch(recipe.batch, curation.filterRatio);
+  const perConcept = Math.max(1, Math.ceil(batch / new Set(table.concepts).size));
+  if (perConcept > 1) {
+    process.stderr.write(
+      `${String(batch)} pairs of ${String(new Set(table.concepts).size)} concepts: up to ${String(perConcept)} of one meet in a batch, as negatives of each other\n`,
+    );
+  }
+  return Prefetch.open<Batch>({
+    module: pairBatchesModule,
+    factory: 'openPairBatches',
+    input: { table, options: { batch, seed, augment: preset.augment, perConcept } },
+    name: 'emoji batches',
+  });
+}
+
+async function teacherOf(options: EmojiTrainingOptions): Promise<Reference | undefined> {
+  const { curation, recipe, microBatch, precision } = options;
+  if (curation?.teacher === undefined || curation.selection === 'uniform') return undefined;
+  const folder = curation.teacher;
+  const { device } = resolveDevice(options.device);
+  const tokenizer = await loadTokenizer(folder);
+  const { config, parameters, preprocessor } = await loadCheckpoint(folder);
+  if (tokenizer === undefined || preprocessor.layout !== 'fixed') {
+    disposeArrays(parameters);
+    throw new SiglipError(
+      'ERR_CONFIG',
+      `train: --teacher must be a model of fixed resolution with its tokenizer, got ${folder}`,
+    );
+  }
+  const there = new Map<string, DeviceArray>();
+  for (const { path, leaf } of flatten(parameters)) {
+    there.set(path, await moved(leaf as DeviceArray, device));
+  }
+  return modelReference({
+    model: config,
+    parameters: mapTree<typeof parameters, DeviceArray, DeviceArray>(
+      parameters,
+      (array, path) => there.get(path) ?? array,
+    ),
+    batch: microBatch ?? recipe.batch,
+    pixelTable: normalizationTable(preprocessor),
+    tokenize: (texts) => tokenizer.encode(texts, config.text.length),
+    device,
+    precision,
+  });
+}
+
+/** The Gemma tokenizer of a folder, default that of the development dependency. @throws ERR_TOKENIZER */
+export async function gemmaTokenizer(folder?: string): Promise<BytePairTokenizer> {
   const found = folder ?? installedGemma();
   const tokenizer = await loadTokenizer(found);
   if (tokenizer instanceof BytePairTokenizer) return tokenizer;

@@ -5,9 +5,11 @@ import { emojiPreset } from '../data';
 import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
+import { scoreWeights } from '../ops';
+import type { CurationConfig } from '../train';
 import type { EmojiRecipe } from './emoji_recipe';
 import { emojiRecipe } from './emoji_recipe';
-import type { EmojiTraining } from './emoji_training';
+import type { EmojiTraining, EmojiTrainingOptions } from './emoji_training';
 import { trainOnEmoji } from './emoji_training';
 import { integer } from './integer';
 import { DEVICE_HELP } from './model';
@@ -24,7 +26,15 @@ export interface TrainFlags {
   readonly tokenizer?: string;
   readonly device: 'auto' | Device;
   readonly precision: ComputeDType;
+  readonly microBatch?: string;
+  readonly teacher?: string;
+  readonly filterRatio: string;
+  readonly score: Score;
+  readonly selection: SelectionKind;
 }
+
+type Score = NonNullable<CurationConfig['score']>;
+type SelectionKind = NonNullable<CurationConfig['selection']>;
 
 /** Adds the options of a training run to a command. */
 export function withTrainFlags(command: Command, output: string): Command {
@@ -33,6 +43,10 @@ export function withTrainFlags(command: Command, output: string): Command {
     .option('-o, --output <folder>', 'run folder; one with checkpoints is continued', output)
     .option('--steps <n>', 'optimizer steps; default the recipe’s')
     .option('--batch <n>', 'pairs per step; default the recipe’s')
+    .option(
+      '--micro-batch <n>',
+      'pairs per run of the towers; the loss takes the whole batch all the same',
+    )
     .option('--learning-rate <x>', 'default the recipe’s')
     .option('--seed <n>', 'seed of weights and batches', '0')
     .option('--checkpoint-every <n>', 'steps between checkpoints', '1000')
@@ -42,6 +56,18 @@ export function withTrainFlags(command: Command, output: string): Command {
       new Option('--precision <precision>', 'of activations; bfloat16 needs a GPU')
         .choices(['float32', 'bfloat16'])
         .default('float32'),
+    )
+    .option('--teacher <folder>', 'model whose judgement selects batches out of larger ones')
+    .option('--filter-ratio <f>', 'share of the larger batch that is dropped', '0.5')
+    .addOption(
+      new Option('--score <score>', 'what a pair is selected for')
+        .choices(Object.keys(scoreWeights))
+        .default('learnability' satisfies Score),
+    )
+    .addOption(
+      new Option('--selection <selection>', 'together, each pair by itself, or at random')
+        .choices(['joint', 'independent', 'uniform'] satisfies SelectionKind[])
+        .default('joint' satisfies SelectionKind),
     );
 }
 
@@ -74,6 +100,9 @@ export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
       tokenizer: flags.tokenizer,
       device: expectDevice('train', '--device', flags.device),
       precision: flags.precision,
+      microBatch:
+        flags.microBatch === undefined ? undefined : integer('micro-batch', flags.microBatch, 1),
+      curation: curationOf(flags),
       signal: interrupt.signal,
     });
     if (!training.finished) {
@@ -83,6 +112,16 @@ export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
   } finally {
     process.removeListener('SIGINT', stop);
   }
+}
+
+function curationOf({
+  teacher,
+  filterRatio,
+  score,
+  selection,
+}: TrainFlags): EmojiTrainingOptions['curation'] {
+  if (teacher === undefined && selection !== 'uniform') return undefined;
+  return { teacher, filterRatio: Number(filterRatio), score, selection };
 }
 
 function overridden(recipe: EmojiRecipe, flags: TrainFlags): EmojiRecipe {

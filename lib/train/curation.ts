@@ -8,7 +8,7 @@ import { compile, disposeArrays, fill, float32 } from '../graph';
 import { jointSelection } from '../loss';
 import type { ModelConfig, TwoTowersParameters } from '../model';
 import type { ScoredModel } from '../ops';
-import { drawExamples, scoreWeights } from '../ops';
+import { drawExamples, drawInput, scoreWeights } from '../ops';
 import type { Embeddings } from './cached_step';
 import { PairEmbedder } from './pair_embedder';
 import { batchRows, hostPairs } from './pairs';
@@ -77,11 +77,6 @@ export function superBatch(batch: number, filterRatio: number): number {
     );
   }
   return whole;
-}
-
-/** A seed and a step as selection draws with them: (4) int32, low and high 32 bits of each. */
-export function drawInput(seed: number, step: number): Int32Array {
-  return Int32Array.of(seed, seed / 2 ** 32, step, step / 2 ** 32);
 }
 
 /** The learner as a step of training sees it. */

@@ -9,7 +9,7 @@ export type {
   Scored,
   Selection,
 } from './curation';
-export { drawInput, JointSelector, superBatch } from './curation';
+export { JointSelector, superBatch } from './curation';
 export type { StepMetrics } from './metrics';
 export { MetricsLog, readMetrics } from './metrics';
 export type { OptimizerConfig, OptimizerState, OptimizerUpdate } from './optimizer';

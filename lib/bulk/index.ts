@@ -2,6 +2,8 @@ export type { BatchOptions, BulkModel, EmbeddedRow, FailedRow, Step } from './ba
 export { embedRows } from './batches';
 export type { CorpusOptions } from './corpus';
 export { openCorpus } from './corpus';
+export type { CuratedPart, CuratedRow, CurateOptions, ScoredFile } from './curate';
+export { curateEmbeddings } from './curate';
 export type { BulkProgress, BulkSummary, EmbedCorpusOptions } from './embed_corpus';
 export { embedCorpus, journalFolder } from './embed_corpus';
 export { modelFingerprint } from './fingerprint';

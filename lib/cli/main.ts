@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
 import { classifyCommand } from './classify';
+import { curateCommand } from './curate';
 import { demoCommand } from './demo';
 import { downloadCommand } from './download';
 import { embedCommand } from './embed';
@@ -38,6 +39,7 @@ export function program(): Command {
     .addCommand(mergeCommand())
     .addCommand(classifyCommand())
     .addCommand(searchCommand())
+    .addCommand(curateCommand())
     .addCommand(trainCommand())
     .addCommand(demoCommand())
     .addCommand(downloadCommand())

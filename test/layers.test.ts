@@ -23,7 +23,7 @@ const ROOMS: readonly (readonly string[])[] = [
   ['bulk'],
   ['serve', 'integrations'],
   ['cli'],
-  ['index'],
+  ['index', 'kernels'],
 ];
 
 const FORBIDDEN_ROOMS = ['utils', 'util', 'common', 'core', 'helpers', 'misc'];

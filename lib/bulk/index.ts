@@ -1,5 +1,7 @@
 export type { BatchOptions, BulkModel, EmbeddedRow, FailedRow, Step } from './batches';
 export { embedRows } from './batches';
+export type { CuratedPart, CuratedRow, CurateOptions, ScoredFile } from './curate';
+export { curateEmbeddings } from './curate';
 export type { BulkProgress, BulkSummary, EmbedCorpusOptions } from './embed_corpus';
 export { embedCorpus, journalFolder } from './embed_corpus';
 export type { MergeOptions, MergeSummary } from './merge';

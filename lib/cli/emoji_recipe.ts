@@ -3,7 +3,7 @@
 import type { EmojiPreset } from '../data';
 import { SiglipError } from '../errors';
 import type { ModelConfig } from '../model';
-import type { OptimizerConfig, Recipe } from '../train';
+import type { OptimizerConfig, Recipe, RecipeInput } from '../train';
 import { defaultOptimizer, parseRecipe, smallRecipe } from '../train';
 
 /**
@@ -26,7 +26,7 @@ interface EmojiSizes {
 }
 
 /** Share of the steps with a rising learning rate. */
-const WARMUP = 0.05;
+export const WARMUP = 0.05;
 
 // The token table learns from few batches per token, the two scalars from all: both need more than
 // the common rate to get anywhere in a short run.
@@ -68,6 +68,9 @@ export interface EmojiRecipeChanges {
   readonly batch?: number | undefined;
   readonly learningRate?: number | undefined;
   readonly seed?: number | undefined;
+  readonly microBatch?: number | undefined;
+  /** Of the recipe `towers`. */
+  readonly curation?: RecipeInput['stages'][number]['curation'];
 }
 
 /** The recipe of a preset for so many token ids. @throws ERR_ARGUMENT for a name that is none */
@@ -85,6 +88,7 @@ export function emojiRecipe(
     optimizer: { ...optimizer, learningRate },
     // The published bias of −10 is for batches of 32k, −ln(batch) fits any.
     initialLogits: { logitBias: -Math.log(batch) },
+    microBatch: changes.microBatch,
     seed,
   };
   const steps = (standard: number): { totalSteps: number; warmupSteps: number } => {
@@ -98,7 +102,7 @@ export function emojiRecipe(
         model: emojiModel(of, vocabulary),
         ...shared,
         ...steps(of.steps),
-        stages: [{ name: 'A', start: 0, end: 1, losses: {} }],
+        stages: [{ name: 'A', start: 0, end: 1, losses: {}, curation: changes.curation }],
       });
     case 'complete':
       return smallRecipe({
@@ -112,6 +116,8 @@ export function emojiRecipe(
         resolutions: [{ imageSize: 96 }],
         naflexLengths: [16, 36, 64, 100, 144],
         sizeFactor: 0.25,
+        // The model of 64 pixels before its last stage goes on with what its last stage finds learnable.
+        curation: { reference: 'C', filterRatio: 0.5 },
       });
     default:
       throw new SiglipError(

@@ -25,6 +25,7 @@ import {
   stageFolder,
   stageModel,
   stagesOf,
+  streamBatch,
 } from '../train';
 import { defaultPreprocessor, saveCheckpoint, saveDecoder } from '../weights';
 import type { EmojiRecipeChanges } from './emoji_recipe';
@@ -161,10 +162,12 @@ async function openStage(
     size ?? NAFLEX_DRAWING,
   );
   const preprocessor = defaultPreprocessor(model);
-  const batch = stage.batch ?? recipe.batch;
+  const batch = streamBatch(recipe, stage);
   const input: StageBatchesInput = {
     table,
     batch,
+    // A batch larger than the number of concepts shows each more than once.
+    perConcept: Math.max(1, Math.ceil(batch / new Set(table.concepts).size)),
     // Every stage sees the examples in an order of its own.
     seed: recipe.seed + recipe.stages.indexOf(stage),
     augment: data.preset.augment,
@@ -220,10 +223,11 @@ async function usedTokenizer(
 ): Promise<BytePairTokenizer> {
   const texts = data.texts();
   const written = recipe === 'towers' ? [] : [...texts.map((text) => ` ${text}`), ...DECODER_TEXTS];
-  return TokenizerSubset.from(await gemma(tokenizer), [...texts, ...written]).tokenizer;
+  return TokenizerSubset.from(await gemmaTokenizer(tokenizer), [...texts, ...written]).tokenizer;
 }
 
-async function gemma(folder: string | undefined): Promise<BytePairTokenizer> {
+/** The Gemma tokenizer of a folder, default that of the development dependency. @throws ERR_TOKENIZER */
+export async function gemmaTokenizer(folder?: string): Promise<BytePairTokenizer> {
   const found = folder ?? installedGemma();
   const tokenizer = await loadTokenizer(found);
   if (tokenizer instanceof BytePairTokenizer) return tokenizer;

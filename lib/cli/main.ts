@@ -8,6 +8,7 @@ import { SiglipError } from '../errors';
 import { captionCommand, groundCommand } from './caption';
 import { classifyCommand } from './classify';
 import { convertCommand } from './convert';
+import { curateCommand } from './curate';
 import { demoCommand } from './demo';
 import { downloadCommand } from './download';
 import { embedCommand } from './embed';
@@ -43,6 +44,7 @@ export function program(): Command {
     .addCommand(searchCommand())
     .addCommand(captionCommand())
     .addCommand(groundCommand())
+    .addCommand(curateCommand())
     .addCommand(trainCommand())
     .addCommand(regionsCommand())
     .addCommand(demoCommand())

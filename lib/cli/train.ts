@@ -5,6 +5,7 @@ import { emojiPreset } from '../data';
 import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
+import { scoreWeights } from '../ops';
 import type { EmojiRecipeChanges } from './emoji_recipe';
 import { emojiRecipes } from './emoji_recipe';
 import type { EmojiTraining } from './emoji_training';
@@ -28,7 +29,14 @@ export interface TrainFlags {
   readonly tokenizer?: string;
   readonly device: 'auto' | Device;
   readonly precision: ComputeDType;
+  readonly microBatch?: string;
+  readonly teacher?: string;
+  readonly filterRatio?: string;
+  readonly score?: Curation['score'];
+  readonly selection?: Curation['selection'];
 }
+
+type Curation = NonNullable<EmojiRecipeChanges['curation']>;
 
 /** Adds the options of a training run to a command. */
 export function withTrainFlags(command: Command, output: string): Command {
@@ -37,6 +45,10 @@ export function withTrainFlags(command: Command, output: string): Command {
     .option('-o, --output <folder>', 'run folder; one with checkpoints is continued', output)
     .option('--steps <n>', 'optimizer steps; default the recipe’s')
     .option('--batch <n>', 'pairs per step; default the recipe’s')
+    .option(
+      '--micro-batch <n>',
+      'pairs per run of the towers; the loss takes the whole batch all the same',
+    )
     .option('--learning-rate <x>', 'default the recipe’s')
     .option('--seed <n>', 'seed of weights and batches', '0')
     .option('--checkpoint-every <n>', 'steps between checkpoints', '1000')
@@ -69,6 +81,21 @@ export function trainCommand(): Command {
       new Option('--not-finite <policy>', 'what becomes of a step whose loss is not finite')
         .choices(['stop', 'skip'])
         .default('stop'),
+    )
+    .option(
+      '--teacher <folder>',
+      'towers: a model whose judgement selects batches out of larger ones',
+    )
+    .option('--filter-ratio <f>', 'share of the larger batch that is dropped', '0.5')
+    .addOption(
+      new Option('--score <score>', 'what a pair is selected for')
+        .choices(Object.keys(scoreWeights))
+        .default('learnability'),
+    )
+    .addOption(
+      new Option('--selection <selection>', 'together, each pair by itself, or at random')
+        .choices(['joint', 'independent', 'uniform'])
+        .default('joint'),
     )
     .action(async (flags: TrainFlags) => {
       const { stages } = await runTraining(flags);
@@ -140,5 +167,13 @@ function changesOf(flags: TrainFlags): EmojiRecipeChanges {
     steps: flags.steps === undefined ? undefined : integer('steps', flags.steps, 1),
     batch: flags.batch === undefined ? undefined : integer('batch', flags.batch, 1),
     seed: integer('seed', flags.seed, 0),
+    microBatch:
+      flags.microBatch === undefined ? undefined : integer('micro-batch', flags.microBatch, 1),
+    curation: curationOf(flags),
   };
+}
+
+function curationOf({ teacher, filterRatio, score, selection }: TrainFlags): Curation | undefined {
+  if (teacher === undefined && selection !== 'uniform') return undefined;
+  return { reference: teacher, filterRatio: Number(filterRatio), score, selection };
 }

@@ -22,8 +22,10 @@ export interface Batch {
   readonly texts: readonly string[];
   /** Token ids, (B, T), when the source has them. */
   readonly tokens: Int32Array | undefined;
-  /** Concept of each image, all different, (B). */
+  /** Concept of each image, (B): all different, but for {@link BatchOptions.perConcept}. */
   readonly concepts: Int32Array;
+  /** Which example of the source each is, (B). */
+  readonly examples: Int32Array;
   /** The images as patches within a budget, for NaFlex; `images` is empty then, and `size` 0. */
   readonly packed?: PackedImages | undefined;
   /** For the captioning decoder, where a stage trains it. */
@@ -40,8 +42,13 @@ export interface PackedImages extends PackedBatch {
 
 /** How batches are drawn. */
 export interface BatchOptions {
-  /** Pairs per batch, at most the number of concepts of the source. */
+  /** Pairs per batch, at most `perConcept` times the number of concepts of the source. */
   readonly batch: number;
+  /**
+   * Images of one concept that may meet in a batch, default 1. More are false negatives of each other
+   * for the sigmoid loss: the price of a batch larger than the number of concepts.
+   */
+  readonly perConcept?: number | undefined;
   /** Integer from 0 to 2^53 − 1, default 0. */
   readonly seed?: number | undefined;
   /** Pixels per side of the images given out, default: as the source has them. */
@@ -71,7 +78,7 @@ export class BatchStream implements Stream<Batch> {
     private readonly source: Source,
     options: BatchOptions,
   ) {
-    const { batch, seed = 0, size } = options;
+    const { batch, seed = 0, size, perConcept } = options;
     if (size !== undefined && (!Number.isInteger(size) || size < 1)) {
       throw new SiglipError(
         'ERR_ARGUMENT',
@@ -80,7 +87,7 @@ export class BatchStream implements Stream<Batch> {
     }
     checkAugment(options.augment ?? {});
     this.options = options;
-    this.sampler = new ConceptSampler(source.concepts, batch, seed);
+    this.sampler = new ConceptSampler(source.concepts, batch, seed, perConcept);
   }
 
   async next(): Promise<Batch> {
@@ -106,6 +113,7 @@ export class BatchStream implements Stream<Batch> {
       texts: examples.map(({ text }) => text),
       tokens: tokenRows(this.source.name, examples),
       concepts: indices.map((index) => this.source.concepts[index]),
+      examples: indices,
     };
   }
 

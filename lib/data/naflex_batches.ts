@@ -14,7 +14,7 @@ import type { Stream, StreamState } from './stream';
 
 /** A batch of square images, or of images in their own shapes where it has `originals`. */
 export type WholeBatch = Pick<Batch, 'images' | 'size' | 'texts' | 'tokens'> &
-  Partial<Pick<Batch, 'concepts'> & Pick<CorpusBatch, 'originals'>>;
+  Partial<Pick<Batch, 'concepts' | 'examples'> & Pick<CorpusBatch, 'originals'>>;
 
 const STATE = z.strictObject(
   {
@@ -52,13 +52,15 @@ export class NaflexBatchStream implements Stream<Batch> {
       maxPatches: length,
     });
     const ids = (from.tokens?.length ?? 0) / this.lengths.fullBatch;
+    const numbered = Int32Array.from({ length: batch }, (_, i) => i);
     return {
       step: this.step++,
       images: new Uint8Array(),
       size: 0,
       texts: from.texts.slice(first, end),
       tokens: from.tokens?.slice(first * ids, end * ids),
-      concepts: from.concepts?.slice(first, end) ?? Int32Array.from({ length: batch }, (_, i) => i),
+      concepts: from.concepts?.slice(first, end) ?? numbered,
+      examples: from.examples?.slice(first, end) ?? numbered,
       packed: { length, ...packed },
     };
   }

@@ -1,5 +1,5 @@
 // Which examples form the next batch: shuffled epochs that flow into each other, without two
-// examples of one concept in a batch.
+// examples of one concept in a batch, or without more than a given number.
 import { Philox4x32 } from '../array/random';
 import { SiglipError } from '../errors';
 
@@ -31,21 +31,29 @@ export class ConceptSampler {
 
   /**
    * @param concepts concept of each example
-   * @param batch examples per batch, at most the number of distinct concepts
+   * @param batch examples per batch, at most `perConcept` times the number of distinct concepts
    * @param seed integer from 0 to 2^53 − 1
+   * @param perConcept examples of one concept that may meet in a batch, default 1
    * @throws ERR_ARGUMENT
    */
   constructor(
     private readonly concepts: Int32Array,
     readonly batch: number,
     private readonly seed: number,
+    private readonly perConcept = 1,
   ) {
     const distinct = new Set(concepts).size;
-    if (!Number.isInteger(batch) || batch < 1 || batch > distinct) {
+    if (!Number.isInteger(perConcept) || perConcept < 1) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `ConceptSampler: perConcept must be a positive integer, got ${String(perConcept)}`,
+      );
+    }
+    if (!Number.isInteger(batch) || batch < 1 || batch > distinct * perConcept) {
       throw new SiglipError(
         'ERR_ARGUMENT',
         `ConceptSampler: batch must be an integer from 1 to the number of concepts ` +
-          `${String(distinct)}, got ${String(batch)}`,
+          `${String(distinct)}${perConcept === 1 ? '' : ` times ${String(perConcept)}`}, got ${String(batch)}`,
       );
     }
     this.permutation = this.permute(0);
@@ -57,13 +65,14 @@ export class ConceptSampler {
    * @param size examples of it, at most and by default those of a batch
    */
   next(size = this.batch): Int32Array {
-    const taken = new Set<number>();
+    const taken = new Map<number, number>();
     const batch = new Int32Array(size);
     let count = 0;
     const take = (index: number): boolean => {
       const concept = this.concepts[index];
-      if (count === size || taken.has(concept)) return false;
-      taken.add(concept);
+      const met = taken.get(concept) ?? 0;
+      if (count === size || met === this.perConcept) return false;
+      taken.set(concept, met + 1);
       batch[count++] = index;
       return true;
     };

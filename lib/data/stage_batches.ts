@@ -26,6 +26,8 @@ import type { Stream, StreamState } from './stream';
 export interface StageBatchOptions {
   /** Pairs of a full batch, at most the number of concepts of the source. */
   readonly batch: number;
+  /** See {@link BatchOptions.perConcept}. */
+  readonly perConcept?: number | undefined;
   /** Integer from 0 to 2^53 − 1. */
   readonly seed: number;
   /** Random changes to the image that both towers and the decoder see. */
@@ -76,7 +78,7 @@ export class StageBatchStream implements Stream<Batch> {
       );
     }
     checkAugment(options.augment);
-    this.sampler = new ConceptSampler(source.concepts, batch, seed);
+    this.sampler = new ConceptSampler(source.concepts, batch, seed, options.perConcept);
   }
 
   async next(): Promise<Batch> {
@@ -112,6 +114,7 @@ export class StageBatchStream implements Stream<Batch> {
       texts: made.map(({ text }) => text),
       tokens: tokenRows(this.source.name, made),
       concepts: indices.map((index) => this.source.concepts[index]),
+      examples: indices,
       ...(packed === undefined || form === undefined
         ? {}
         : { packed: { length: form.length, ...packed } }),
@@ -156,7 +159,7 @@ export class StageBatchStream implements Stream<Batch> {
 /** What a worker thread needs to make a stage's batches: the `input` of {@link openStageBatches}. */
 export interface StageBatchesInput extends Pick<
   StageBatchOptions,
-  'batch' | 'seed' | 'augment' | 'parts' | 'size'
+  'batch' | 'perConcept' | 'seed' | 'augment' | 'parts' | 'size'
 > {
   readonly table: PairTable;
   readonly naflex?:

@@ -4,6 +4,7 @@
 import { SiglipError } from '../errors';
 import { add, fill } from './intrinsics';
 import type { GradientContext } from './op';
+import { expectSpec } from './op';
 import type { Node, Operand, Operands, Segment } from './tensor';
 import { Tensor, currentTrace, operandsOf } from './tensor';
 import type { MapTree } from './tree';
@@ -25,14 +26,55 @@ export function gradient<T>(loss: Tensor, wrt: T): MapTree<T, Tensor, Tensor> {
       `gradient: loss must have shape [1], got [${loss.shape.join(', ')}]`,
     );
   }
-  const trace = currentTrace('gradient');
+  return backward('gradient', [loss], () => [fill(1, [1])], wrt);
+}
+
+/**
+ * The gradient of a scalar that lies beyond the trace, from its gradient with respect to outputs of
+ * the trace (a vector-Jacobian product).
+ *
+ * @param outputs - float32 tensors of any shapes.
+ * @param upstream - the scalar's gradient with respect to each output, of its shape.
+ * @param wrt - as in {@link gradient}.
+ * @returns a tree of the form of `wrt`.
+ * @throws ERR_SHAPE, ERR_DTYPE when an upstream gradient is not like its output; as {@link gradient}.
+ */
+export function pullback<T>(
+  outputs: readonly Tensor[],
+  upstream: readonly Tensor[],
+  wrt: T,
+): MapTree<T, Tensor, Tensor> {
+  if (outputs.length !== upstream.length) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `pullback: upstream must be one for each of ${String(outputs.length)} outputs, got ${String(upstream.length)}`,
+    );
+  }
+  for (const [i, output] of outputs.entries()) {
+    expectSpec('pullback', `upstream ${String(i)}`, upstream[i], output);
+  }
+  return backward('pullback', outputs, () => upstream, wrt);
+}
+
+function backward<T>(
+  who: string,
+  outputs: readonly Tensor[],
+  upstream: () => readonly Tensor[],
+  wrt: T,
+): MapTree<T, Tensor, Tensor> {
+  const trace = currentTrace(who);
   const targets = flatten(wrt).map(({ leaf }) => leaf as Tensor);
   const forward = [...trace.nodes];
   const dependent = dependents(forward, targets);
   const gradients = new Map<Tensor, Tensor>();
   const recomputed = new Map<Segment, ReadonlyMap<Tensor, Tensor>>();
+  const grow = (x: Tensor, dx: Tensor): void => {
+    const sum = gradients.get(x);
+    gradients.set(x, sum === undefined ? dx : add(sum, dx));
+  };
 
-  gradients.set(loss, fill(1, [1]));
+  const seeds = upstream();
+  for (const [i, output] of outputs.entries()) grow(output, seeds[i]);
   for (const node of forward.reverse()) {
     const { definition } = node;
     if (definition === undefined || definition.gradient === 'stops') continue;
@@ -49,9 +91,7 @@ export function gradient<T>(loss: Tensor, wrt: T): MapTree<T, Tensor, Tensor> {
     const produced = definition.gradient(context);
     for (const [name, dx] of Object.entries(produced)) {
       const x = node.inputs[name];
-      if (!(x instanceof Tensor) || dx === undefined || !dependent.has(x)) continue;
-      const sum = gradients.get(x);
-      gradients.set(x, sum === undefined ? dx : add(sum, dx));
+      if (x instanceof Tensor && dx !== undefined && dependent.has(x)) grow(x, dx);
     }
     trace.scopes.pop();
   }

@@ -2,7 +2,7 @@ export type { CompileOptions, Lowered, ProgramMemory, RunInput, StepTime } from 
 export { Program, compile, disposeArrays, lower } from './compile';
 export type { ConstantSource } from './constants';
 export { Constants } from './constants';
-export { checkpoint, gradient } from './gradient';
+export { checkpoint, gradient, pullback } from './gradient';
 export { add, cast, copy, fill, stopGradient } from './intrinsics';
 export type {
   Fusions,

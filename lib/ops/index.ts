@@ -15,7 +15,13 @@ export { groupMatmul } from './group_matmul';
 export { l2Normalize } from './l2_normalize';
 export { layerNorm } from './layer_norm';
 export type { DrawOptions, ScoredModel, ScoreWeights } from './learnability';
-export { conditionScores, drawExamples, learnability, scoreWeights } from './learnability';
+export {
+  conditionScores,
+  drawExamples,
+  drawInput,
+  learnability,
+  scoreWeights,
+} from './learnability';
 export type { LinearEpilogue, PackedLinear, Precision } from './linear';
 export { linear, packedLinear, packLinears, precisions } from './linear';
 export { maskTokens } from './mask_tokens';

@@ -173,6 +173,18 @@ export function conditionScores(
   ).y;
 }
 
+/** A seed and a step, integers from 0 to 2^53 − 1, as draws take them: (4), low and high 32 bits of each. */
+export function drawInput(seed: number, step: number): Int32Array {
+  for (const value of [seed, step]) {
+    if (Number.isSafeInteger(value) && value >= 0) continue;
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `drawInput: seed and step must be integers from 0 to 2^53 − 1, got ${String(value)}`,
+    );
+  }
+  return Int32Array.of(seed, seed / 2 ** 32, step, step / 2 ** 32);
+}
+
 /** How `drawExamples` draws. */
 export interface DrawOptions {
   /** How many. */

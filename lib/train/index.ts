@@ -1,5 +1,15 @@
+export type { CachedStepConfig, CachedStepMemory } from './cached_step';
+export { CachedStep, compileCachedStep } from './cached_step';
 export type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
 export { latestCheckpoint, loadTraining, openTraining, saveTraining } from './checkpoint';
+export type {
+  CurationConfig,
+  CurationMetrics,
+  JointSelectorConfig,
+  Scored,
+  Selection,
+} from './curation';
+export { JointSelector, superBatch } from './curation';
 export type { StepMetrics } from './metrics';
 export type { Inheritance, InheritedParameter } from './inherit';
 export { freshState, inheritCheckpoint } from './inherit';
@@ -8,6 +18,7 @@ export type {
   AdmittedBatch,
   Averages,
   AverageSpec,
+  Embeddings,
   Objective,
   ObjectiveStep,
   StepBatch,
@@ -20,6 +31,8 @@ export type { OptimizerConfig, OptimizerState, OptimizerUpdate } from './optimiz
 export { defaultOptimizer, scheduleInput, stateSpecs, updateParameters } from './optimizer';
 export type { NaflexObjectiveConfig } from './naflex';
 export { naflexObjective } from './naflex';
+export type { OpenReferenceOptions } from './open_reference';
+export { checkpointReference, folderReference } from './open_reference';
 export type { Recipe, RecipeInput, Stage } from './recipe';
 export {
   trainsDecoder,
@@ -31,15 +44,29 @@ export {
 } from './recipe';
 export type { SmallRecipe } from './recipe_presets';
 export { oneGpuRecipe, publishedRecipe, publishedSizes, smallRecipe } from './recipe_presets';
+export type { ModelReferenceConfig, Reference } from './reference';
+export { modelReference, storedReference } from './reference';
 export type { ScheduleConfig, ScheduleRange } from './schedule';
 export { cosineSchedule, ScheduleProgress } from './schedule';
 export type { RecipeRunOptions } from './recipe_run';
-export { hasEnded, runRecipe, stageFolder, stagesOf, stageUpdates } from './recipe_run';
+export {
+  hasEnded,
+  runRecipe,
+  stageFolder,
+  stagesOf,
+  stageUpdates,
+  streamBatch,
+} from './recipe_run';
 export type { StageObjectiveOptions } from './stage_objective';
 export { batchParts, naflexLengthOptions, stageDecoder, stageObjective } from './stage_objective';
-export type { StepConfig, StepInputs, StepOutputs, StepProgram, StepScalars } from './step';
+export type { Step, StepConfig, StepInputs, StepOutputs, StepProgram, StepScalars } from './step';
 export { compileStep } from './step';
 export type { TrainerConfig, TrainOptions } from './trainer';
 export { MOST_SKIPPED, Trainer } from './trainer';
-export type { PairObjectiveConfig, TwoTowersStep, TwoTowersStepConfig } from './two_towers';
-export { compileTwoTowersStep, pairObjective } from './two_towers';
+export type {
+  PairObjectiveConfig,
+  TwoTowersCachedStep,
+  TwoTowersStep,
+  TwoTowersStepConfig,
+} from './two_towers';
+export { compileTwoTowersCachedStep, compileTwoTowersStep, pairObjective } from './two_towers';

@@ -9,6 +9,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import type { CurationMetrics } from './curation';
 
 /** One line of the log. Norms are global L2 norms over all parameters. */
 export interface StepMetrics {
@@ -35,6 +36,8 @@ export interface StepMetrics {
   readonly dataShare: number;
   /** The loss or a norm was not finite: no weight was changed. */
   readonly skipped?: boolean;
+  /** How the batch was chosen, in a run with active curation. */
+  readonly curation?: CurationMetrics;
 }
 
 /** An append-only file of JSON lines. */

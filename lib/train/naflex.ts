@@ -46,6 +46,7 @@ export function naflexObjective({ model, lengths, checkpoint }: NaflexObjectiveC
     forms: lengths.forms.map(({ length }) => String(length)),
     parametersTree: (build, initial) => twoTowersParameters(model, build, initial),
     averagesTree: () => ({}),
+    pixelTable: new Float32Array(),
     step: (name) => {
       const { batch, rows } = formOf(name);
       return twoTowersObjectiveStep({ model, batch, rows, checkpoint });

@@ -138,11 +138,7 @@ export function wholeStep(
     ...step,
     evaluate: (parameters, batch, averages) => {
       const tree = parameters as TrainedParameters<Tensor>;
-      const { embeddings, loss, terms, statistics } = step.towers(
-        tree,
-        batch,
-        averages,
-      );
+      const { embeddings, loss, terms, statistics } = step.towers(tree, batch, averages);
       const contrast = step.contrast(embeddings, tree);
       const parts = [contrast?.weighted, loss].filter((part) => part !== undefined);
       return {
@@ -157,8 +153,10 @@ export function wholeStep(
 /** What a run trains. */
 export interface Objective {
   readonly model: ModelConfig;
-  /** Pairs of a full micro-batch. */
+  /** Pairs of a full batch. */
   readonly batch: number;
+  /** (3, 256): the value of each byte of each colour. */
+  readonly pixelTable: Float32Array;
   /** What a checkpoint must agree with to be continued. Plain JSON. */
   readonly identity: unknown;
   readonly parameters: readonly ParameterSpec[];
@@ -167,8 +165,8 @@ export interface Objective {
   readonly forms: readonly string[];
   parametersTree<Leaf>(build: LeafBuilder<Leaf>, initial?: InitialLogits): TrainedParameters<Leaf>;
   averagesTree<Leaf>(build: (spec: AverageSpec) => Leaf): Averages<Leaf>;
-  /** The step of the batches of one form. */
-  step(form: string): ObjectiveStep;
+  /** The step of the batches of one form, or of micro-batches of so many pairs of them. */
+  step(form: string, pairs?: number): ObjectiveStep;
   /**
    * A batch as its step takes it.
    *

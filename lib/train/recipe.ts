@@ -110,8 +110,8 @@ const distillationSchema = z.strictObject({
 });
 
 const curationSchema = z.strictObject({
-  /** The stage whose last weights are the reference, or a model folder. */
-  reference: z.string('a stage or a model folder'),
+  /** A stage before it, whose last weights are the reference, or a model folder. */
+  reference: z.string('a stage or a model folder').optional(),
   /** Share of the super-batch that is dropped. */
   filterRatio: share,
   chunks: count.default(16),
@@ -122,6 +122,10 @@ const curationSchema = z.strictObject({
       'learnability, easyReference or hardLearner',
     )
     .default('learnability'),
+  /** In chunks, each by what it scores with those before; or every pair by itself, or at random. */
+  selection: z
+    .enum(['joint', 'independent', 'uniform'], 'joint, independent or uniform')
+    .default('joint'),
 });
 
 const stageSchema = z.strictObject({
@@ -174,6 +178,11 @@ const recipeSchema = z.strictObject({
     .prefault({}),
   distillation: distillationSchema.prefault({}),
   batch: count,
+  /**
+   * Pairs of one run of the towers, in stages of square images without self-distillation; the loss takes
+   * the whole batch all the same. Default: the batch.
+   */
+  microBatch: count.optional(),
   totalSteps: count,
   warmupSteps: z.int('a number of steps').min(0, 'a number of steps'),
   optimizer: optimizerSchema,
@@ -223,6 +232,15 @@ export function parseRecipe(content: unknown, who = 'recipe'): Recipe {
     }
     if (isNaflex && trainsSelfDistillation(stage)) {
       refuse('losses', 'without local and masked in the naflex layout', 'both');
+    }
+    if (stage.curation !== undefined) {
+      const { reference, selection } = stage.curation;
+      if (isNaflex || trainsDecoder(stage) || trainsSelfDistillation(stage)) {
+        refuse('losses', 'the sigmoid loss over square images alone with curation', 'others');
+      }
+      if (selection !== 'uniform' && reference === undefined) {
+        refuse('curation.reference', 'given for a selection that scores', reference);
+      }
     }
     known.add(stage.name);
   }

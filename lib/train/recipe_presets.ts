@@ -187,6 +187,7 @@ export interface SmallRecipe {
   readonly naflexLengths: readonly number[];
   readonly sizeFactor: number;
   readonly seed: number;
+  readonly microBatch?: number | undefined;
   readonly curation?: StageInput['curation'];
 }
 

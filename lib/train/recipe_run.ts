@@ -4,17 +4,21 @@ import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Device } from '../array';
+import { resolveDevice } from '../array';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
 import { adaptModel } from '../model';
 import { publishTogether } from '../weights';
+import { superBatch } from './curation';
 import type { Inheritance } from './inherit';
 import { inheritCheckpoint } from './inherit';
 import type { StepMetrics } from './metrics';
+import { checkpointReference, folderReference } from './open_reference';
 import type { OptimizerConfig } from './optimizer';
 import type { Recipe, Stage } from './recipe';
-import { parseRecipe, stageModel, stageOf } from './recipe';
+import { parseRecipe, stageModel, stageOf, trainsSelfDistillation } from './recipe';
+import type { Reference } from './reference';
 import { stageObjective } from './stage_objective';
 import type { TrainerConfig } from './trainer';
 import { Trainer } from './trainer';
@@ -110,36 +114,83 @@ async function claimFolder(recipe: Recipe, folder: string): Promise<void> {
 }
 
 async function runStage(recipe: Recipe, stage: Stage, options: RecipeRunOptions): Promise<boolean> {
-  const { folder, pixelTable, checkpointActivations, signal, onStep, onStageEnd } = options;
   const stream = await options.openStream(stage);
   try {
-    const trainer = await Trainer.start(
-      {
-        objective: stageObjective(recipe, stage, { pixelTable, checkpoint: checkpointActivations }),
-        folder: stageFolder(folder, stage),
-        ...scheduleOf(recipe, stage),
-        seed: recipe.seed,
-        initialLogits: recipe.initialLogits,
-        ...(stage.after === undefined ? {} : { inherit: () => inherited(recipe, stage, folder) }),
-        ...definedOf(options),
-      },
-      stream,
-    );
+    const reference = await openReference(recipe, stage, options);
     try {
-      const ended = await trainer.train({
-        ...(signal === undefined ? {} : { signal }),
-        onStep: (metrics) => onStep?.(stage, metrics),
-      });
-      if (!ended) return false;
-      await onStageEnd?.(stage, trainer);
-      await writeJson(stageFolder(folder, stage), END_FILE, { step: trainer.step });
-      return true;
+      return await trainStage(recipe, stage, options, stream, reference);
     } finally {
-      trainer.dispose();
+      reference?.dispose();
     }
   } finally {
     await stream.close();
   }
+}
+
+async function trainStage(
+  recipe: Recipe,
+  stage: Stage,
+  options: RecipeRunOptions,
+  stream: Stream<Batch>,
+  reference: Reference | undefined,
+): Promise<boolean> {
+  const { folder, pixelTable, checkpointActivations, signal, onStep, onStageEnd } = options;
+  const trainer = await Trainer.start(
+    {
+      objective: stageObjective(recipe, stage, { pixelTable, checkpoint: checkpointActivations }),
+      folder: stageFolder(folder, stage),
+      ...scheduleOf(recipe, stage),
+      seed: recipe.seed,
+      initialLogits: recipe.initialLogits,
+      microBatch: stageMicroBatch(recipe, stage),
+      curation: stage.curation && { ...stage.curation, reference },
+      ...(stage.after === undefined ? {} : { inherit: () => inherited(recipe, stage, folder) }),
+      ...definedOf(options),
+    },
+    stream,
+  );
+  try {
+    const ended = await trainer.train({
+      ...(signal === undefined ? {} : { signal }),
+      onStep: (metrics) => onStep?.(stage, metrics),
+    });
+    if (!ended) return false;
+    await onStageEnd?.(stage, trainer);
+    await writeJson(stageFolder(folder, stage), END_FILE, { step: trainer.step });
+    return true;
+  } finally {
+    trainer.dispose();
+  }
+}
+
+/** Pairs that a stage's stream gives at a time: of a curated stage, those to choose from. */
+export function streamBatch(recipe: Recipe, { batch = recipe.batch, curation }: Stage): number {
+  return curation === undefined ? batch : superBatch(batch, curation.filterRatio);
+}
+
+// Stages whose batches cannot be cut run them whole.
+function stageMicroBatch(recipe: Recipe, stage: Stage): number | undefined {
+  const { batch = recipe.batch } = stage;
+  const { microBatch = batch } = recipe;
+  const cut = stage.lengths === undefined && !trainsSelfDistillation(stage);
+  return cut ? Math.min(microBatch, batch) : undefined;
+}
+
+async function openReference(
+  recipe: Recipe,
+  stage: Stage,
+  { folder, pixelTable, device: wanted = 'auto', precision = 'float32' }: RecipeRunOptions,
+): Promise<Reference | undefined> {
+  const { curation } = stage;
+  if (curation?.reference === undefined || curation.selection === 'uniform') return undefined;
+  const { reference: name } = curation;
+  const { device } = resolveDevice(wanted);
+  const { batch = recipe.batch } = stage;
+  const options = { batch: stageMicroBatch(recipe, stage) ?? batch, device, precision };
+  const known = recipe.stages.find((one) => one.name === name);
+  if (known === undefined) return folderReference(name, options);
+  const checkpoints = join(stageFolder(folder, known), 'checkpoints');
+  return checkpointReference(checkpoints, stageModel(recipe, known), pixelTable, options);
 }
 
 function definedOf(options: RecipeRunOptions): Partial<TrainerConfig> {

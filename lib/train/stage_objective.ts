@@ -219,15 +219,19 @@ class StageObjective implements Objective {
     return table;
   }
 
-  step(form: string): ObjectiveStep {
+  get pixelTable(): Float32Array {
+    return this.options.pixelTable;
+  }
+
+  step(form: string, pairs = this.lengthOf(form)?.batch ?? this.batch): ObjectiveStep {
     const decaying = new Set(this.parameters.flatMap(({ path, decay }) => (decay ? [path] : [])));
     return {
       name: `train ${this.stage.name}, ${form}`,
       parameters: this.parametersTree<Spec>(({ dtype, shape }) => ({ dtype, shape })),
       averages: this.averagesTree<Spec>(({ dtype, shape }) => ({ dtype, shape })),
-      batch: this.batchSpecs(form),
+      batch: this.batchSpecs(form, pairs),
       decays: (path) => decaying.has(path),
-      embeddings: embeddingSpecs(this.model, this.lengthOf(form)?.batch ?? this.batch),
+      embeddings: embeddingSpecs(this.model, pairs),
       towers: (parameters, batch, averages) => this.towers(parameters, batch, averages),
       contrast: (embeddings, parameters) => {
         const { sigmoid } = this.stage.losses;
@@ -236,11 +240,7 @@ class StageObjective implements Objective {
         return { loss, weighted: scaleBy(loss, sigmoid) };
       },
       average: (averages, parameters, statistics) =>
-        this.average(
-          averages,
-          parameters,
-          statistics as Centres<Tensor>,
-        ),
+        this.average(averages, parameters, statistics as Centres<Tensor>),
     };
   }
 
@@ -248,10 +248,9 @@ class StageObjective implements Objective {
     return this.lengths?.forms.find(({ length }) => String(length) === form);
   }
 
-  private batchSpecs(form: string): StepBatch<Spec> {
+  private batchSpecs(form: string, images: number): StepBatch<Spec> {
     const { model } = this;
     const length = this.lengthOf(form);
-    const images = length?.batch ?? this.batch;
     const { targets, views } = this.parts;
     return {
       images:

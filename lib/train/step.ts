@@ -1,8 +1,17 @@
 // One training step as one program: forward, loss, backward, clip and update. The step is a function
 // of (batch, model, loss); it knows neither towers nor data.
-import type { Device } from '../array';
+import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import type { CompileOptions, ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
+import type {
+  CompileOptions,
+  ComputeDType,
+  MapTree,
+  Program,
+  ProgramMemory,
+  RunInput,
+  Spec,
+  Tensor,
+} from '../graph';
 import { compile, flatten, float32, gradient, mapTree, scope } from '../graph';
 import { accumulate, add, scaleBy } from '../ops';
 import type { OptimizerConfig, OptimizerState, Schedules } from './optimizer';
@@ -86,7 +95,21 @@ export interface StepOutputs<P, A> extends StepScalars<Tensor> {
   readonly averages: A;
 }
 
-/** A compiled step. */
+/** A compiled step, of one program or of several. */
+export interface Step<P, A, B> {
+  /** What a step needs, in bytes. */
+  readonly memory: ProgramMemory;
+  /** Runs one step; parameters, state and averages are updated in place, the scalars are new arrays. */
+  run(
+    inputs: MapTree<StepInputs<P, A, B>, Spec, RunInput>,
+  ): Promise<
+    MapTree<StepOutputs<MapTree<P, Spec, Tensor>, MapTree<A, Spec, Tensor>>, Tensor, DeviceArray>
+  >;
+  /** Gives back what it holds. Idempotent. */
+  dispose(): void;
+}
+
+/** A step of one program. */
 export type StepProgram<P, A, B> = Program<
   StepInputs<P, A, B>,
   StepOutputs<MapTree<P, Spec, Tensor>, MapTree<A, Spec, Tensor>>
@@ -136,7 +159,7 @@ export function stepFunction<P extends object, A extends object, B extends objec
     state: stateSpecs(config.parameters) as OptimizerState<P>,
     averages: config.averages,
     schedule: float32(3),
-    entered: Object.fromEntries((config.entered ?? []).map((prefix) => [prefix, float32(3)])),
+    entered: enteredSpecs(config.entered),
     batches: Array.from({ length: count }, () => config.batch),
   };
   const step = (
@@ -182,6 +205,11 @@ export function stepFunction<P extends object, A extends object, B extends objec
   };
 }
 
+/** See {@link StepInputs.entered}. */
+export function enteredSpecs(prefixes: readonly string[] = []): Record<string, Spec> {
+  return Object.fromEntries(prefixes.map((prefix) => [prefix, float32(3)]));
+}
+
 interface MeanGradient<P> {
   readonly gradients: MapTree<P, Tensor, Tensor>;
   readonly loss: Tensor;
@@ -221,8 +249,11 @@ function meanGradient<P, B>(
   return mean;
 }
 
-// `accumulate` adds in the memory of the sum: the gradients of a micro-batch live only until then.
-function sumTrees<T>(sum: T, more: T, plus: (sum: Tensor, term: Tensor) => Tensor): T {
+/**
+ * Leaf by leaf. `accumulate` adds in the memory of the sum: the gradients of a micro-batch live only until
+ * then.
+ */
+export function sumTrees<T>(sum: T, more: T, plus: (sum: Tensor, term: Tensor) => Tensor): T {
   const terms = flatten(more).map(({ leaf }) => leaf as Tensor);
   let next = 0;
   return mapLeaves(sum, (x) => {

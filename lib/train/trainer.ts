@@ -5,11 +5,14 @@ import type { Device, DeviceArray } from '../array';
 import { resolveDevice } from '../array';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
-import type { ComputeDType, Spec } from '../graph';
-import { disposeArrays } from '../graph';
+import type { ComputeDType, HostArray, Spec } from '../graph';
+import { disposeArrays, flatten } from '../graph';
 import type { InitialLogits } from '../model';
+import { compileCachedStep } from './cached_step';
 import type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
 import { latestCheckpoint, loadTraining, saveTraining } from './checkpoint';
+import type { CurationConfig, CurationMetrics, Selection } from './curation';
+import { Curator } from './curation';
 import type { Inheritance } from './inherit';
 import { freshState, inheritedState } from './inherit';
 import type { StepMetrics } from './metrics';
@@ -18,9 +21,10 @@ import type { AdmittedBatch, Averages, Objective, StepBatch, TrainedParameters }
 import { wholeStep } from './objective';
 import type { OptimizerConfig } from './optimizer';
 import { defaultOptimizer, scheduleInput } from './optimizer';
+import { batchRange } from './pairs';
 import type { ScheduleConfig, ScheduleRange } from './schedule';
 import { ScheduleProgress } from './schedule';
-import type { StepProgram } from './step';
+import type { Step } from './step';
 import { compileStep } from './step';
 
 export interface TrainerConfig {
@@ -35,8 +39,22 @@ export interface TrainerConfig {
    * weights, their gradients, the loss and Adam stay float32, and so do checkpoints.
    */
   readonly precision?: ComputeDType;
-  /** Micro-batches of a step; the stream gives so many for each. Default 1. */
+  /**
+   * Pairs of one run of the towers, a divisor of the objective's batch. Where it is smaller, the towers run
+   * twice over micro-batches and the loss still takes all pairs of the batch: the same step to rounding,
+   * in the memory of a micro-batch (see {@link compileCachedStep}). Default: the whole batch.
+   */
+  readonly microBatch?: number | undefined;
+  /**
+   * Batches of a step, losses and gradients averaged: negatives are not shared between them. Default 1,
+   * the only choice with `microBatch` or `curation`.
+   */
   readonly microBatches?: number;
+  /**
+   * Which pairs of a larger batch a step trains on; the stream gives batches of {@link superBatch}.
+   * Default: the stream's batches as they come.
+   */
+  readonly curation?: CurationConfig | undefined;
   /** Optimizer steps and warm-up. */
   readonly schedule: ScheduleConfig;
   /** The part of the schedule that this run covers. Default all of it. */
@@ -63,11 +81,13 @@ export interface TrainerConfig {
 export interface TrainOptions {
   /** Called after every step. */
   readonly onStep?: (metrics: StepMetrics) => void;
+  /** Called with every selection of a run with curation, before its step. */
+  readonly onSelection?: ((selection: Selection) => void) | undefined;
   /** Ends the run after the current step, with a checkpoint. */
   readonly signal?: AbortSignal;
 }
 
-type Program = StepProgram<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>>;
+type TrainStep = Step<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>>;
 
 /** Steps in a row that are not finite and may be skipped. */
 export const MOST_SKIPPED = 10;
@@ -91,7 +111,8 @@ export class Trainer {
     private readonly config: TrainerConfig,
     private readonly stream: Stream<Batch>,
     private readonly progress: ScheduleProgress,
-    private readonly programs: ReadonlyMap<string, Program>,
+    private readonly programs: ReadonlyMap<string, TrainStep>,
+    private readonly curator: Curator | undefined,
     private readonly state: TrainingState<DeviceArray>,
     private position: Omit<TrainingPosition, 'data'>,
     /** Where the weights are and the steps run. */
@@ -119,14 +140,18 @@ export class Trainer {
           'to do: train in float32, or on a machine with a GPU',
       );
     }
+    const microBatch = microBatchOf(config);
     mkdirSync(checkpointFolder(config), { recursive: true });
     const { state, position } = await begin(config, stream, device);
+    let programs: ReadonlyMap<string, TrainStep> = new Map();
     try {
-      const programs = compileForms(config, Object.keys(position.entered), device, precision);
+      programs = compileForms(config, Object.keys(position.entered), device, precision);
+      const curator = curatorOf(config, microBatch, device, precision);
       keepMetricsBefore(metricsPath(config), position.step);
-      return new Trainer(config, stream, progress, programs, state, position, device);
+      return new Trainer(config, stream, progress, programs, curator, state, position, device);
     } catch (error) {
       disposeArrays(state);
+      for (const program of programs.values()) program.dispose();
       throw error;
     }
   }
@@ -153,7 +178,11 @@ export class Trainer {
 
   /** Bytes the run needs on its device at its peak, weights and optimizer state included. */
   get peakBytes(): number {
-    return Math.max(...[...this.programs.values()].map(({ memory }) => memory.peakBytes));
+    const curating =
+      this.curator === undefined
+        ? 0
+        : this.curator.peakBytes + 2 * treeBytes(this.state.parameters);
+    return Math.max(curating, ...[...this.programs.values()].map(({ memory }) => memory.peakBytes));
   }
 
   /**
@@ -163,13 +192,13 @@ export class Trainer {
    * @throws ERR_NOT_FINITE naming the step whose loss or norms are not finite; the last checkpoint
    * is that of an earlier step. ERR_DATA when the stream's batches do not fit.
    */
-  async train({ onStep, signal }: TrainOptions = {}): Promise<boolean> {
+  async train({ onStep, onSelection, signal }: TrainOptions = {}): Promise<boolean> {
     const every = this.config.checkpointEvery ?? 0;
     const log = new MetricsLog(metricsPath(this.config));
     try {
       while (!this.isOver()) {
         if (signal?.aborted === true) break;
-        const metrics = await this.trainStep();
+        const metrics = await this.trainStep(onSelection);
         log.append(metrics);
         onStep?.(metrics);
         if (every > 0 && this.step % every === 0 && !this.isOver()) await this.save();
@@ -192,9 +221,10 @@ export class Trainer {
     );
   }
 
-  /** Frees weights, optimizer state and programs. The stream stays open: it is the caller's. */
+  /** Frees weights, optimizer state and programs. Stream and reference stay open: they are the caller's. */
   dispose(): void {
     for (const program of this.programs.values()) program.dispose();
+    this.curator?.dispose();
     disposeArrays(this.state);
   }
 
@@ -202,12 +232,11 @@ export class Trainer {
     return this.progress.isOver(this.position.updates);
   }
 
-  private async trainStep(): Promise<StepMetrics> {
+  private async trainStep(onSelection: TrainOptions['onSelection']): Promise<StepMetrics> {
     const began = performance.now();
     const { step, updates, pairs: pairsBefore, entered } = this.position;
     const multiplier = this.progress.multiplier(updates);
-    const { form, batches } = await this.nextBatches();
-    const waited = performance.now() - began;
+    const { form, batches, pairs, waited, curation } = await this.nextBatches(onSelection);
     const { parameters, moments, averages } = this.state;
     const scheduleFrom = ({ m, v }: MomentsEntry): Float32Array =>
       scheduleInput(multiplier, { m: step - m, v: step - v }, this.optimizer);
@@ -219,7 +248,7 @@ export class Trainer {
       entered: Object.fromEntries(
         Object.entries(entered).map(([path, first]) => [path, scheduleFrom(first)]),
       ),
-      batches: batches.map(({ inputs }) => inputs),
+      batches,
     });
     const [loss, gradientNorm, updateNorm, parameterNorm] = await Promise.all(
       [outputs.loss, outputs.gradientNorm, outputs.updateNorm, outputs.parameterNorm].map(
@@ -234,8 +263,7 @@ export class Trainer {
     const scalars = { loss, gradientNorm, updateNorm, parameterNorm };
     const finite = Object.values(scalars).every(Number.isFinite);
     this.expectFinite(step, scalars, finite);
-    const pairs = batches.reduce((sum, batch) => sum + batch.pairs, 0);
-    const full = this.config.objective.batch * batches.length;
+    const full = this.config.objective.batch * (this.config.microBatches ?? 1);
     this.position = {
       step: step + 1,
       updates: updates + pairs / full,
@@ -256,6 +284,7 @@ export class Trainer {
       pairsSeen: this.position.pairs,
       pairsPerSecond: pairs / ((performance.now() - began) / 1000),
       dataShare: waited / (performance.now() - began),
+      ...(curation === undefined ? {} : { curation }),
     };
   }
 
@@ -271,22 +300,54 @@ export class Trainer {
     );
   }
 
-  private async nextBatches(): Promise<{ form: string; batches: AdmittedBatch[] }> {
-    const batches: AdmittedBatch[] = [];
-    for (let i = 0; i < (this.config.microBatches ?? 1); i++) {
-      batches.push(this.config.objective.admit(await this.stream.next()));
+  private async nextBatches(onSelection: TrainOptions['onSelection']): Promise<NextBatches> {
+    const { objective, microBatches = 1 } = this.config;
+    const began = performance.now();
+    if (this.curator !== undefined) {
+      const candidates = await this.stream.next();
+      const waited = performance.now() - began;
+      const { parameters } = this.state;
+      const selection = await this.curator.select(parameters, candidates, this.position.step);
+      onSelection?.(selection);
+      const admitted = objective.admit(selection.batch);
+      return { ...this.split(admitted), waited, curation: selection.metrics };
     }
-    const forms = [...new Set(batches.map(({ form }) => form))];
+    if (microBatches === 1) {
+      const batch = await this.stream.next();
+      const waited = performance.now() - began;
+      return { ...this.split(objective.admit(batch)), waited };
+    }
+    const admitted: AdmittedBatch[] = [];
+    for (let i = 0; i < microBatches; i++) admitted.push(objective.admit(await this.stream.next()));
+    const waited = performance.now() - began;
+    const forms = [...new Set(admitted.map(({ form }) => form))];
     if (forms.length !== 1) {
       throw new SiglipError(
         'ERR_DATA',
-        `train: micro-batches of a step must be of one form, got ${forms.join(', ')}`,
+        `train: batches of a step must be of one form, got ${forms.join(', ')}`,
       );
     }
-    return { form: forms[0], batches };
+    return {
+      form: forms[0],
+      batches: admitted.map(({ inputs }) => inputs),
+      pairs: admitted.reduce((sum, batch) => sum + batch.pairs, 0),
+      waited,
+    };
   }
 
-  private program(form: string): Program {
+  // What the towers run over: the batch, or its micro-batches.
+  private split({ form, pairs, inputs }: AdmittedBatch): Omit<NextBatches, 'waited'> {
+    const rows = microBatchOf(this.config);
+    const batches =
+      rows === this.config.objective.batch
+        ? [inputs]
+        : Array.from({ length: pairs / rows }, (_, i) =>
+            batchRange(inputs, pairs, i * rows, (i + 1) * rows),
+          );
+    return { form, pairs, batches };
+  }
+
+  private program(form: string): TrainStep {
     const program = this.programs.get(form);
     if (program !== undefined) return program;
     throw new SiglipError(
@@ -294,6 +355,57 @@ export class Trainer {
       `train: form of a batch must be one of ${[...this.programs.keys()].join(', ')}, got ${form}`,
     );
   }
+}
+
+/** The batches of a step. */
+interface NextBatches {
+  readonly form: string;
+  readonly pairs: number;
+  readonly batches: readonly StepBatch<HostArray>[];
+  /** Milliseconds until the data were there. */
+  readonly waited: number;
+  readonly curation?: CurationMetrics;
+}
+
+// Pairs of one run of the towers.
+function microBatchOf({
+  objective: { batch },
+  microBatch = batch,
+  microBatches = 1,
+  curation,
+}: TrainerConfig): number {
+  if (!Number.isSafeInteger(microBatch) || microBatch < 1 || batch % microBatch !== 0) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `train: microBatch must be a divisor of the batch ${String(batch)}, got ${String(microBatch)}`,
+    );
+  }
+  if (microBatches !== 1 && (microBatch !== batch || curation !== undefined)) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `train: microBatches must be 1 with microBatch or curation, got ${String(microBatches)}`,
+    );
+  }
+  return microBatch;
+}
+
+function curatorOf(
+  { objective, curation, seed }: TrainerConfig,
+  microBatch: number,
+  device: Device,
+  precision: ComputeDType,
+): Curator | undefined {
+  if (curation === undefined) return undefined;
+  const { model, batch, pixelTable } = objective;
+  return new Curator(curation, {
+    model,
+    batch,
+    microBatch,
+    pixelTable,
+    seed: seed ?? 0,
+    device,
+    precision,
+  });
 }
 
 // The state of a run: as its latest checkpoint has it, inherited, or new.
@@ -325,18 +437,26 @@ async function begin(
 }
 
 function compileForms(
-  { objective, microBatches = 1, optimizer = defaultOptimizer }: TrainerConfig,
+  config: TrainerConfig,
   entered: readonly string[],
   device: Device,
   precision: ComputeDType,
-): ReadonlyMap<string, Program> {
-  const programs = new Map<string, Program>();
+): ReadonlyMap<string, TrainStep> {
+  const { objective, microBatches = 1, optimizer = defaultOptimizer } = config;
+  const microBatch = microBatchOf(config);
+  const common = { optimizer, entered, device, precision };
+  const programs = new Map<string, TrainStep>();
   try {
     for (const form of objective.forms) {
-      const step = objective.step(form);
       programs.set(
         form,
-        compileStep({ ...wholeStep(step), microBatches, optimizer, entered, device, precision }),
+        microBatch === objective.batch
+          ? compileStep({ ...wholeStep(objective.step(form)), ...common, microBatches })
+          : compileCachedStep({
+              ...objective.step(form, microBatch),
+              ...common,
+              microBatches: objective.batch / microBatch,
+            }),
       );
     }
     return programs;
@@ -352,6 +472,10 @@ function checkpointFolder({ folder }: TrainerConfig): string {
 
 function metricsPath({ folder }: TrainerConfig): string {
   return join(folder, 'metrics.jsonl');
+}
+
+function treeBytes(tree: unknown): number {
+  return flatten(tree).reduce((sum, { leaf }) => sum + (leaf as DeviceArray).bytes, 0);
 }
 
 async function readScalar(array: DeviceArray): Promise<number> {

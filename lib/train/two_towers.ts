@@ -16,6 +16,8 @@ import {
   visionInputSpecs,
 } from '../model';
 import * as ops from '../ops';
+import type { CachedStep, CachedStepConfig } from './cached_step';
+import { compileCachedStep } from './cached_step';
 import type {
   Averages,
   Embeddings,
@@ -76,6 +78,25 @@ export function twoTowersStep(
     device,
     precision,
   };
+}
+
+/** A step over micro-batches whose loss takes the pairs of all of them together. */
+export type TwoTowersCachedStep = CachedStep;
+
+/**
+ * Compiles the training step of a model with gradients of embeddings cached: `microBatches`
+ * micro-batches of `batch` pairs, each a negative of all others. See {@link compileCachedStep}.
+ *
+ * @throws ERR_CONFIG, ERR_ARGUMENT.
+ */
+export function compileTwoTowersCachedStep(config: TwoTowersStepConfig): TwoTowersCachedStep {
+  return compileCachedStep(twoTowersCachedStep(config));
+}
+
+/** The step that {@link compileTwoTowersCachedStep} compiles. */
+export function twoTowersCachedStep(config: TwoTowersStepConfig): CachedStepConfig {
+  const { microBatches = 1, optimizer, device, precision } = config;
+  return { ...twoTowersObjectiveStep(config), microBatches, optimizer, device, precision };
 }
 
 /** The part of a step that follows from the model and the form of its batches. */
@@ -147,7 +168,8 @@ export function pairObjective(config: PairObjectiveConfig): Objective {
     forms: ['images'],
     parametersTree: (build, initial) => twoTowersParameters(model, build, initial),
     averagesTree: () => ({}),
-    step: () => twoTowersObjectiveStep(config),
+    pixelTable: config.pixelTable,
+    step: (_, pairs = batch) => twoTowersObjectiveStep({ ...config, batch: pairs }),
     admit: (given) => ({ form: 'images', pairs: batch, inputs: admitPairs(config, given) }),
   };
 }

@@ -40,9 +40,9 @@ describe('the published recipe', () => {
     expect(recipe.totalSteps).toBe(Math.round(40e9 / recipe.batch));
     expect(trainsSelfDistillation(stageOf(recipe, 'A'))).toBe(false);
     expect(trainsSelfDistillation(stageOf(recipe, 'B'))).toBe(true);
-    expect(recipe.stages.filter(({ constant }) => constant === undefined).every(trainsDecoder)).toBe(
-      true,
-    );
+    expect(
+      recipe.stages.filter(({ constant }) => constant === undefined).every(trainsDecoder),
+    ).toBe(true);
   });
 
   test.each([

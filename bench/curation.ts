@@ -11,7 +11,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
-import { DeviceArray } from '../lib/array';
+import type { DeviceArray } from '../lib/array';
 import { Philox4x32 } from '../lib/array/random';
 import { emojiModel, emojiRecipe, initialLogits } from '../lib/cli/emoji_recipe';
 import type { EmojiRecipe } from '../lib/cli/emoji_recipe';

@@ -12,6 +12,7 @@ import { downloadCommand } from './download';
 import { embedCommand } from './embed';
 import { infoCommand } from './info';
 import { mergeCommand } from './merge';
+import { planCommand } from './plan';
 import { searchCommand } from './search';
 import { trainCommand } from './train';
 
@@ -42,6 +43,7 @@ export function program(): Command {
     .addCommand(curateCommand())
     .addCommand(trainCommand())
     .addCommand(demoCommand())
+    .addCommand(planCommand())
     .addCommand(downloadCommand())
     .addCommand(infoCommand());
 }

@@ -9,7 +9,7 @@
 // The sum over micro-batches of (∂ embeddings / ∂ parameters)ᵀ G is the gradient of the unsplit step.
 // Four small programs are run from here, so that neither memory nor the time to compile grows with the
 // number of micro-batches; embeddings and G, the only things that do, wait in memory of the host.
-import { DeviceArray } from '../array';
+import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { MapTree, Program, ProgramMemory, RunInput, Spec, Tensor } from '../graph';
 import { compile, disposeArrays, flatten, float32, gradient, pullback } from '../graph';
@@ -77,14 +77,14 @@ interface UpdateInputs<P> {
 
 /** The four parts as compile() takes them. */
 export interface CachedStepFunctions<P, B> {
-  embed(inputs: MapTree<EmbedInputs<P, B>, Spec, Tensor>): Embeddings<Tensor>;
-  loss(inputs: MapTree<LossInputs<P>, Spec, Tensor>): LossOutputs<P>;
-  backward(inputs: MapTree<BackwardInputs<P, B>, Spec, Tensor>): {
+  readonly embed: (inputs: MapTree<EmbedInputs<P, B>, Spec, Tensor>) => Embeddings<Tensor>;
+  readonly loss: (inputs: MapTree<LossInputs<P>, Spec, Tensor>) => LossOutputs<P>;
+  readonly backward: (inputs: MapTree<BackwardInputs<P, B>, Spec, Tensor>) => {
     readonly gradients: MapTree<P, Spec, Tensor>;
   };
-  update(
+  readonly update: (
     inputs: MapTree<UpdateInputs<P>, Spec, Tensor>,
-  ): Omit<StepOutputs<MapTree<P, Spec, Tensor>>, 'loss'>;
+  ) => Omit<StepOutputs<MapTree<P, Spec, Tensor>>, 'loss'>;
 }
 
 /**
@@ -106,11 +106,10 @@ export function cachedStepFunctions<P extends object, B extends object>(
 ): CachedStepFunctions<P, B> {
   type Parameters = MapTree<P, Spec, Tensor>;
   return {
-    embed: ({ parameters, batch }) =>
-      config.embed(parameters as Parameters, batch as MapTree<B, Spec, Tensor>),
+    embed: ({ parameters, batch }) => config.embed(parameters, batch),
     loss: ({ parameters, embeddings }) => {
       const wrt = { embeddings: embeddings as Embeddings<Tensor>, parameters };
-      const loss = config.loss(wrt.embeddings, parameters as Parameters);
+      const loss = config.loss(wrt.embeddings, parameters);
       const gradients = gradient(loss, wrt);
       return {
         loss,
@@ -119,21 +118,17 @@ export function cachedStepFunctions<P extends object, B extends object>(
       };
     },
     backward: ({ parameters, batch, embeddings, gradients }) => {
-      const own = config.embed(parameters as Parameters, batch as MapTree<B, Spec, Tensor>);
+      const own = config.embed(parameters, batch);
       const upstream = embeddings as Embeddings<Tensor>;
-      const more = pullback(
-        [own.images, own.texts],
-        [upstream.images, upstream.texts],
-        parameters as Parameters,
-      );
-      return { gradients: addTrees(gradients as Parameters, more as Parameters) };
+      const more = pullback([own.images, own.texts], [upstream.images, upstream.texts], parameters);
+      return { gradients: addTrees(gradients, more as Parameters) };
     },
     update: ({ parameters, gradients, state, schedule }) => {
       const update = updateParameters(
-        parameters as Parameters,
+        parameters,
         gradients as MapTree<Parameters, Tensor, Tensor>,
         state as OptimizerState<Parameters>,
-        schedule as Tensor,
+        schedule,
         config.optimizer,
         (path) => config.decays(path),
       );
@@ -256,11 +251,7 @@ export class CachedStep<P extends object, B extends object> implements Step<P, B
       );
     }
     const embeddings = await this.embedAll(parameters, batches);
-    const whole = await this.loss.run({ parameters, embeddings } as MapTree<
-      LossInputs<P>,
-      Spec,
-      RunInput
-    >);
+    const whole = await this.loss.run({ parameters, embeddings });
     const { loss } = whole;
     // A tree like the parameters, which the type system cannot follow through two mappings.
     const gradients: unknown = whole.gradients;
@@ -271,11 +262,7 @@ export class CachedStep<P extends object, B extends object> implements Step<P, B
         Spec,
         RunInput
       >);
-      return { loss, ...updated } as MapTree<
-        StepOutputs<MapTree<P, Spec, Tensor>>,
-        Tensor,
-        DeviceArray
-      >;
+      return { loss, ...updated };
     } catch (error) {
       loss.dispose();
       throw error;

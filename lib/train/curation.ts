@@ -4,7 +4,7 @@ import type { Device, DeviceArray } from '../array';
 import type { Batch } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType, Program, Spec, Tensor } from '../graph';
-import { compile, disposeArrays, fill, float32 } from '../graph';
+import { compile, disposeArrays, fill, float32, int32, uint8 } from '../graph';
 import { jointSelection } from '../loss';
 import type { ModelConfig, TwoTowersParameters } from '../model';
 import type { ScoredModel } from '../ops';
@@ -291,9 +291,9 @@ export class JointSelector {
       {
         learner: scored(widths[0]),
         reference: scored(widths[1]),
-        taken: { dtype: 'uint8', shape: [candidates] },
-        draw: { dtype: 'int32', shape: [4] },
-      } as SelectorInputs<Spec>,
+        taken: uint8(candidates),
+        draw: int32(4),
+      },
       { device: device ?? 'cpu' },
     );
   }
@@ -352,22 +352,19 @@ function compileUniform(
   return compile(
     'select uniformly',
     ({ taken, draw }) => ({
-      indices: drawExamples(fill(0, [candidates]), taken as Tensor, draw as Tensor, {
+      indices: drawExamples(fill(0, [candidates]), taken, draw, {
         count: batch,
       }).indices,
     }),
     {
-      taken: { dtype: 'uint8', shape: [candidates] } as Spec,
-      draw: { dtype: 'int32', shape: [4] } as Spec,
+      taken: uint8(candidates),
+      draw: int32(4),
     },
     { device: device ?? 'cpu' },
   );
 }
 
-function mean<T extends Float32Array | Int32Array>(
-  values: T,
-  value: (x: number) => number = (x) => x,
-): number {
+function mean(values: Float32Array | Int32Array, value: (x: number) => number = (x) => x): number {
   let sum = 0;
   for (const x of values) sum += value(x);
   return sum / values.length;

@@ -45,7 +45,7 @@ export class PairEmbedder {
       (inputs) => {
         const { images, texts } = inputs.batch as PairBatch<Tensor>;
         const { vision, text } = twoTowers(
-          inputs.parameters as TwoTowersParameters<Tensor>,
+          inputs.parameters,
           model,
           { vision: normalizedInput(images), ids: texts },
           { pooledOnly: true },
@@ -82,8 +82,8 @@ export class PairEmbedder {
         batch: pairRange(whole, pairs, first, first + batch),
       });
       try {
-        images.set((await part.images.read()) as Float32Array, first * width);
-        texts.set((await part.texts.read()) as Float32Array, first * width);
+        images.set(await part.images.read(), first * width);
+        texts.set(await part.texts.read(), first * width);
       } finally {
         disposeArrays(part);
       }

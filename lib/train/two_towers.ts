@@ -78,7 +78,7 @@ export function twoTowersStep(
     microBatches: config.microBatches ?? 1,
     loss: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {
       const tree = parameters as TwoTowersParameters<Tensor>;
-      return sigmoidLoss(towersOn(tree, pairs as PairBatch<Tensor>, config), tree);
+      return sigmoidLoss(towersOn(tree, pairs, config), tree);
     },
   };
 }
@@ -107,7 +107,7 @@ export function twoTowersCachedStep(
     embeddings: { images: rows, texts: rows },
     embed: (parameters: MapTree<TwoTowersParameters<Spec>, Spec, Tensor>, pairs) => {
       const tree = parameters as TwoTowersParameters<Tensor>;
-      const { vision, text } = towersOn(tree, pairs as PairBatch<Tensor>, config);
+      const { vision, text } = towersOn(tree, pairs, config);
       return { images: vision.embedding, texts: text.embedding };
     },
     loss: ({ images, texts }, parameters) => {

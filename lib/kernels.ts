@@ -7,7 +7,7 @@ import type { Device } from './array';
 import { DeviceArray } from './array';
 import { SiglipError } from './errors';
 import type { MapTree, RunInput, Spec, Tensor } from './graph';
-import { compile, disposeArrays, float32, gradient, pullback } from './graph';
+import { compile, disposeArrays, float32, gradient, int32, pullback, uint8 } from './graph';
 import { jointSelection as selectJointly } from './loss';
 import type { ScoredModel } from './ops';
 import * as ops from './ops';
@@ -263,8 +263,8 @@ export async function jointSelection<F extends Floats>(
     {
       learner: specs,
       reference: specsOf('jointSelection', reference),
-      taken: { dtype: 'uint8', shape: [candidates] },
-      draw: { dtype: 'int32', shape: [4] },
+      taken: uint8(candidates),
+      draw: int32(4),
     },
     {
       learner: inputsOf(learner),
@@ -285,15 +285,14 @@ export async function jointSelection<F extends Floats>(
   }
 }
 
-async function once<I extends object, T, O>(
+async function once<I extends object, O>(
   name: string,
-  fn: (inputs: T) => O,
+  fn: (inputs: MapTree<I, Spec, Tensor>) => O,
   specs: I,
   inputs: MapTree<I, Spec, RunInput>,
   device: Device,
 ): Promise<MapTree<O, Tensor, DeviceArray>> {
-  // T is the tree of I in tensors.
-  const program = compile(name, (tensors) => fn(tensors as T), specs, { device });
+  const program = compile(name, fn, specs, { device });
   try {
     return await program.run(inputs);
   } finally {

@@ -13,7 +13,7 @@ const ROOMS: readonly (readonly string[])[] = [
   ['ops'],
   ['nn'],
   ['model'],
-  ['loss'],
+  ['loss', 'plan'],
   ['weights'],
   ['image', 'text', 'corpus'],
   ['data'],

@@ -206,8 +206,8 @@ class MatchedIds {
   }
 
   private async one({ path, ids }: MatchedIds['readers'][number]): Promise<string> {
-    const { value, done } = await ids.next();
-    if (done !== true) return value;
+    const next = await ids.next();
+    if (next.done !== true) return next.value;
     throw new SiglipError(
       'ERR_DATA',
       `curate: ${path} must have a line for every row, got ${String(this.row)}`,

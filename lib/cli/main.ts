@@ -15,6 +15,7 @@ import { embedCommand } from './embed';
 import { infoCommand } from './info';
 import { mergeCommand } from './merge';
 import { regionsCommand } from './regions';
+import { planCommand } from './plan';
 import { searchCommand } from './search';
 import { trainCommand } from './train';
 
@@ -48,6 +49,7 @@ export function program(): Command {
     .addCommand(trainCommand())
     .addCommand(regionsCommand())
     .addCommand(demoCommand())
+    .addCommand(planCommand())
     .addCommand(downloadCommand())
     .addCommand(convertCommand())
     .addCommand(infoCommand());

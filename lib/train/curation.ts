@@ -4,7 +4,7 @@ import type { Device, DeviceArray } from '../array';
 import type { Batch } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType, Program, Spec, Tensor } from '../graph';
-import { compile, disposeArrays, fill, float32 } from '../graph';
+import { compile, disposeArrays, fill, float32, int32, uint8 } from '../graph';
 import { jointSelection } from '../loss';
 import type { ModelConfig, TwoTowersParameters } from '../model';
 import type { ScoredModel } from '../ops';
@@ -292,8 +292,8 @@ export class JointSelector {
       {
         learner: scored(widths[0]),
         reference: scored(widths[1]),
-        taken: { dtype: 'uint8', shape: [candidates] },
-        draw: { dtype: 'int32', shape: [4] },
+        taken: uint8(candidates),
+        draw: int32(4),
       },
       { device: device ?? 'cpu' },
     );
@@ -358,17 +358,14 @@ function compileUniform(
       }).indices,
     }),
     {
-      taken: { dtype: 'uint8', shape: [candidates] },
-      draw: { dtype: 'int32', shape: [4] },
+      taken: uint8(candidates),
+      draw: int32(4),
     },
     { device: device ?? 'cpu' },
   );
 }
 
-function mean<T extends Float32Array | Int32Array>(
-  values: T,
-  value: (x: number) => number = (x) => x,
-): number {
+function mean(values: Float32Array | Int32Array, value: (x: number) => number = (x) => x): number {
   let sum = 0;
   for (const x of values) sum += value(x);
   return sum / values.length;

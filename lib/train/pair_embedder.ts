@@ -80,8 +80,8 @@ export class PairEmbedder {
         batch: batchRange(whole, pairs, first, first + batch),
       });
       try {
-        images.set((await part.images.read()), first * width);
-        texts.set((await part.texts.read()), first * width);
+        images.set(await part.images.read(), first * width);
+        texts.set(await part.texts.read(), first * width);
       } finally {
         disposeArrays(part);
       }

@@ -197,3 +197,47 @@ test('a damaged image is named and the others are not lost silently', () => {
   expect(stderr).toMatch(/\(ERR_IMAGE\)/);
   expect(stderr).toMatch(/1 of 1 that failed/);
 });
+
+test('curate selects half of the rows by embeddings of two models', () => {
+  const texts = Array.from({ length: 8 }, (_, i) => ({ id: `pair ${String(i)}`, i }));
+  const corpus = join(folder, 'pairs.jsonl');
+  writeFileSync(
+    corpus,
+    texts
+      .map(({ id, i }) => {
+        const image = join(folder, i % 2 === 0 ? 'red.png' : 'green.png');
+        return `${JSON.stringify({ id, image, text: i % 2 === 0 ? 'apple' : 'leaf' })}\n`;
+      })
+      .join(''),
+  );
+  const embeddings = join(folder, 'pairs.safetensors');
+  expect(
+    siglip2('embed', '-m', model, '--what', 'both', '--image-root', '/', corpus, '-o', embeddings)
+      .status,
+  ).toBe(0);
+  const output = join(folder, 'selected.jsonl');
+  const { status, stderr } = siglip2(
+    'curate',
+    ...['--learner', embeddings, '--learner-logits', model],
+    ...['--reference', embeddings, '--reference-logits', '10,-5'],
+    ...['--super-batch', '4', '--chunks', '2', '-o', output],
+  );
+  expect(stderr).toMatch(/8\/8 rows .* 4 selected/);
+  expect(status).toBe(0);
+  const lines = jsonLines(readFileSync(output, 'utf8'));
+  expect(lines.map(({ superBatch }) => superBatch)).toEqual([0, 0, 1, 1]);
+  for (const { row, id, score } of lines) {
+    expect(id).toBe(`pair ${String(row)}`);
+    expect(Number.isFinite(score)).toBe(true);
+  }
+});
+
+test('plan works out a step, as text and as JSON', () => {
+  const args = ['plan', '-m', 'g-opt/16', '--resolution', '256', '--gpus', '256'];
+  const { stdout } = siglip2(...args);
+  expect(stdout).toMatch(/^model +g-opt\/16, 1871\.4 M parameters$/m);
+  expect(stdout).toMatch(/^figures .*measured: .*assumed: /m);
+  const json = JSON.parse(siglip2(...args, '--json').stdout) as Record<string, unknown>;
+  expect(json).toMatchObject({ gpus: 256, batch: 32768, fits: true });
+  expect(siglip2('plan', '-m', 'X/16').stderr).toMatch(/name must be <size>\/<patch>/);
+});

@@ -54,6 +54,23 @@ describe('ConceptSampler', () => {
     expect(new Set(sampler.state().deferred).size).toBe(sampler.state().deferred.length);
   });
 
+  test('a batch larger than the number of concepts takes each at most as often as allowed', () => {
+    const concepts = Int32Array.of(0, 0, 0, 1, 1, 2);
+    const sampler = new ConceptSampler(concepts, 6, 1, 2);
+    for (let batch = 0; batch < 20; batch++) {
+      const taken = [...sampler.next()].map((index) => concepts[index]);
+      expect(taken.sort()).toEqual([0, 0, 1, 1, 2, 2]);
+    }
+    const state = sampler.state();
+    const next = sampler.next();
+    const other = new ConceptSampler(concepts, 6, 1, 2);
+    other.restore(state);
+    expect(other.next()).toEqual(next);
+    expect(() => new ConceptSampler(concepts, 7, 1, 2)).toThrow(
+      'ConceptSampler: batch must be an integer from 1 to the number of concepts 3 times 2, got 7',
+    );
+  });
+
   test('refuses a batch larger than the number of concepts, and foreign states', () => {
     expect(() => new ConceptSampler(Int32Array.of(0, 0, 1), 3, 0)).toThrow(
       'ConceptSampler: batch must be an integer from 1 to the number of concepts 2, got 3',

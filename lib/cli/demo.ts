@@ -7,10 +7,12 @@ import type { EmojiData } from '../data';
 import { Siglip2 } from '../embed';
 import type { EmojiReport, EmojiTask, Proportion, Rows } from '../eval';
 import { evaluateEmoji, forEachScores } from '../eval';
-import type { EmojiTraining } from './emoji_training';
+import type { ComputeDType } from '../graph';
+import type { EmojiTraining, StageFacts, TrainedStage } from './emoji_training';
 import { withOutput } from './output';
+import { percent, shareText } from './page';
 import type { Confusion, GalleryItem, Report, ResultRow, ResultTable } from './report';
-import { percent, renderReport, shareText } from './report';
+import { renderReport } from './report';
 import type { TrainFlags } from './train';
 import { runTraining, withTrainFlags } from './train';
 
@@ -34,18 +36,19 @@ export function demoCommand(): Command {
 }
 
 async function demo(flags: TrainFlags): Promise<void> {
-  const training = await runTraining(flags);
-  if (!training.finished) return;
+  const training = await runTraining({ ...flags, recipe: 'towers' });
+  const trained = training.stages.at(-1);
+  if (!training.finished || trained === undefined) return;
   const { device, precision } = flags;
-  const model = await Siglip2.load(training.folder, { device, precision });
+  const model = await Siglip2.load(trained.folder, { device, precision });
   try {
     const embedder = embedderOf(model);
     const measured = await evaluateEmoji(training.data, embedder);
-    const report = await reportOf(training, measured, embedder, model);
+    const report = await reportOf(training, trained, measured, embedder, model, precision);
     const page = join(flags.output, 'report.html');
     await withOutput(page, (write) => write(renderReport(report)));
     for (const line of report.summary) process.stdout.write(`${line}\n`);
-    process.stdout.write(`model:  ${training.folder}\nreport: ${page}\n`);
+    process.stdout.write(`model:  ${trained.folder}\nreport: ${page}\n`);
   } finally {
     model.dispose();
   }
@@ -81,12 +84,13 @@ function embedderOf(model: Siglip2): Embedder {
 }
 
 async function reportOf(
-  training: EmojiTraining,
+  { data, facts }: EmojiTraining,
+  { stage, model: config, metrics, seconds }: TrainedStage,
   measured: EmojiReport,
   embedder: Embedder,
   model: Siglip2,
+  precision: ComputeDType,
 ): Promise<Report> {
-  const { data, metrics } = training;
   const { preset } = data;
   const found = (seen: boolean): EmojiTask[] =>
     measured.tasks.filter(
@@ -109,13 +113,11 @@ async function reportOf(
             `retrieval on the unseen style, ${locale}: text→image R@1 ${percent(textToImage.at1.value)} R@5 ${percent(textToImage.at5.value)}, image→text R@1 ${percent(imageToText.at1.value)} R@5 ${percent(imageToText.at5.value)}`,
         ),
       ...unseenLanguages(measured),
-      `trained on ${String(last?.pairsSeen ?? 0)} pairs in ${training.seconds.toFixed(0)} s (${((last?.pairsSeen ?? 0) / training.seconds).toFixed(0)} pairs/s), final loss ${(last?.loss ?? NaN).toFixed(3)}`,
+      `trained on ${String(last?.pairsSeen ?? 0)} pairs in ${seconds.toFixed(0)} s (${((last?.pairsSeen ?? 0) / seconds).toFixed(0)} pairs/s), final loss ${(last?.loss ?? NaN).toFixed(3)}`,
     ],
     settings: {
-      model: JSON.stringify(training.model),
-      parameters: training.parameters.toLocaleString('en'),
-      device: `${training.device}, ${training.precision}`,
-      'peak memory of a step': `${(training.peakBytes / 2 ** 20).toFixed(0)} MiB`,
+      model: JSON.stringify(config),
+      ...factsOf(facts.get(stage.name), precision),
       'training styles': preset.trainStyles.join(', '),
       augmentation: JSON.stringify(preset.augment),
     },
@@ -124,6 +126,16 @@ async function reportOf(
     gallery: views.gallery,
     confusion: views.confusion,
     attribution,
+  };
+}
+
+// Nothing where all steps were taken by an earlier run of the command.
+function factsOf(facts: StageFacts | undefined, precision: ComputeDType): Record<string, string> {
+  if (facts === undefined) return {};
+  return {
+    parameters: facts.parameters.toLocaleString('en'),
+    device: `${facts.device}, ${precision}`,
+    'peak memory of a step': `${(facts.peakBytes / 2 ** 20).toFixed(0)} MiB`,
   };
 }
 

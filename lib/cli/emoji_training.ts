@@ -1,118 +1,225 @@
-// One training run on emoji, from drawings and names to a model folder in Hugging Face layout.
+// One training run on emoji, from drawings and names to model folders in Hugging Face layout.
 import { existsSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import type { Device } from '../array';
-import type { Batch, EmojiPreset } from '../data';
-import { EmojiData, Prefetch, pairBatchesModule } from '../data';
+import type { Batch, EmojiPreset, StageBatchesInput, Stream } from '../data';
+import { EmojiData, Prefetch, stageBatchesModule } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
 import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
-import { parameterCount, parameterTable } from '../model';
+import { defaultCaptionFormat, parameterCount } from '../model';
 import { BytePairTokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
-import type { StepMetrics } from '../train';
-import { Trainer, pairObjective, readMetrics } from '../train';
-import { defaultPreprocessor, saveCheckpoint } from '../weights';
-import type { EmojiRecipe } from './emoji_recipe';
-import { emojiModel, initialLogits } from './emoji_recipe';
+import type { Recipe, Stage, StepMetrics, Trainer } from '../train';
+import {
+  batchParts,
+  trainsDecoder,
+  hasEnded,
+  naflexLengthOptions,
+  overrideRecipe,
+  readMetrics,
+  runRecipe,
+  stageDecoder,
+  stageFolder,
+  stageModel,
+  stagesOf,
+} from '../train';
+import { defaultPreprocessor, saveCheckpoint, saveDecoder } from '../weights';
+import type { EmojiRecipeChanges } from './emoji_recipe';
+import { emojiRecipe } from './emoji_recipe';
 import { Progress } from './progress';
+import { RunWatcher } from './run_watcher';
 
 export interface EmojiTrainingOptions {
   readonly preset: EmojiPreset;
-  readonly recipe: EmojiRecipe;
-  /** Run folder; the model goes to `model` in it. */
+  /** Name of a recipe. */
+  readonly recipe: string;
+  readonly changes: EmojiRecipeChanges;
+  /** Fields of the recipe by their paths; see overrideRecipe. */
+  readonly fields?: Readonly<Record<string, unknown>> | undefined;
+  /** Stages to carry out, with those they go on from. Default all. */
+  readonly stages?: readonly string[] | undefined;
+  /** Run folder. */
   readonly folder: string;
-  readonly seed: number;
   /** Folder with the Gemma tokenizer; default the development dependency. */
   readonly tokenizer?: string | undefined;
   /** Steps between checkpoints; 0 for none but the last. */
   readonly checkpointEvery: number;
   readonly device: 'auto' | Device;
   readonly precision: ComputeDType;
+  readonly notFinite?: 'stop' | 'skip' | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-export interface EmojiTraining {
-  readonly data: EmojiData;
+/** A stage that has ended. */
+export interface TrainedStage {
+  readonly stage: Stage;
   readonly model: ModelConfig;
   /** The model folder. */
   readonly folder: string;
   readonly metrics: readonly StepMetrics[];
-  readonly parameters: number;
-  readonly peakBytes: number;
-  /** Where it was trained, and in what. */
-  readonly device: Device;
-  readonly precision: ComputeDType;
-  /** False when the signal ended the run before the last step. */
-  readonly finished: boolean;
-  /** Seconds of training alone, over all runs that the log holds. */
+  /** Seconds of its training, over all runs that the log holds. */
   readonly seconds: number;
 }
 
-/** Draws, trains with a progress bar, saves. A folder with checkpoints is continued. */
+export interface EmojiTraining {
+  readonly data: EmojiData;
+  readonly recipe: Recipe;
+  /** Those asked for that have ended, in order. */
+  readonly stages: readonly TrainedStage[];
+  /** False when the signal ended the run before the last step. */
+  readonly finished: boolean;
+  /** Of the stages that ran now: where, and what they needed. */
+  readonly facts: ReadonlyMap<string, StageFacts>;
+}
+
+export interface StageFacts {
+  readonly device: Device;
+  readonly parameters: number;
+  readonly peakBytes: number;
+}
+
+/** Draws, trains with a progress line, saves. A folder with checkpoints is continued. */
 export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<EmojiTraining> {
-  const { preset, recipe, seed } = options;
-  const data = new EmojiData(preset, { signal: options.signal, onProgress: drawing() });
-  const { tokenizer } = TokenizerSubset.from(await gemma(options.tokenizer), data.texts());
-  const model = emojiModel(recipe, preset, tokenizer.vocabulary);
-  const table = await data.trainingTable((texts) => tokenizer.encode(texts, model.text.length));
-  const preprocessor = defaultPreprocessor(model);
-  await mkdir(options.folder, { recursive: true });
-  const stream = await Prefetch.open<Batch>({
-    module: pairBatchesModule,
-    factory: 'openPairBatches',
-    input: { table, options: { batch: recipe.batch, seed, augment: preset.augment } },
-    name: 'emoji batches',
+  const { preset, folder, signal } = options;
+  const data = new EmojiData(preset, { signal, onProgress: drawing() });
+  const tokenizer = await usedTokenizer(options, data);
+  const recipe = overrideRecipe(
+    emojiRecipe(preset, options.recipe, tokenizer.vocabulary, options.changes),
+    options.fields ?? {},
+  );
+  const tokenizerFolder = join(folder, 'tokenizer');
+  await mkdir(tokenizerFolder, { recursive: true });
+  await saveTokenizer(tokenizerFolder, tokenizer);
+  const facts = new Map<string, StageFacts>();
+  const watcher = new RunWatcher(recipe, folder, stagesOf(recipe, options.stages));
+  const finished = await runRecipe(recipe, {
+    folder,
+    pixelTable: normalizationTable(defaultPreprocessor(recipe.model)),
+    device: options.device,
+    precision: options.precision,
+    checkpointEvery: options.checkpointEvery,
+    ...(options.notFinite === undefined ? {} : { notFinite: options.notFinite }),
+    ...(options.stages === undefined ? {} : { stages: options.stages }),
+    openStream: (stage) => openStage(recipe, stage, data, tokenizer, tokenizerFolder),
+    onStep: (stage, metrics) => {
+      watcher.step(stage, metrics);
+    },
+    onStageEnd: async (stage, trainer) => {
+      await saveStage(recipe, stage, trainer, { folder, tokenizer });
+      const { device, peakBytes } = trainer;
+      const parameters = parameterCount(trainer.objective.parameters);
+      facts.set(stage.name, { device, parameters, peakBytes });
+      await watcher.end(stage);
+    },
+    signal,
   });
-  try {
-    const trainer = await Trainer.start(
-      {
-        objective: pairObjective({
-          model,
-          batch: recipe.batch,
-          pixelTable: normalizationTable(preprocessor),
-        }),
-        folder: options.folder,
-        schedule: {
-          totalSteps: recipe.steps,
-          warmupSteps: Math.floor(recipe.warmup * recipe.steps),
-        },
-        optimizer: recipe.optimizer,
-        seed,
-        initialLogits: initialLogits(recipe),
-        checkpointEvery: options.checkpointEvery,
-        device: options.device,
-        precision: options.precision,
-      },
-      stream,
-    );
-    try {
-      const finished = await trainer.train({ signal: options.signal, onStep: training(recipe) });
-      const folder = join(options.folder, 'model');
-      await mkdir(folder, { recursive: true });
-      await saveTokenizer(folder, tokenizer);
-      await saveCheckpoint(folder, { config: model, parameters: trainer.parameters, preprocessor });
-      const metrics = readMetrics(join(options.folder, 'metrics.jsonl'));
-      return {
-        data,
-        model,
-        folder,
-        metrics,
-        parameters: parameterCount(parameterTable(model)),
-        peakBytes: trainer.peakBytes,
-        device: trainer.device,
-        precision: options.precision,
-        finished,
-        seconds: metrics.reduce((sum, line) => sum + recipe.batch / line.pairsPerSecond, 0),
-      };
-    } finally {
-      trainer.dispose();
-    }
-  } finally {
-    await stream.close();
+  const stages = stagesOf(recipe, options.stages)
+    .filter((stage) => hasEnded(folder, stage))
+    .map((stage) => trainedStage(recipe, stage, folder));
+  return { data, recipe, stages, finished, facts };
+}
+
+function trainedStage(recipe: Recipe, stage: Stage, folder: string): TrainedStage {
+  const metrics = readMetrics(join(stageFolder(folder, stage), 'metrics.jsonl'));
+  const seconds = metrics.reduce((sum, line, i) => {
+    const before =
+      i === 0 ? metrics[0].pairsSeen - (stage.batch ?? recipe.batch) : metrics[i - 1].pairsSeen;
+    return sum + (line.pairsSeen - before) / line.pairsPerSecond;
+  }, 0);
+  return {
+    stage,
+    model: stageModel(recipe, stage),
+    folder: modelFolder(folder, stage),
+    metrics,
+    seconds,
+  };
+}
+
+function modelFolder(folder: string, stage: Stage): string {
+  return join(stageFolder(folder, stage), 'model');
+}
+
+/** NaFlex cuts its images out of drawings of this many pixels a side. */
+const NAFLEX_DRAWING = 96;
+
+async function openStage(
+  recipe: Recipe,
+  stage: Stage,
+  data: EmojiData,
+  tokenizer: BytePairTokenizer,
+  tokenizerFolder: string,
+): Promise<Stream<Batch>> {
+  const model = stageModel(recipe, stage);
+  const { vision } = model;
+  const size = vision.layout === 'fixed' ? vision.imageSize : undefined;
+  const table = await data.trainingTable(
+    (texts) => tokenizer.encode(texts, model.text.length),
+    size ?? NAFLEX_DRAWING,
+  );
+  const preprocessor = defaultPreprocessor(model);
+  const batch = stage.batch ?? recipe.batch;
+  const input: StageBatchesInput = {
+    table,
+    batch,
+    // Every stage sees the examples in an order of its own.
+    seed: recipe.seed + recipe.stages.indexOf(stage),
+    augment: data.preset.augment,
+    parts: batchParts(recipe, stage),
+    size,
+    naflex:
+      preprocessor.layout === 'naflex' && stage.lengths !== undefined
+        ? { lengths: naflexLengthOptions(recipe, stage), preprocessor }
+        : undefined,
+    tokenizerFolder: trainsDecoder(stage) ? tokenizerFolder : undefined,
+  };
+  return Prefetch.open<Batch>({
+    module: stageBatchesModule,
+    factory: 'openStageBatches',
+    input,
+    name: `batches of stage ${stage.name}`,
+  });
+}
+
+async function saveStage(
+  recipe: Recipe,
+  stage: Stage,
+  { parameters }: Trainer,
+  { folder, tokenizer }: { readonly folder: string; readonly tokenizer: BytePairTokenizer },
+): Promise<void> {
+  const target = modelFolder(folder, stage);
+  await mkdir(target, { recursive: true });
+  await saveTokenizer(target, tokenizer);
+  const config = stageModel(recipe, stage);
+  const preprocessor = defaultPreprocessor(config);
+  const { vision, text, logitScale, logitBias, decoder } = parameters;
+  const towers = { vision, text, logitScale, logitBias };
+  await saveCheckpoint(target, { config, parameters: towers, preprocessor });
+  if (decoder !== undefined) {
+    await saveDecoder(target, {
+      config: stageDecoder(recipe, config),
+      format: defaultCaptionFormat,
+      parameters: decoder,
+    });
   }
+}
+
+// What a decoder writes besides names: the heads of its tasks, colons, and the digits of boxes.
+const DECODER_TEXTS = [
+  ...Object.values(defaultCaptionFormat.prefixes),
+  ' :',
+  ' 0 1 2 3 4 5 6 7 8 9',
+];
+
+async function usedTokenizer(
+  { tokenizer, recipe }: EmojiTrainingOptions,
+  data: EmojiData,
+): Promise<BytePairTokenizer> {
+  const texts = data.texts();
+  const written = recipe === 'towers' ? [] : [...texts.map((text) => ` ${text}`), ...DECODER_TEXTS];
+  return TokenizerSubset.from(await gemma(tokenizer), [...texts, ...written]).tokenizer;
 }
 
 async function gemma(folder: string | undefined): Promise<BytePairTokenizer> {
@@ -143,18 +250,5 @@ function drawing(): (done: number, total: number) => void {
   return (done, total) => {
     if (progress === undefined || done <= 1) progress = new Progress({ total, unit: 'drawings' });
     progress.update(done);
-  };
-}
-
-function training(recipe: EmojiRecipe): (metrics: StepMetrics) => void {
-  let progress: Progress | undefined;
-  let rate = 0;
-  let loss: number | undefined;
-  return (metrics) => {
-    progress ??= new Progress({ total: recipe.steps, unit: 'steps', from: metrics.step });
-    rate = rate === 0 ? metrics.pairsPerSecond : 0.95 * rate + 0.05 * metrics.pairsPerSecond;
-    loss = loss === undefined ? metrics.loss : 0.95 * loss + 0.05 * metrics.loss;
-    const detail = `loss ${loss.toFixed(3)}  ${String(Math.round(rate))} pairs/s`;
-    progress.update(metrics.step + 1, detail);
   };
 }

@@ -5,8 +5,8 @@ import { emojiPreset } from '../data';
 import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
-import type { EmojiRecipe } from './emoji_recipe';
-import { emojiRecipe } from './emoji_recipe';
+import type { EmojiRecipeChanges } from './emoji_recipe';
+import { emojiRecipes } from './emoji_recipe';
 import type { EmojiTraining } from './emoji_training';
 import { trainOnEmoji } from './emoji_training';
 import { integer } from './integer';
@@ -15,6 +15,10 @@ import { DEVICE_HELP } from './model';
 /** Options that `train` and `demo` share, as the command line gives them. */
 export interface TrainFlags {
   readonly preset: string;
+  readonly recipe: string;
+  readonly set?: Readonly<Record<string, unknown>>;
+  readonly stages?: string;
+  readonly notFinite?: 'stop' | 'skip';
   readonly output: string;
   readonly steps?: string;
   readonly batch?: string;
@@ -50,10 +54,45 @@ export function trainCommand(): Command {
   const command = new Command('train').description(
     'train a small SigLIP 2 on drawings and names of emoji; interrupt to stop with a checkpoint',
   );
-  return withTrainFlags(command, 'runs/train').action(async (flags: TrainFlags) => {
-    const { folder, finished } = await runTraining(flags);
-    process.stdout.write(finished ? `${folder}\n` : '');
-  });
+  return withTrainFlags(command, 'runs/train')
+    .addOption(
+      new Option(
+        '--recipe <name>',
+        'towers: the sigmoid loss alone; complete: every stage and loss',
+      )
+        .choices([...emojiRecipes])
+        .default('towers'),
+    )
+    .option('--stages <names>', 'stages to carry out, by commas; default all')
+    .option('--set <path=value>', 'a field of the recipe, such as stages.B.losses.local=0', collect)
+    .addOption(
+      new Option('--not-finite <policy>', 'what becomes of a step whose loss is not finite')
+        .choices(['stop', 'skip'])
+        .default('stop'),
+    )
+    .action(async (flags: TrainFlags) => {
+      const { stages } = await runTraining(flags);
+      for (const { folder } of stages) process.stdout.write(`${folder}\n`);
+    });
+}
+
+// `path=value`, the value as JSON where it is, else as it stands.
+function collect(
+  text: string,
+  before: Readonly<Record<string, unknown>> | undefined,
+): Record<string, unknown> {
+  const at = text.indexOf('=');
+  if (at < 1) {
+    throw new SiglipError('ERR_ARGUMENT', `train: --set must be <path>=<value>, got ${text}`);
+  }
+  const written = text.slice(at + 1);
+  let value: unknown = written;
+  try {
+    value = JSON.parse(written);
+  } catch {
+    // A word.
+  }
+  return { ...before, [text.slice(0, at)]: value };
 }
 
 /** Trains as the flags say; Ctrl-C ends the run after the current step, with a checkpoint. */
@@ -67,9 +106,12 @@ export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
   try {
     const training = await trainOnEmoji({
       preset,
-      recipe: overridden(emojiRecipe(preset), flags),
+      recipe: flags.recipe,
+      changes: changesOf(flags),
+      fields: flags.set,
+      stages: flags.stages?.split(','),
       folder: flags.output,
-      seed: integer('seed', flags.seed, 0),
+      notFinite: flags.notFinite,
       checkpointEvery: integer('checkpoint-every', flags.checkpointEvery, 0),
       tokenizer: flags.tokenizer,
       device: expectDevice('train', '--device', flags.device),
@@ -85,18 +127,18 @@ export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
   }
 }
 
-function overridden(recipe: EmojiRecipe, flags: TrainFlags): EmojiRecipe {
-  const rate = flags.learningRate === undefined ? undefined : Number(flags.learningRate);
-  if (rate !== undefined && !(rate > 0 && rate < Infinity)) {
+function changesOf(flags: TrainFlags): EmojiRecipeChanges {
+  const learningRate = flags.learningRate === undefined ? undefined : Number(flags.learningRate);
+  if (learningRate !== undefined && !(learningRate > 0 && learningRate < Infinity)) {
     throw new SiglipError(
       'ERR_ARGUMENT',
       `train: --learning-rate must be a positive number, got ${String(flags.learningRate)}`,
     );
   }
   return {
-    ...recipe,
-    steps: flags.steps === undefined ? recipe.steps : integer('steps', flags.steps, 1),
-    batch: flags.batch === undefined ? recipe.batch : integer('batch', flags.batch, 1),
-    optimizer: { ...recipe.optimizer, learningRate: rate ?? recipe.optimizer.learningRate },
+    learningRate,
+    steps: flags.steps === undefined ? undefined : integer('steps', flags.steps, 1),
+    batch: flags.batch === undefined ? undefined : integer('batch', flags.batch, 1),
+    seed: integer('seed', flags.seed, 0),
   };
 }

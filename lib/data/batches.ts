@@ -2,8 +2,10 @@
 import { Philox4x32 } from '../array/random';
 import { SiglipError } from '../errors';
 import type { PackedBatch } from '../image';
+import type { CaptionBatch } from '../text';
 import { augment, checkAugment, type AugmentOptions } from './augment';
 import { PairSource, type PairTable } from './pair_table';
+import type { BatchViews } from './parts';
 import { ConceptSampler, type SamplerState } from './sampler';
 import type { Example, Source } from './source';
 import type { Stream, StreamState } from './stream';
@@ -24,6 +26,10 @@ export interface Batch {
   readonly concepts: Int32Array;
   /** The images as patches within a budget, for NaFlex; `images` is empty then, and `size` 0. */
   readonly packed?: PackedImages | undefined;
+  /** For the captioning decoder, where a stage trains it. */
+  readonly targets?: CaptionBatch | undefined;
+  /** For self-distillation, where a stage has it. */
+  readonly views?: BatchViews | undefined;
 }
 
 /** Images of any shape as patches. */

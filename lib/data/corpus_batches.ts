@@ -13,6 +13,7 @@ import type { Pixels, Placed } from '../image/pixels';
 import { preparePixels, rgbOf } from '../image/pixels';
 import type { Tokenizer } from '../text';
 import { loadTokenizer } from '../text';
+import { reasonOf } from '../weights/file_errors';
 import { checked } from '../weights/json_file';
 import type { DecodeTask } from './decode_task';
 import { decodeTask, decodeTaskModule } from './decode_task';
@@ -103,6 +104,9 @@ interface Decoded {
 
 /** Most bytes of decoded pixels that wait to be resized; more are resized at once. */
 const WAITING_BYTES = 64 << 20;
+
+/** Most decoded images that wait for the batch they will be in, besides those in the making. */
+const WAITING_IMAGES = 16;
 
 /** Pairs in a row that may be unusable before something else must be wrong. */
 const MAX_SKIPPED_IN_A_ROW = 1000;
@@ -268,7 +272,7 @@ export class CorpusBatchStream implements Stream<CorpusBatch> {
   private decode(): AsyncGenerator<Decoded> {
     const { batch, workers = 0 } = this.options;
     const concurrency = workers === 0 ? DECODES_AT_ONCE : 2 * workers;
-    const ahead = concurrency + Math.min(batch, 32);
+    const ahead = concurrency + Math.min(batch, WAITING_IMAGES);
     return mapAhead(this.draws(), (drawn) => this.decoding(drawn), { concurrency, ahead });
   }
 
@@ -359,9 +363,78 @@ export interface OpenCorpusBatches {
   readonly ahead?: number | undefined;
 }
 
+/** Threads that may end one after another without a batch between them. */
+const MAX_LOSSES = 3;
+
+class CorpusBatches implements Stream<CorpusBatch> {
+  private constructor(
+    private readonly options: CorpusBatchOptions,
+    private readonly settings: OpenCorpusBatches,
+    private stream: Prefetch<NotedBatch>,
+  ) {}
+
+  static async open(
+    options: CorpusBatchOptions,
+    settings: OpenCorpusBatches,
+  ): Promise<CorpusBatches> {
+    return new CorpusBatches(options, settings, await prefetch(options, settings));
+  }
+
+  async next(): Promise<CorpusBatch> {
+    for (let losses = 0; ;) {
+      try {
+        const { notices, ...batch } = await this.stream.next();
+        for (const notice of notices) this.settings.onNotice?.(notice);
+        return batch;
+      } catch (error) {
+        if (!this.stream.isLost || ++losses === MAX_LOSSES) throw error;
+        await this.replace(error);
+      }
+    }
+  }
+
+  /** Another thread goes on behind the last batch that was read. */
+  private async replace(error: unknown): Promise<void> {
+    const state = this.stream.state();
+    await this.stream.close();
+    this.stream = await prefetch(this.options, this.settings);
+    await this.stream.restore(state);
+    this.settings.onNotice?.({ kind: 'lost worker', worker: NAME, reason: reasonOf(error) });
+  }
+
+  state(): StreamState {
+    return this.stream.state();
+  }
+
+  restore(state: StreamState): Promise<void> {
+    return this.stream.restore(state);
+  }
+
+  close(): Promise<void> {
+    return this.stream.close();
+  }
+}
+
+/** What errors and notices call the thread that makes batches. */
+const NAME = 'corpus batches';
+
+function prefetch(
+  options: CorpusBatchOptions,
+  { ahead }: OpenCorpusBatches,
+): Promise<Prefetch<NotedBatch>> {
+  return Prefetch.open<NotedBatch>({
+    module: __filename,
+    factory: 'openNotedBatches',
+    input: options,
+    name: NAME,
+    ahead,
+    execArgv: options.execArgv,
+  });
+}
+
 /**
  * Batches of a mixture, made ahead of time on a thread of their own, which has `workers` threads that
- * decode under it. They are those of {@link CorpusBatchStream}.
+ * decode under it. They are those of {@link CorpusBatchStream}; a thread that dies is replaced.
  *
  * @example
  * const mixture = await readMixture('data/mixture.json');
@@ -371,26 +444,9 @@ export interface OpenCorpusBatches {
  * );
  * const { images, tokens } = await batches.next();
  */
-export async function openCorpusBatches(
+export function openCorpusBatches(
   options: CorpusBatchOptions,
-  { onNotice = () => undefined, ahead }: OpenCorpusBatches = {},
+  settings: OpenCorpusBatches = {},
 ): Promise<Stream<CorpusBatch>> {
-  const stream = await Prefetch.open<NotedBatch>({
-    module: __filename,
-    factory: 'openNotedBatches',
-    input: options,
-    name: 'corpus batches',
-    ahead,
-    execArgv: options.execArgv,
-  });
-  return {
-    async next() {
-      const { notices, ...batch } = await stream.next();
-      notices.forEach(onNotice);
-      return batch;
-    },
-    state: () => stream.state(),
-    restore: (state) => stream.restore(state),
-    close: () => stream.close(),
-  };
+  return CorpusBatches.open(options, settings);
 }

@@ -85,15 +85,19 @@ export class EmojiData {
    * where the preset has a share for them) in the trained languages, each language equally likely.
    *
    * @param tokenize gives (M, T) token ids for M texts; left out, batches carry texts only
+   * @param size pixels per side of the drawings, default that of the preset
    */
-  async trainingTable(tokenize?: (texts: readonly string[]) => Int32Array): Promise<PairTable> {
-    const { name, size, trainStyles, locales, keywordShare } = this.preset;
+  async trainingTable(
+    tokenize?: (texts: readonly string[]) => Int32Array,
+    size = this.preset.size,
+  ): Promise<PairTable> {
+    const { name, trainStyles, locales, keywordShare } = this.preset;
     const count = this.emoji.train.length;
     const bytes = count * size * size * 3;
     const pixels = new Uint8Array(trainStyles.length * bytes);
     const concepts = new Int32Array(trainStyles.length * count);
     for (const [i, style] of trainStyles.entries()) {
-      pixels.set(await this.images(style, 'train'), i * bytes);
+      pixels.set(await this.images(style, 'train', size), i * bytes);
       for (let row = 0; row < count; row++) concepts[i * count + row] = row;
     }
     const annotations = locales.map((locale) => this.annotations(locale, 'train'));

@@ -37,10 +37,12 @@ export function pairOf(row: Row, corpus: PairCorpus): PairRow | RowFailure {
   const { id, image, fields = {} } = row;
   if (image === undefined) return unfit('row must have an image');
   const value = textNames(names.text).map((name) => fields[name]);
-  const texts = textsOf(value.find((each) => each !== undefined));
+  const held = value.find((each) => each !== undefined);
+  const texts = textsOf(held);
   if (texts === undefined) {
     const field = JSON.stringify(names.text ?? 'text');
-    return unfit(`field ${field} must hold a text or a list of texts, got something else`);
+    const got = held === undefined ? 'nothing' : typeof held;
+    return unfit(`field ${field} must hold a text or a list of texts, got ${got}`);
   }
   const full = corpus.emptyTexts === 'drop' ? texts.filter((text) => text.trim() !== '') : texts;
   if (full.length === 0) return unfit('text must not be empty, got nothing');
@@ -57,7 +59,6 @@ export function pairOf(row: Row, corpus: PairCorpus): PairRow | RowFailure {
 }
 
 function textsOf(value: unknown): readonly string[] | undefined {
-  if (value === undefined) return [''];
   if (!Array.isArray(value)) {
     const text = textOf(value);
     return text === undefined ? undefined : [text];

@@ -81,6 +81,7 @@ export class Prefetch<T> implements Stream<T> {
   private generation = 0;
   private position: StreamState = null;
   private failure: SiglipError | undefined;
+  private ended = false;
   private closing: Promise<void> | undefined;
   /** Whoever waits for the next message: the one pending open, next or restore. */
   private waiting: Waiting | undefined;
@@ -108,6 +109,7 @@ export class Prefetch<T> implements Stream<T> {
     });
     this.worker.on('error', (error) => {
       const { code, message, stack } = error as NodeJS.ErrnoException;
+      this.ended = true;
       this.fail({ code, message, stack });
     });
     this.worker.on('messageerror', (error) => {
@@ -115,6 +117,7 @@ export class Prefetch<T> implements Stream<T> {
     });
     this.worker.on('exit', (code) => {
       if (this.closing !== undefined) return;
+      this.ended = true;
       const message = `the thread ended with code ${String(code)}`;
       this.fail({ code: undefined, message, stack: undefined });
     });
@@ -145,6 +148,14 @@ export class Prefetch<T> implements Stream<T> {
     this.position = state;
     if (this.failure === undefined) this.post({ kind: 'credit' });
     return value;
+  }
+
+  /**
+   * Whether the thread itself ended (a crash, no memory left), and not the stream by an error: another
+   * prefetch that restores `state()` goes on from here.
+   */
+  get isLost(): boolean {
+    return this.ended;
   }
 
   /** State after the last value that `next` gave. */

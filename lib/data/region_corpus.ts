@@ -143,6 +143,11 @@ async function writing(
 /** Characters that are gathered before they are written. */
 const CHUNK = 1 << 16;
 
+// Parquet has whole numbers of 64 bits.
+function withoutBigInts(_key: string, value: unknown): unknown {
+  return typeof value === 'bigint' ? Number(value) : value;
+}
+
 async function lineFile(
   files: StagedFiles,
   name: string,
@@ -168,7 +173,7 @@ async function lineFile(
           if (found === undefined) continue;
           rows++;
           items += found.items;
-          text += `${JSON.stringify(found.line)}\n`;
+          text += `${JSON.stringify(found.line, withoutBigInts)}\n`;
           if (text.length > CHUNK) await flush(file);
         }
       }

@@ -19,6 +19,12 @@ export interface TrainingState<Leaf> {
   readonly averages: Averages<Leaf>;
 }
 
+/** The steps at which the first and the second moment of a parameter began at zero. */
+export interface MomentsEntry {
+  readonly m: number;
+  readonly v: number;
+}
+
 /** Where a run stands. */
 export interface TrainingPosition {
   /** Updates so far, those of the runs it inherits from included: the index of the next step. */
@@ -27,8 +33,8 @@ export interface TrainingPosition {
   readonly updates: number;
   /** Pairs seen so far, those of the runs it inherits from included. */
   readonly pairs: number;
-  /** At which step the parameters of a path, or of a beginning of paths, entered. */
-  readonly entered: Readonly<Record<string, number>>;
+  /** From where the moments of a path, or of a beginning of paths, count where not from step 0. */
+  readonly entered: Readonly<Record<string, MomentsEntry>>;
   /** State of the stream of batches. */
   readonly data: StreamState;
 }

@@ -10,15 +10,15 @@ import type { Spec } from '../graph';
 import { disposeArrays, elements } from '../graph';
 import type { Adaptation, InitialLogits, ParameterSpec } from '../model';
 import { initialValues } from '../model';
-import type { TrainingPosition, TrainingState } from './checkpoint';
+import type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
 import { latestCheckpoint, openTraining } from './checkpoint';
 import type { Averages, AverageSpec, Objective, TrainedParameters } from './objective';
 
 /** Values of one parameter as the other run leaves them, in the shape that this one has. */
 export interface InheritedParameter {
   readonly values: Float32Array;
-  /** Absent: the moments begin at zero, and the updates of this parameter are counted from now. */
-  readonly moments?: { readonly m: Float32Array; readonly v: Float32Array };
+  /** Absent: they begin at zero, and what is absent is counted from now. */
+  readonly moments: { readonly m?: Float32Array; readonly v?: Float32Array };
 }
 
 /** What a run takes over from another. */
@@ -34,8 +34,8 @@ export interface Inheritance {
 
 /**
  * What the latest checkpoint of a folder leaves to a run. With an adaptation of the other run's model,
- * its parameters, their averages and moments go through it; where it begins a second moment anew, both
- * moments begin at zero, with a count of their own.
+ * its parameters, their averages and moments go through it; a second moment that it begins anew has a
+ * count of its own.
  *
  * @throws ERR_FILE when the folder holds no checkpoint; ERR_WEIGHTS when it is damaged, ERR_SHAPE when a
  * parameter has another shape than the run wants
@@ -71,7 +71,7 @@ export async function inheritCheckpoint(
         return { values: shaped(name, values, spec), moments: { m, v } };
       const { reset, ...moments } = adaptation.adaptMoments(own, m, v);
       const adapted = shaped(name, adaptation.adapt(own, values), spec);
-      return reset ? { values: adapted } : { values: adapted, moments };
+      return { values: adapted, moments: reset ? { m: moments.m } : moments };
     },
     average: async (spec) => {
       const name = `averages.${spec.path}`;
@@ -128,7 +128,7 @@ export async function inheritedState(
   device: Device,
 ): Promise<{ state: TrainingState<DeviceArray>; position: Omit<TrainingPosition, 'data'> }> {
   const { step, pairs } = inheritance.position;
-  const entered = new Map<string, number>();
+  const entered = new Map<string, MomentsEntry>();
   const arrays = {
     parameters: new Map<string, DeviceArray>(),
     m: new Map<string, DeviceArray>(),
@@ -140,17 +140,19 @@ export async function inheritedState(
       const found = await inheritance.parameter(spec);
       const values = found?.values ?? initialValues(spec, seed);
       arrays.parameters.set(spec.path, DeviceArray.from(values, spec.shape, device));
-      const moments = found?.moments;
+      const before = entryOf(inheritance.position.entered, spec);
+      const entry = { ...before };
       for (const moment of ['m', 'v'] as const) {
+        const values = found?.moments[moment];
+        if (values === undefined) entry[moment] = step;
         arrays[moment].set(
           spec.path,
-          moments === undefined
+          values === undefined
             ? DeviceArray.zeros(spec, device)
-            : DeviceArray.from(moments[moment], spec.shape, device),
+            : DeviceArray.from(values, spec.shape, device),
         );
       }
-      const first = moments === undefined ? step : enteredAt(inheritance.position.entered, spec);
-      if (first !== 0) entered.set(spec.path, first);
+      if (entry.m !== 0 || entry.v !== 0) entered.set(spec.path, entry);
     }
     for (const spec of objective.averages) {
       arrays.averages.set(spec.path, await averageOf(spec, inheritance, arrays.parameters, device));
@@ -189,29 +191,32 @@ async function averageOf(
   return DeviceArray.from(values, spec.shape, device);
 }
 
-function enteredAt(entered: Readonly<Record<string, number>>, { path }: ParameterSpec): number {
+function entryOf(
+  entered: Readonly<Record<string, MomentsEntry>>,
+  { path }: ParameterSpec,
+): MomentsEntry {
   const prefix = Object.keys(entered)
     .filter((key) => path === key || path.startsWith(`${key}.`))
     .sort((a, b) => b.length - a.length)
     .at(0);
-  return prefix === undefined ? 0 : entered[prefix];
+  return prefix === undefined ? { m: 0, v: 0 } : entered[prefix];
 }
 
 // One entry for a whole branch of the tree whose parameters all entered together.
 function grouped(
-  entered: ReadonlyMap<string, number>,
+  entered: ReadonlyMap<string, MomentsEntry>,
   parameters: readonly ParameterSpec[],
-): Record<string, number> {
-  const branches = new Map<string, Set<number>>();
+): Record<string, MomentsEntry> {
+  const branchOf = (path: string): string => path.split('.', 1)[0];
+  const branches = new Map<string, Set<string>>();
   for (const { path } of parameters) {
-    const branch = path.split('.', 1)[0];
-    const steps = branches.get(branch) ?? new Set<number>();
-    branches.set(branch, steps.add(entered.get(path) ?? 0));
+    const entries = branches.get(branchOf(path)) ?? new Set<string>();
+    branches.set(branchOf(path), entries.add(JSON.stringify(entered.get(path))));
   }
-  const result: Record<string, number> = {};
-  for (const [path, step] of entered) {
-    const branch = path.split('.', 1)[0];
-    result[branches.get(branch)?.size === 1 ? branch : path] = step;
+  const result: Record<string, MomentsEntry> = {};
+  for (const [path, entry] of entered) {
+    const branch = branchOf(path);
+    result[branches.get(branch)?.size === 1 ? branch : path] = entry;
   }
   return result;
 }

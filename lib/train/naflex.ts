@@ -5,7 +5,7 @@ import { SiglipError } from '../errors';
 import type { ModelConfig } from '../model';
 import { parameterTable, twoTowersParameters } from '../model';
 import type { Objective } from './objective';
-import { twoTowersObjectiveStep } from './two_towers';
+import { admitPacked, twoTowersObjectiveStep } from './two_towers';
 
 export interface NaflexObjectiveConfig {
   readonly model: ModelConfig;
@@ -28,7 +28,6 @@ export function naflexObjective({ model, lengths, checkpoint }: NaflexObjectiveC
       `naflexObjective: vision.layout must be naflex, got ${model.vision.layout}`,
     );
   }
-  const rowWidth = 3 * model.vision.patch ** 2;
   const formOf = (name: string): NaflexLengths['forms'][number] => {
     const found = lengths.forms.find(({ length }) => String(length) === name);
     if (found !== undefined) return found;
@@ -53,23 +52,12 @@ export function naflexObjective({ model, lengths, checkpoint }: NaflexObjectiveC
     },
     admit: ({ packed, tokens }) => {
       const form = String(packed?.length);
-      const { batch, rows } = formOf(form);
-      const ids = batch * model.text.length;
-      const fits =
-        packed?.patches.length === rows * rowWidth && packed.segments.length === batch + 1;
-      if (!fits || tokens?.length !== ids) {
-        throw new SiglipError(
-          'ERR_DATA',
-          `train: a batch of length ${form} must hold ${String(batch)} images in ${String(rows)} rows of ` +
-            `${String(rowWidth)} values and ${String(ids)} token ids, got ${String(packed?.patches.length ?? 0)} ` +
-            `values and ${String(tokens?.length ?? 0)} ids`,
-        );
-      }
-      const { patches, shapes, segments } = packed;
+      const length = formOf(form);
+      if (packed === undefined) throw new Error('train: a batch of a known length must be packed');
       return {
         form,
-        pairs: batch,
-        inputs: { images: { patches, shapes, segments }, texts: tokens },
+        pairs: length.batch,
+        inputs: admitPacked(model, length, packed, tokens),
       };
     },
   };

@@ -1,23 +1,34 @@
 // What a run trains, and by which losses: its parameters, the averages that follow them, the form of its
 // batches and the step made of them. The trainer knows no more of a recipe than this.
 import type { Batch } from '../data';
-import type { HostArray, Spec } from '../graph';
+import type { HostArray, Spec, Tensor } from '../graph';
+import { add } from '../graph';
 import type {
+  DecoderParameters,
   InitialLogits,
   LeafBuilder,
   ModelConfig,
   ParameterSpec,
   PixelInput,
+  SelfDistillationParameters,
+  TeacherParameters,
   TwoTowersParameters,
   VisionInput,
 } from '../model';
 import type { StepConfig } from './step';
 
 /** All that is trained by gradients. */
-export type TrainedParameters<Leaf> = TwoTowersParameters<Leaf>;
+export interface TrainedParameters<Leaf> extends TwoTowersParameters<Leaf> {
+  readonly decoder?: DecoderParameters<Leaf> | undefined;
+  readonly selfDistillation?: SelfDistillationParameters<Leaf> | undefined;
+}
 
 /** All that follows the parameters without a gradient. */
-export type Averages<Leaf> = Readonly<Record<string, Leaf>>;
+export interface Averages<Leaf> {
+  readonly teacher?: TeacherParameters<Leaf>;
+  /** (K) each: of the teacher's logits, pooled and of patches. */
+  readonly centres?: { readonly pooled?: Leaf | undefined; readonly patch?: Leaf | undefined };
+}
 
 /** An average before it has values. */
 export interface AverageSpec extends Spec {
@@ -32,13 +43,116 @@ export interface StepBatch<Leaf> {
   readonly images: PixelInput<Leaf> | VisionInput<Leaf>;
   /** (B, T) int32; the i-th text belongs to the i-th image and to no other. */
   readonly texts: Leaf;
+  readonly targets?: TargetBatch<Leaf> | undefined;
+  readonly views?: ViewBatch<Leaf> | undefined;
 }
 
-/** The part of a step that follows from the objective alone. */
-export type ObjectiveStep = Pick<
+/** The tasks of the decoder as losses, in the order in which a batch has their sequences. */
+export const decoderTasks = ['caption', 'referring', 'grounded'] as const;
+
+/** What the decoder is to write: three sequences of T ids for every image, one after the other. */
+export interface TargetBatch<Leaf> {
+  /** (3 B, T) int32, what goes in. */
+  readonly ids: Leaf;
+  /** (3 B) uint8: 0 where a sequence is predicted in parallel. */
+  readonly causal: Leaf;
+  /** (3 B, T) int32 */
+  readonly labels: Leaf;
+  /** (3 B, T) for every task, 0 in the sequences of the others. */
+  readonly weights: Readonly<Record<(typeof decoderTasks)[number], Leaf>>;
+}
+
+/** Augmented views of the images for self-distillation. */
+export interface ViewBatch<Leaf> {
+  /** (B, S, S, 3) uint8, of the stage's resolution. */
+  readonly global: Leaf;
+  /** (V, s, s, 3) uint8 */
+  readonly local: Leaf;
+  /** (V) int32: the image of each local view. */
+  readonly images: Leaf;
+  /** (B, N) uint8: 1 where a patch of the global view is masked. */
+  readonly mask: Leaf;
+  /** (M) int32: rows b·N + n of the masked patches. */
+  readonly rows: Leaf;
+  /** (M): what each counts. */
+  readonly weights: Leaf;
+  /** (1): of the teacher. */
+  readonly temperature: Leaf;
+}
+
+/** Embeddings of a batch of pairs, (B, E) float32 each, unit rows. */
+export interface Embeddings<Leaf> {
+  readonly images: Leaf;
+  readonly texts: Leaf;
+}
+
+/** What one micro-batch gives by itself. */
+export interface TowersEvaluation {
+  readonly embeddings: Embeddings<Tensor>;
+  /** The weighted sum of its losses that need no other pair, (1); absent where there are none. */
+  readonly loss?: Tensor | undefined;
+  /** Those losses by name, (1) each, before they are weighted. */
+  readonly terms?: Readonly<Record<string, Tensor>>;
+  /** See {@link StepConfig.average}. */
+  readonly statistics?: unknown;
+}
+
+/** The loss that all pairs of a batch share. */
+export interface Contrast {
+  /** What it adds to the loss, (1). */
+  readonly weighted: Tensor;
+  /** The loss itself, (1). */
+  readonly loss: Tensor;
+}
+
+/**
+ * The part of a step that follows from the objective alone. The towers know one micro-batch, the contrast
+ * the whole batch: so a batch may be larger than what the towers hold, or be spread over devices.
+ */
+export interface ObjectiveStep extends Pick<
   StepConfig<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>>,
-  'name' | 'parameters' | 'averages' | 'batch' | 'decays' | 'evaluate' | 'average'
->;
+  'name' | 'parameters' | 'averages' | 'batch' | 'decays' | 'average'
+> {
+  /** Of a micro-batch. */
+  readonly embeddings: Embeddings<Spec>;
+  towers(
+    parameters: TrainedParameters<Tensor>,
+    batch: StepBatch<Tensor>,
+    averages: Averages<Tensor>,
+  ): TowersEvaluation;
+  /** `undefined` where the sigmoid loss has no weight. */
+  contrast(
+    embeddings: Embeddings<Tensor>,
+    parameters: TrainedParameters<Tensor>,
+  ): Contrast | undefined;
+}
+
+/** An objective's step over batches that the towers hold whole, as compileStep takes it. */
+export function wholeStep(
+  step: ObjectiveStep,
+): Omit<
+  StepConfig<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>>,
+  'microBatches' | 'optimizer' | 'device' | 'precision' | 'entered'
+> {
+  return {
+    ...step,
+    evaluate: (parameters, batch, averages) => {
+      const tree = parameters as TrainedParameters<Tensor>;
+      const { embeddings, loss, terms, statistics } = step.towers(
+        tree,
+        batch,
+        averages,
+      );
+      const contrast = step.contrast(embeddings, tree);
+      const parts = [contrast?.weighted, loss].filter((part) => part !== undefined);
+      return {
+        loss: parts.reduce((sum, part) => add(sum, part)),
+        terms: { ...(contrast === undefined ? {} : { sigmoid: contrast.loss }), ...terms },
+        statistics,
+      };
+    },
+  };
+}
 
 /** What a run trains. */
 export interface Objective {

@@ -58,18 +58,19 @@ export interface OptimizerUpdate<T> {
 }
 
 /**
- * The host's part of a step: [schedule multiplier, 1 − β1^k, 1 − β2^k] for the update of the given
- * zero-based step, k = step + 1. For parameters that entered later, steps count from there: with the
- * common count their first updates would be 0.447 of what they should be at β2 = 0.95, as their moments
- * begin at zero.
+ * The host's part of a step: [schedule multiplier, 1 − β1^k, 1 − β2^k] for the k-th update, k from 1.
+ *
+ * @param step - updates before this one, counted from where the moments were zero. Of parameters that
+ *   entered later that is not where the run began: with the common count their first updates would be
+ *   0.447 of what they should be at β2 = 0.95. The two moments may have begun at different steps.
  */
 export function scheduleInput(
   multiplier: number,
-  step: number,
+  step: number | { readonly m: number; readonly v: number },
   config: OptimizerConfig,
 ): Float32Array {
-  const k = step + 1;
-  return Float32Array.of(multiplier, 1 - config.beta1 ** k, 1 - config.beta2 ** k);
+  const { m, v } = typeof step === 'number' ? { m: step, v: step } : step;
+  return Float32Array.of(multiplier, 1 - config.beta1 ** (m + 1), 1 - config.beta2 ** (v + 1));
 }
 
 /**

@@ -6,6 +6,8 @@ import { SiglipError } from '../errors';
 export interface ScheduleConfig {
   readonly totalSteps: number;
   readonly warmupSteps: number;
+  /** What follows the warm-up: a cosine to zero (default), or the full rate throughout. */
+  readonly shape?: 'cosine' | 'constant';
 }
 
 /**
@@ -27,7 +29,11 @@ export function cosineSchedule(step: number, { totalSteps, warmupSteps }: Schedu
   }
   const progress = (step - warmupSteps) / (totalSteps - warmupSteps);
   const cosine = 0.5 * (1 + Math.cos(Math.PI * Math.min(Math.max(progress, 0), 1)));
-  return cosine * (warmupSteps === 0 ? 1 : Math.min(1, step / warmupSteps));
+  return cosine * warmup(step, { warmupSteps });
+}
+
+function warmup(step: number, { warmupSteps }: Pick<ScheduleConfig, 'warmupSteps'>): number {
+  return warmupSteps === 0 ? 1 : Math.min(1, step / warmupSteps);
 }
 
 /** Which part of a schedule a run covers, in steps of the schedule. */
@@ -75,7 +81,10 @@ export class ScheduleProgress {
 
   /** The multiplier after so many updates' worth of examples; a half batch counts as a half. */
   multiplier(updates: number): number {
-    return cosineSchedule(this.start + updates / this.stretch, this.schedule);
+    const step = this.start + updates / this.stretch;
+    return this.schedule.shape === 'constant'
+      ? warmup(step, this.schedule)
+      : cosineSchedule(step, this.schedule);
   }
 
   /** Whether the range is over after so many updates' worth of examples. */

@@ -8,13 +8,14 @@ import { SiglipError } from '../errors';
 import type { ComputeDType, Spec } from '../graph';
 import { disposeArrays } from '../graph';
 import type { InitialLogits } from '../model';
-import type { TrainingPosition, TrainingState } from './checkpoint';
+import type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
 import { latestCheckpoint, loadTraining, saveTraining } from './checkpoint';
 import type { Inheritance } from './inherit';
 import { freshState, inheritedState } from './inherit';
 import type { StepMetrics } from './metrics';
 import { MetricsLog, keepMetricsBefore } from './metrics';
 import type { AdmittedBatch, Averages, Objective, StepBatch, TrainedParameters } from './objective';
+import { wholeStep } from './objective';
 import type { OptimizerConfig } from './optimizer';
 import { defaultOptimizer, scheduleInput } from './optimizer';
 import type { ScheduleConfig, ScheduleRange } from './schedule';
@@ -130,6 +131,11 @@ export class Trainer {
     }
   }
 
+  /** What it trains. */
+  get objective(): Objective {
+    return this.config.objective;
+  }
+
   /** The weights, updated in place by every step. */
   get parameters(): TrainedParameters<DeviceArray> {
     return this.state.parameters;
@@ -203,13 +209,13 @@ export class Trainer {
     const { form, batches } = await this.nextBatches();
     const waited = performance.now() - began;
     const { parameters, moments, averages } = this.state;
-    const scheduleFrom = (first: number): Float32Array =>
-      scheduleInput(multiplier, step - first, this.optimizer);
+    const scheduleFrom = ({ m, v }: MomentsEntry): Float32Array =>
+      scheduleInput(multiplier, { m: step - m, v: step - v }, this.optimizer);
     const outputs = await this.program(form).run({
       parameters,
       state: moments,
       averages,
-      schedule: scheduleFrom(0),
+      schedule: scheduleFrom({ m: 0, v: 0 }),
       entered: Object.fromEntries(
         Object.entries(entered).map(([path, first]) => [path, scheduleFrom(first)]),
       ),
@@ -330,7 +336,7 @@ function compileForms(
       const step = objective.step(form);
       programs.set(
         form,
-        compileStep({ ...step, microBatches, optimizer, entered, device, precision }),
+        compileStep({ ...wholeStep(step), microBatches, optimizer, entered, device, precision }),
       );
     }
     return programs;

@@ -1,9 +1,9 @@
 // The two towers as a training step: what a batch is, and its loss.
 import type { Device } from '../array';
-import type { Batch } from '../data';
+import type { Batch, NaflexLength, PackedImages } from '../data';
 import { SiglipError } from '../errors';
-import type { ComputeDType, HostArray, MapTree, Spec, Tensor } from '../graph';
-import { sigmoidLoss } from '../loss';
+import type { ComputeDType, HostArray, Spec, Tensor } from '../graph';
+import { float32, scope } from '../graph';
 import type { ModelConfig } from '../model';
 import {
   normalizedInput,
@@ -15,7 +15,16 @@ import {
   twoTowersParameters,
   visionInputSpecs,
 } from '../model';
-import type { Averages, Objective, ObjectiveStep, StepBatch, TrainedParameters } from './objective';
+import * as ops from '../ops';
+import type {
+  Averages,
+  Embeddings,
+  Objective,
+  ObjectiveStep,
+  StepBatch,
+  TrainedParameters,
+} from './objective';
+import { wholeStep } from './objective';
 import type { OptimizerConfig } from './optimizer';
 import type { StepConfig, StepProgram } from './step';
 import { compileStep } from './step';
@@ -60,7 +69,13 @@ export function twoTowersStep(
   config: TwoTowersStepConfig,
 ): StepConfig<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>> {
   const { microBatches = 1, optimizer, device, precision } = config;
-  return { ...twoTowersObjectiveStep(config), microBatches, optimizer, device, precision };
+  return {
+    ...wholeStep(twoTowersObjectiveStep(config)),
+    microBatches,
+    optimizer,
+    device,
+    precision,
+  };
 }
 
 /** The part of a step that follows from the model and the form of its batches. */
@@ -79,18 +94,35 @@ export function twoTowersObjectiveStep(
     averages: {},
     batch: { images: imageSpecs(config), texts: textInputSpec(model, batch) },
     decays: (path) => decaying.has(path),
-    evaluate: (parameters: MapTree<TrainedParameters<Spec>, Spec, Tensor>, pairs) => {
-      const { images, texts } = pairs as StepBatch<Tensor>;
-      const tree = parameters as TrainedParameters<Tensor>;
-      const output = twoTowers(
-        tree,
+    embeddings: embeddingSpecs(model, batch),
+    towers: (parameters, { images, texts }) => {
+      const { vision, text } = twoTowers(
+        parameters,
         model,
         { vision: normalizedInput(images), ids: texts },
         { checkpoint: config.checkpoint, pooledOnly: true },
       );
-      return { loss: sigmoidLoss(output, tree) };
+      return { embeddings: { images: vision.embedding, texts: text.embedding } };
+    },
+    contrast: (embeddings, parameters) => {
+      const loss = pairLoss(embeddings, parameters);
+      return { loss, weighted: loss };
     },
   };
+}
+
+/** Of so many pairs. */
+export function embeddingSpecs(model: ModelConfig, pairs: number): Embeddings<Spec> {
+  const rows = float32(pairs, model.embedding);
+  return { images: rows, texts: rows };
+}
+
+/** The sigmoid loss of embeddings, (1). */
+export function pairLoss(
+  { images, texts }: Embeddings<Tensor>,
+  { logitScale, logitBias }: TrainedParameters<Tensor>,
+): Tensor {
+  return scope('loss', () => ops.sigmoidLoss(images, texts, logitScale, logitBias));
 }
 
 export interface PairObjectiveConfig {
@@ -140,6 +172,30 @@ export function admitPairs(
     );
   }
   return { images: { pixels: images, table: pixelTable }, texts: tokens };
+}
+
+/**
+ * A packed batch of a NaFlex length.
+ *
+ * @throws ERR_DATA when it does not fit
+ */
+export function admitPacked(
+  model: ModelConfig,
+  { length, batch, rows }: NaflexLength,
+  packed: PackedImages,
+  tokens: Int32Array | undefined,
+): StepBatch<HostArray> {
+  const values = rows * 3 * model.vision.patch ** 2;
+  const ids = batch * model.text.length;
+  const { patches, shapes, segments } = packed;
+  if (patches.length !== values || segments.length !== batch + 1 || tokens?.length !== ids) {
+    throw new SiglipError(
+      'ERR_DATA',
+      `train: a batch of length ${String(length)} must hold ${String(batch)} images in ${String(values)} values ` +
+        `and ${String(ids)} token ids, got ${String(segments.length - 1)} in ${String(patches.length)} and ${String(tokens?.length ?? 0)} ids`,
+    );
+  }
+  return { images: { patches, shapes, segments }, texts: tokens };
 }
 
 function imageSpecs({

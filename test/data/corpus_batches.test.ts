@@ -184,7 +184,10 @@ test('boxes in pixels become shares, cut at the edge; empty texts are <eos> and 
     { box: [0, 2, 3, 40], text: 'in part' },
     { box: [9, 9, 12, 12], text: 'beyond' },
   ];
-  const path = put(join(folder(), 'boxes', 'a.jsonl'), JSON.stringify({ image, regions }));
+  const path = put(
+    join(folder(), 'boxes', 'a.jsonl'),
+    JSON.stringify({ image, text: '', regions }),
+  );
   const stream = await CorpusBatchStream.open(
     options(single({ inputs: [path], boxes: 'pixels' }), { batch: 1 }),
   );
@@ -231,6 +234,18 @@ test('on a thread of their own, with decoders under it: the same batches, states
   expect(notices).toMatchObject([{ kind: 'skipped', row: TORN }]);
   await stream.restore(expected.states[2]);
   expect((await collect(stream, 5)).batches).toEqual(expected.batches.slice(3));
+  // Its thread dies, with the decoders under it.
+  await stream.restore(expected.states[0]);
+  await stream.next();
+  const prefetch = Reflect.get(stream, 'stream') as { readonly worker: Worker };
+  await prefetch.worker.terminate();
+  const rest = await collect(stream, 6);
+  expect(rest).toEqual({ batches: expected.batches.slice(2), states: expected.states.slice(2) });
+  expect(notices.at(-1)).toEqual({
+    kind: 'lost worker',
+    worker: 'corpus batches',
+    reason: 'Prefetch: worker corpus batches failed: the thread ended with code 1',
+  });
   await stream.close();
 });
 

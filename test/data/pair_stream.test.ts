@@ -117,6 +117,7 @@ test('rows that are no pairs say why; empty texts stay or go', async () => {
   const image = 'a.png';
   const lines = [
     { id: 'none', image },
+    { id: 'empty', image, text: '' },
     { id: 'blank', image, text: ' ' },
     { id: 'object', image, text: {} },
     { id: 'no image', text: 'x' },
@@ -135,17 +136,18 @@ test('rows that are no pairs say why; empty texts stay or go', async () => {
   };
   const kept = await reasons('keep');
   expect(kept).toEqual({
-    none: '',
+    none: 'field "text" must hold a text or a list of texts, got nothing',
+    empty: '',
     blank: '',
     sound: '',
-    object: 'field "text" must hold a text or a list of texts, got something else',
+    object: 'field "text" must hold a text or a list of texts, got object',
     'no image': 'field "image" must hold an image, got nothing',
     'no list': expect.stringMatching(/^regions must be a list of .*, got object$/) as string,
     turned: expect.stringMatching(/^regions must be .*"box":\[0.5,0,0.5,1\]/) as string,
     three: expect.stringMatching(/^regions must be /) as string,
   });
   const dropped = 'text must not be empty, got nothing';
-  expect(await reasons('drop')).toEqual({ ...kept, none: dropped, blank: dropped });
+  expect(await reasons('drop')).toEqual({ ...kept, empty: dropped, blank: dropped });
 });
 
 test('a state of another mixture, seed or rank is refused, and so is what is no state', async () => {

@@ -103,6 +103,19 @@ test('a corpus joined with detections is one to train on', async () => {
   });
 });
 
+test('whole numbers of 64 bits of a Parquet file stay numbers', async () => {
+  const { parquetWriteBuffer } = await import('hyparquet-writer');
+  const columnData = [
+    { name: 'image', data: [new Uint8Array(await picture(3))], type: 'BYTE_ARRAY' as const },
+    { name: 'text', data: ['a hat'] },
+    { name: 'id', data: ['h'] },
+    { name: 'attributes', data: [5n], type: 'INT64' as const },
+  ];
+  put(at('pairs.parquet'), new Uint8Array(parquetWriteBuffer({ columnData })));
+  const { status } = siglip2('regions', 'join', 'pairs.parquet', 'found.jsonl', '-o', 'h.jsonl');
+  expect([status, linesOf('h.jsonl')]).toMatchObject([0, [{ id: 'h', attributes: 5 }]]);
+});
+
 test('what fails leaves no file behind', () => {
   put(at('torn.jsonl'), '{"image":"a","query":"x","boxes":[[0,0,1,1]],"scores":[]}\n');
   const { status, stderr } = siglip2(

@@ -77,10 +77,12 @@ async function train(): Promise<{ losses: number[]; parameters: DecoderParameter
     },
     optimizer,
     decays: (path) => decaying.has(`decoder.${path}`),
-    loss: (parameters, batch) =>
-      captionLoss(decoder(parameters, config, batch), parameters.head, batch, {
+    averages: {},
+    evaluate: (parameters, batch) => ({
+      loss: captionLoss(decoder(parameters, config, batch), parameters.head, batch, {
         examples: examples.length,
       }),
+    }),
   });
   const zeros = (): DecoderParameters<DeviceArray> =>
     decoderParameters(config, (spec) => DeviceArray.zeros(spec));
@@ -95,7 +97,9 @@ async function train(): Promise<{ losses: number[]; parameters: DecoderParameter
     const outputs = await program.run({
       parameters,
       state,
+      averages: {},
       schedule: scheduleInput(1, step, optimizer),
+      entered: {},
       batches: [{ ids, causal, memory, labels, weights }],
     });
     ({ parameters, state } = outputs);

@@ -1,0 +1,109 @@
+// What a person sees of a run: a progress line of the stage that trains, and a page in the run folder that
+// is written again now and then.
+import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Recipe, Stage, StepMetrics } from '../train';
+import {
+  trainsDecoder,
+  hasEnded,
+  trainsSelfDistillation,
+  readMetrics,
+  stageFolder,
+  stageModel,
+  stageUpdates,
+} from '../train';
+import { Progress } from './progress';
+import type { PictureRow } from './run_page';
+import { renderRunPage } from './run_page';
+
+/** Seconds between two writings of the page, and after which a browser loads it again. */
+const REFRESH = 15;
+
+/** Shows a run while it goes. */
+export class RunWatcher {
+  private progress: { readonly stage: string; readonly line: Progress } | undefined;
+  private rate = 0;
+  private loss: number | undefined;
+  private written = -Infinity;
+  private readonly pictures = new Map<string, readonly PictureRow[]>();
+
+  constructor(
+    private readonly recipe: Recipe,
+    private readonly folder: string,
+    private readonly stages: readonly Stage[],
+    /** Pictures of a stage that has ended. */
+    private readonly picturesOf: (stage: Stage) => Promise<readonly PictureRow[]> = () =>
+      Promise.resolve([]),
+  ) {}
+
+  /** Takes note of a step. */
+  step(stage: Stage, metrics: StepMetrics): void {
+    if (this.progress?.stage !== stage.name) this.begin(stage, metrics);
+    const { pairsPerSecond, loss, step } = metrics;
+    this.rate = this.rate === 0 ? pairsPerSecond : 0.95 * this.rate + 0.05 * pairsPerSecond;
+    this.loss = this.loss === undefined ? loss : 0.95 * this.loss + 0.05 * loss;
+    const named = this.stages.length > 1 ? `stage ${stage.name}  ` : '';
+    this.progress?.line.update(
+      step - this.firstStep(stage) + 1,
+      `${named}loss ${this.loss.toFixed(3)}  ${String(Math.round(this.rate))} pairs/s`,
+    );
+    if (performance.now() - this.written > 1000 * REFRESH) this.write(REFRESH);
+  }
+
+  /** Takes note of the end of a stage. */
+  async end(stage: Stage): Promise<void> {
+    this.pictures.set(stage.name, await this.picturesOf(stage));
+    const others = this.stages.filter(({ name }) => name !== stage.name);
+    this.write(others.every((one) => hasEnded(this.folder, one)) ? undefined : REFRESH);
+  }
+
+  private begin(stage: Stage, { step }: StepMetrics): void {
+    const total = stageUpdates(this.recipe, stage);
+    const line = new Progress({ total, unit: 'steps', from: step - this.firstStep(stage) });
+    this.progress = { stage: stage.name, line };
+    this.rate = 0;
+    this.loss = undefined;
+  }
+
+  // A stage goes on counting where the one before it ended.
+  private firstStep(stage: Stage): number {
+    const before = this.recipe.stages.find(({ name }) => name === stage.after);
+    return before === undefined ? 0 : this.firstStep(before) + stageUpdates(this.recipe, before);
+  }
+
+  private write(refresh: number | undefined): void {
+    this.written = performance.now();
+    const page = renderRunPage({
+      title: this.recipe.name,
+      stages: this.stages.map((stage) => ({
+        name: stage.name,
+        about: about(this.recipe, stage),
+        steps: stageUpdates(this.recipe, stage),
+        metrics: readMetrics(join(stageFolder(this.folder, stage), 'metrics.jsonl')),
+        pictures: this.pictures.get(stage.name) ?? [],
+      })),
+      settings: { recipe: JSON.stringify(this.recipe) },
+      ...(refresh === undefined ? {} : { refresh }),
+    });
+    mkdirSync(this.folder, { recursive: true });
+    const path = join(this.folder, 'run.html');
+    writeFileSync(`${path}.tmp`, page, { flush: true });
+    renameSync(`${path}.tmp`, path);
+  }
+}
+
+/** What a stage trains, in words. */
+export function about(recipe: Recipe, stage: Stage): string {
+  const { vision } = stageModel(recipe, stage);
+  const images =
+    vision.layout === 'fixed'
+      ? `${String(vision.imageSize)} pixels, patch ${String(vision.patch)}`
+      : `NaFlex of ${(stage.lengths ?? []).join(', ')} patches`;
+  const losses = [
+    'sigmoid loss',
+    ...(trainsDecoder(stage) ? ['decoder'] : []),
+    ...(trainsSelfDistillation(stage) ? ['self-distillation and masked prediction'] : []),
+    ...(stage.curation === undefined ? [] : ['on curated batches']),
+  ];
+  return `${losses.join(', ')}; ${images}`;
+}

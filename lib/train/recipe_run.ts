@@ -1,0 +1,193 @@
+// A recipe carried out: stage after stage, each a run of its own in a folder of its own, begun from where
+// the stage before it ended. Interrupted, it goes on where it was.
+import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { Device } from '../array';
+import type { Batch, Stream } from '../data';
+import { SiglipError } from '../errors';
+import type { ComputeDType } from '../graph';
+import { adaptModel } from '../model';
+import { publishTogether } from '../weights';
+import type { Inheritance } from './inherit';
+import { inheritCheckpoint } from './inherit';
+import type { StepMetrics } from './metrics';
+import type { OptimizerConfig } from './optimizer';
+import type { Recipe, Stage } from './recipe';
+import { parseRecipe, stageModel, stageOf } from './recipe';
+import { stageObjective } from './stage_objective';
+import type { TrainerConfig } from './trainer';
+import { Trainer } from './trainer';
+
+/** How a recipe is carried out. */
+export interface RecipeRunOptions extends Pick<
+  TrainerConfig,
+  'checkpointEvery' | 'keepCheckpoints' | 'notFinite'
+> {
+  /** `recipe.json` and a folder for every stage are kept there. */
+  readonly folder: string;
+  /** (3, 256): the value of each byte of each colour. */
+  readonly pixelTable: Float32Array;
+  readonly device?: 'auto' | Device;
+  readonly precision?: ComputeDType;
+  /** Compute blocks again in the backward instead of keeping their inside. Default false. */
+  readonly checkpointActivations?: boolean;
+  /** The stages to carry out, with those they go on from. Default all. */
+  readonly stages?: readonly string[];
+  /** The batches of a stage; `batchParts` says what they must bring. The run closes them. */
+  readonly openStream: (stage: Stage) => Promise<Stream<Batch>>;
+  readonly onStep?: (stage: Stage, metrics: StepMetrics) => void;
+  /** Called when a stage has ended, with its trainer still open: to save and look at its model. */
+  readonly onStageEnd?: (stage: Stage, trainer: Trainer) => Promise<void>;
+  /** Ends the run after the current step, with a checkpoint. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+const RECIPE_FILE = 'recipe.json';
+/** In the folder of a stage that has ended. */
+const END_FILE = 'ended.json';
+
+/** The folder of a stage's run. */
+export function stageFolder(folder: string, stage: Pick<Stage, 'name'>): string {
+  return join(folder, stage.name);
+}
+
+/** Updates that a stage takes in all, with full batches. */
+export function stageUpdates({ totalSteps }: Recipe, { start, end, stretch }: Stage): number {
+  return Math.ceil((end - start) * totalSteps * stretch - 1e-9);
+}
+
+/**
+ * Carries out a recipe, or what is left of it. Every stage that ends is marked in its folder and not
+ * repeated.
+ *
+ * @returns whether all stages asked for have ended.
+ * @throws ERR_CONFIG when the folder holds a run of another recipe; what `Trainer` throws
+ */
+export async function runRecipe(recipe: Recipe, options: RecipeRunOptions): Promise<boolean> {
+  await claimFolder(recipe, options.folder);
+  for (const stage of stagesOf(recipe, options.stages)) {
+    if (hasEnded(options.folder, stage)) continue;
+    if (!(await runStage(recipe, stage, options))) return false;
+  }
+  return true;
+}
+
+/** The stages of those names and all that they go on from, in the recipe's order. */
+export function stagesOf(recipe: Recipe, names?: readonly string[]): Stage[] {
+  if (names === undefined) return [...recipe.stages];
+  const wanted = new Set<string>();
+  for (const name of names) {
+    for (let stage: Stage | undefined = stageOf(recipe, name); stage !== undefined;) {
+      wanted.add(stage.name);
+      stage = stage.after === undefined ? undefined : stageOf(recipe, stage.after);
+    }
+  }
+  return recipe.stages.filter(({ name }) => wanted.has(name));
+}
+
+async function writeJson(folder: string, name: string, content: unknown): Promise<void> {
+  await publishTogether(folder, async (files) => {
+    await files.writeJson(name, content);
+    return [];
+  });
+}
+
+// What a folder was begun with is what it goes on with.
+async function claimFolder(recipe: Recipe, folder: string): Promise<void> {
+  const path = join(folder, RECIPE_FILE);
+  if (!existsSync(path)) {
+    await writeJson(folder, RECIPE_FILE, recipe);
+    return;
+  }
+  const known = parseRecipe(JSON.parse(await readFile(path, 'utf8')), path);
+  if (JSON.stringify(known) === JSON.stringify(recipe)) return;
+  throw new SiglipError(
+    'ERR_CONFIG',
+    `train: ${path} must hold the recipe that is run, got ${known.name} with other fields\n` +
+      'to do: use another run folder, or the options the run was started with',
+  );
+}
+
+async function runStage(recipe: Recipe, stage: Stage, options: RecipeRunOptions): Promise<boolean> {
+  const { folder, pixelTable, checkpointActivations, signal, onStep, onStageEnd } = options;
+  const stream = await options.openStream(stage);
+  try {
+    const trainer = await Trainer.start(
+      {
+        objective: stageObjective(recipe, stage, { pixelTable, checkpoint: checkpointActivations }),
+        folder: stageFolder(folder, stage),
+        ...scheduleOf(recipe, stage),
+        seed: recipe.seed,
+        initialLogits: recipe.initialLogits,
+        ...(stage.after === undefined ? {} : { inherit: () => inherited(recipe, stage, folder) }),
+        ...definedOf(options),
+      },
+      stream,
+    );
+    try {
+      const ended = await trainer.train({
+        ...(signal === undefined ? {} : { signal }),
+        onStep: (metrics) => onStep?.(stage, metrics),
+      });
+      if (!ended) return false;
+      await onStageEnd?.(stage, trainer);
+      await writeJson(stageFolder(folder, stage), END_FILE, { step: trainer.step });
+      return true;
+    } finally {
+      trainer.dispose();
+    }
+  } finally {
+    await stream.close();
+  }
+}
+
+function definedOf(options: RecipeRunOptions): Partial<TrainerConfig> {
+  const { device, precision, checkpointEvery, keepCheckpoints, notFinite } = options;
+  return {
+    ...(device === undefined ? {} : { device }),
+    ...(precision === undefined ? {} : { precision }),
+    ...(checkpointEvery === undefined ? {} : { checkpointEvery }),
+    ...(keepCheckpoints === undefined ? {} : { keepCheckpoints }),
+    ...(notFinite === undefined ? {} : { notFinite }),
+  };
+}
+
+function scheduleOf(
+  recipe: Recipe,
+  stage: Stage,
+): Pick<TrainerConfig, 'schedule' | 'range' | 'optimizer'> {
+  const { totalSteps, warmupSteps } = recipe;
+  const optimizer: OptimizerConfig = { ...recipe.optimizer, ...definedFields(stage.optimizer) };
+  const { start, end, stretch, constant } = stage;
+  if (constant !== undefined) {
+    const steps = stageUpdates(recipe, stage);
+    return {
+      schedule: { totalSteps: steps, warmupSteps: constant.warmupSteps, shape: 'constant' },
+      optimizer: { ...optimizer, learningRate: constant.learningRate },
+    };
+  }
+  return {
+    schedule: { totalSteps, warmupSteps },
+    range: { start: start * totalSteps, end: end * totalSteps, stretch },
+    optimizer,
+  };
+}
+
+function definedFields<T extends object>(fields: T): { [K in keyof T]: NonNullable<T[K]> } {
+  const defined = Object.entries(fields).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(defined) as { [K in keyof T]: NonNullable<T[K]> };
+}
+
+/** What a stage takes over: the last checkpoint of the one before it, in its own shape. */
+async function inherited(recipe: Recipe, stage: Stage, folder: string): Promise<Inheritance> {
+  const before = stageOf(recipe, stage.after ?? '');
+  const checkpoints = join(stageFolder(folder, before), 'checkpoints');
+  if (stage.resolution === undefined) return inheritCheckpoint(checkpoints);
+  return inheritCheckpoint(checkpoints, adaptModel(stageModel(recipe, before), stage.resolution));
+}
+
+/** Whether a stage of a run has ended. */
+export function hasEnded(folder: string, stage: Stage): boolean {
+  return existsSync(join(stageFolder(folder, stage), END_FILE));
+}

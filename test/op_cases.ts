@@ -1404,7 +1404,7 @@ function prototypeLossCase({
     ],
     cost: {
       forward: { flops, bytes: traffic },
-      backward: { flops: 3 * flops, bytes: 2 * traffic },
+      backward: { flops: 2 * (3 * n + m) * K * F, bytes: 2 * traffic },
     },
   });
 }

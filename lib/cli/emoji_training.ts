@@ -132,14 +132,15 @@ function trainedStage(recipe: Recipe, stage: Stage, folder: string): TrainedStag
   return {
     stage,
     model: stageModel(recipe, stage),
-    folder: modelFolder(folder, stage),
+    folder: modelFolder(folder, recipe, stage),
     metrics,
     seconds,
   };
 }
 
-function modelFolder(folder: string, stage: Stage): string {
-  return join(stageFolder(folder, stage), 'model');
+/** Of several stages each has its own. */
+function modelFolder(folder: string, recipe: Recipe, stage: Stage): string {
+  return join(recipe.stages.length === 1 ? folder : stageFolder(folder, stage), 'model');
 }
 
 /** NaFlex cuts its images out of drawings of this many pixels a side. */
@@ -189,7 +190,7 @@ async function saveStage(
   { parameters }: Trainer,
   { folder, tokenizer }: { readonly folder: string; readonly tokenizer: BytePairTokenizer },
 ): Promise<void> {
-  const target = modelFolder(folder, stage);
+  const target = modelFolder(folder, recipe, stage);
   await mkdir(target, { recursive: true });
   await saveTokenizer(target, tokenizer);
   const config = stageModel(recipe, stage);

@@ -57,7 +57,8 @@ export class Captioner {
   ) {}
 
   /**
-   * Loads a folder that holds a model and its decoder. Only its vision tower is read.
+   * Loads a folder that holds a model and its decoder. Only its vision tower is read, and `precision`
+   * is that of the tower: the decoder computes in float32.
    *
    * @throws what `Siglip2.load` throws; ERR_FILE where there is no decoder, ERR_CONFIG where it is of
    * another model

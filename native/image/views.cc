@@ -41,7 +41,7 @@ float mean_luma(const float* pixels, int64_t count) {
   return static_cast<float>(sum / static_cast<double>(count));
 }
 
-// Turns the hue of a pixel by `turn` of a full circle.
+// Turns the hue of a pixel by `turn` of a full circle, at most half of it.
 void turn_hue(float* pixel, float turn) {
   const float red = pixel[0];
   const float green = pixel[1];
@@ -60,7 +60,8 @@ void turn_hue(float* pixel, float turn) {
   sector += 6.0F * turn;
   // A colour at distance d, along the circle, from the middle of where it is full.
   const auto channel = [&](float middle) {
-    float distance = std::fmod(std::abs(sector - middle), 6.0F);
+    float distance = std::abs(sector - middle);  // at most 8
+    if (distance > 6.0F) distance -= 6.0F;
     distance = std::min(distance, 6.0F - distance);
     const float share = distance <= 1.0F ? 1.0F : distance >= 2.0F ? 0.0F : 2.0F - distance;
     return high - range * (1.0F - share);

@@ -75,7 +75,7 @@ describe('symmetric matrices', () => {
 
 describeGolden('bv_evaluators', (golden) => {
   describe.each(['n_ge_d', 'n_lt_d'])('few-shot probe, %s', (name) => {
-    const tensor = (part: string): readonly number[] => Array.from(golden.tensor(part).data);
+    const tensor = (part: string): readonly number[] => [...golden.tensor(part).data];
     const features = (part: string): { data: Float32Array; width: number } => {
       const { data, shape } = golden.tensor(`in/fewshot/${name}/${part}`);
       return { data: Float32Array.from(data), width: shape[1] };

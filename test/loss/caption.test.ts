@@ -1,8 +1,8 @@
+import { compile, float32, gradient, int32 } from '../../lib/graph';
 import { captionLoss } from '../../lib/loss';
-import { evaluate, integers, random, values } from '../nn/evaluate';
+import { evaluate, integers, nd, random, values } from '../nn/evaluate';
 import { ndArray } from '../reference/nd_array';
 import { vocabularyLoss } from '../reference/vocabulary_loss';
-import { nd } from '../nn/evaluate';
 
 const [B, T, D, V] = [3, 4, 6, 11];
 const hidden = random('hidden', [B, T, D]);
@@ -30,4 +30,25 @@ test('is the mean over examples of the mean over their tokens', async () => {
   ).data[0];
   expect(await lossOf()).toBeCloseTo(expected / B, 5);
   expect(await lossOf({ examples: 1 })).toBeCloseTo(expected, 5);
+});
+
+test('never holds the logits: three targets of 64 tokens for each of 16 images, 64,000 words', () => {
+  const [images, length, width, words] = [16, 64, 32, 64_000];
+  const sequences = 3 * images;
+  const program = compile(
+    'caption loss',
+    ({ states, head, targets }) => {
+      const loss = captionLoss(states, head, targets);
+      return { loss, gradients: gradient(loss, { states, head }) };
+    },
+    {
+      states: float32(sequences, length, width),
+      head: { weight: float32(words, width), bias: float32(words) },
+      targets: { labels: int32(sequences, length), weights: float32(sequences, length) },
+    },
+  );
+  const { peakBytes } = program.memory;
+  program.dispose();
+  // Weight, gradient and a few blocks of logits; all logits would be 786 MB.
+  expect(peakBytes).toBeLessThan(60e6);
 });

@@ -1,4 +1,5 @@
-import { gradient, scope } from '../../lib/graph';
+import type { Tensor } from '../../lib/graph';
+import { compile, float32, gradient, int32, scope, stopGradient } from '../../lib/graph';
 import {
   distillationSizeFactors,
   distillationWeights,
@@ -10,12 +11,28 @@ import {
   updateCentre,
 } from '../../lib/loss';
 import type { DistillationOptions } from '../../lib/loss';
-import type { DistillationHeads, SelfDistillationConfig } from '../../lib/model';
-import { patchHeadOf, selfDistillationParameters } from '../../lib/model';
+import type { DistillationHeads, SelfDistillationConfig, VisionOutput } from '../../lib/model';
+import {
+  patchHeadOf,
+  selfDistillationParameters,
+  teacherPart,
+  visionParameters,
+  visionTower,
+} from '../../lib/model';
 import type { ProjectionHeadParameters } from '../../lib/nn';
 import * as ops from '../../lib/ops';
 import type { Value } from '../nn/evaluate';
-import { evaluate, integers, nd, ndTree, random, randomParameter, values } from '../nn/evaluate';
+import {
+  bytes,
+  evaluate,
+  integers,
+  nd,
+  ndTree,
+  random,
+  randomParameter,
+  values,
+} from '../nn/evaluate';
+import { fixedConfig } from '../nn/towers';
 import { geluErf } from '../reference/gelu';
 import { l2Normalize } from '../reference/l2_normalize';
 import { linear } from '../reference/linear';
@@ -291,4 +308,102 @@ describe('constants', () => {
     expect(teacherTemperature({ from: 0.04, to: 0.04, steps: 0 }, 0)).toBe(0.04);
     expect(() => teacherTemperature({ ...warmup, from: 0 }, 0)).toThrow('must be positive');
   });
+});
+
+test('plans memory for features and prototypes, not for logits', () => {
+  const [K, F] = [65536, 32];
+  const peak = (n: number): number => {
+    const program = compile(
+      'prototypes',
+      (t) => {
+        const loss = ops.prototypeLoss(
+          { ...t, studentPrototypes: t.prototypes, teacherPrototypes: stopGradient(t.prototypes) },
+          { studentTemperature: STUDENT_TEMPERATURE },
+        );
+        return { loss, ...gradient(loss, { student: t.student, prototypes: t.prototypes }) };
+      },
+      {
+        student: float32(n, F),
+        prototypes: float32(K, F),
+        teacher: float32(n / 8, F),
+        centre: float32(K),
+        weights: float32(n),
+        teacherRows: int32(n),
+        teacherTemperature: float32(1),
+      },
+    );
+    const { peakBytes } = program.memory;
+    program.dispose();
+    return peakBytes;
+  };
+  const [few, many] = [peak(512), peak(2048)];
+  expect(many).toBeLessThan((2048 * K * 4) / 10);
+  expect(many - few).toBeLessThan(1536 * (F + 8) * 4 * 8);
+});
+
+test('one program: masked student, local views, teacher, losses, and their updates', async () => {
+  const vision = visionParameters(fixedConfig, randomParameter);
+  const own = selfDistillationParameters(24, config, randomParameter);
+  const [images, patches] = [2, 9];
+  const mask = new Uint8Array(images * patches).map((_, i) => (i % 9 < 5 ? 1 : 0));
+  const given = {
+    vision,
+    own,
+    teacher: teacherPart(vision, own),
+    globals: random('globals', [images, 3, 13, 13]),
+    locals: random('locals', [images * V, 3, 8, 8]),
+    mask: bytes([images, patches], mask),
+    rows: integers(
+      [10],
+      Array.from(mask.keys()).filter((row) => mask[row] === 1),
+    ),
+    weights: values([10], new Float32Array(10).fill(0.1)),
+    imagesOfViews: integers(
+      [images * V],
+      Array.from({ length: images * V }, (_, i) => Math.floor(i / V)),
+    ),
+    temperature,
+    pooledCentre,
+    patchCentre,
+  };
+  const results = await evaluate(given, (t) => {
+    const masked = { mask: t.mask, maskToken: t.own.maskToken };
+    const targets = { temperature: t.temperature };
+    const pooledOf = ({ pooled }: VisionOutput): Tensor => {
+      if (pooled === undefined) throw new Error('the tower must be pooled');
+      return pooled;
+    };
+    const teacher = scope('teacher', () =>
+      visionTower(t.teacher.vision, fixedConfig, { images: t.globals }),
+    );
+    const hidden = scope('masked', () =>
+      visionTower(t.vision, fixedConfig, { images: t.globals }, { masked }),
+    );
+    const views = scope('local', () =>
+      visionTower(t.vision, fixedConfig, { images: t.locals }, { imageSize: 8 }),
+    );
+    const local = localLoss(
+      { student: pooledOf(views), teacher: pooledOf(teacher), images: t.imagesOfViews },
+      t.own,
+      t.teacher,
+      { ...targets, centre: t.pooledCentre },
+    );
+    const patchTerm = maskedLoss(
+      { student: hidden.tokens, teacher: teacher.tokens, rows: t.rows, weights: t.weights },
+      t.own,
+      t.teacher,
+      { ...targets, centre: t.patchCentre },
+    );
+    const loss = ops.add(local.loss, ops.scaleBy(patchTerm.loss, distillationWeights.masked));
+    return {
+      loss,
+      gradients: gradient(loss, { vision: t.vision, own: t.own, teacher: t.teacher }),
+    };
+  });
+  expect(results.loss[0]).toBeGreaterThan(0);
+  for (const [name, gradients] of Object.entries(results)) {
+    if (!name.startsWith('gradients.') || name.endsWith('key.bias')) continue;
+    const reached = !name.startsWith('gradients.teacher');
+    expect([name, gradients.some((x) => x !== 0)]).toEqual([name, reached]);
+  }
 });

@@ -1,5 +1,6 @@
 import { attention, pooledAttention } from '../../lib/nn';
 import { visionParameters } from '../../lib/model';
+import * as ops from '../../lib/ops';
 import { attention as referenceAttention } from '../reference/attention';
 import { linear } from '../reference/linear';
 import type { Linear } from '../reference/model';
@@ -107,5 +108,36 @@ describe('pooledAttention, without keys and values, is attention of a single que
     }));
     const twice = values([2, 1, width], [...x.data, ...x.data]);
     expect(maxDifference(y, reference(twice, memory).data)).toBeLessThan(1e-5);
+  });
+});
+
+describe('limits of the keys in a decoder', () => {
+  const [B, T, D, rows] = [2, 3, 4, 7];
+  const q = random('q', [B, T, D]);
+  const k = random('k', [rows, D]);
+  const run = (starts: readonly number[]): Promise<Record<string, Float32Array>> =>
+    evaluate({ q, k, keySegments: integers([B + 1], starts) }, (x) => ({
+      o: ops.attention(x.q, x.k, x.k, { heads: 2, keySegments: x.keySegments }),
+    }));
+
+  test.each([
+    [[1, 3, 7], 'key_segments[0] must be 0, got 1'],
+    [[0, 5, 3], 'key_segments[2] must be in [5, 7], got 3'],
+    [[0, 5, 8], 'key_segments[2] must be in [5, 7], got 8'],
+  ])('refuses starts %j', async (starts, message) => {
+    await expect(run(starts)).rejects.toMatchObject({
+      code: 'ERR_ARGUMENT',
+      message: expect.stringContaining(message) as string,
+    });
+  });
+
+  test('refuses two at once', async () => {
+    const causal = bytes([B], [1, 0]);
+    const keyMask = bytes([B, T], [1, 1, 1, 1, 1, 1]);
+    await expect(
+      evaluate({ q, causal, keyMask }, (x) => ({
+        o: ops.attention(x.q, x.q, x.q, { heads: 2, causal: x.causal, keyMask: x.keyMask }),
+      })),
+    ).rejects.toThrow('attention: keyMask must be absent with causal, got both');
   });
 });

@@ -1,5 +1,6 @@
 // The published recipe for every size, and smaller ones. Sources: SigLIP 2 (arXiv 2502.14786 §2) and, where
 // it is silent, what is named beside the value.
+import { naflexLengths } from '../data';
 import { SiglipError } from '../errors';
 import type { ModelConfig, VariantName } from '../model';
 import { variant } from '../model';
@@ -50,9 +51,6 @@ const published: Readonly<Record<string, Published>> = {
 
 /** Sizes that have a published recipe. */
 export const publishedSizes: readonly string[] = Object.keys(published);
-
-/** Patches of an image in NaFlex training, drawn for every batch (§2.4.2). */
-export const naflexLengths = [128, 256, 576, 784, 1024] as const;
 
 /** What all presets share: the chain of stages. */
 interface Chain {

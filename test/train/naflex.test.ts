@@ -239,7 +239,7 @@ describe('a NaFlex run', () => {
     expect(() => objective.admit(given)).toThrow('length of a batch must be one of 4, 9, 16');
     const cut = { ...packed, patches: packed.patches.subarray(48) };
     expect(() => objective.admit({ ...given, packed: cut })).toThrow(
-      /must hold \d images in \d+ rows/,
+      /must hold \d images in \d+ values/,
     );
   });
 });

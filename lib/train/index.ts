@@ -12,3 +12,5 @@ export type { TrainerConfig, TrainOptions } from './trainer';
 export { Trainer } from './trainer';
 export type { PairBatch, TwoTowersStep, TwoTowersStepConfig } from './two_towers';
 export { compileTwoTowersStep } from './two_towers';
+export type { LossOverRanksConfig, LossOverRanksResult, TextExchange } from './loss_over_ranks';
+export { LossOverRanks } from './loss_over_ranks';

@@ -1,8 +1,9 @@
 // The training loop: batches in, updated weights out, a log line per step, a checkpoint now and then.
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Device } from '../array';
+import type { Device, HostArray } from '../array';
 import { DeviceArray, resolveDevice } from '../array';
+import { broadcastText, evenParts } from '../comm';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType, Spec } from '../graph';
@@ -17,6 +18,9 @@ import type { OptimizerConfig } from './optimizer';
 import { defaultOptimizer, scheduleInput } from './optimizer';
 import type { ScheduleConfig } from './schedule';
 import { cosineSchedule } from './schedule';
+import type { StepScalars } from './step';
+import type { RanksConfig } from './step_over_ranks';
+import { StepOverRanks } from './step_over_ranks';
 import type { PairBatch, TwoTowersStep } from './two_towers';
 import { compileTwoTowersStep } from './two_towers';
 
@@ -31,7 +35,10 @@ export interface TrainerConfig {
    * weights, their gradients, the loss and Adam stay float32, and so do checkpoints.
    */
   readonly precision?: ComputeDType;
-  /** Pairs of a micro-batch; the stream must give batches of this size. */
+  /**
+   * Pairs of a micro-batch; the stream must give batches of this size. Over ranks: of the batch of all,
+   * of which the stream must give each rank its rows, see {@link rowsOfRank}.
+   */
   readonly batch: number;
   /** Micro-batches of a step. Default 1. */
   readonly microBatches?: number;
@@ -50,6 +57,18 @@ export interface TrainerConfig {
   readonly keepCheckpoints?: number;
   /** Compute blocks again in the backward instead of keeping their inside. Default false. */
   readonly checkpointActivations?: boolean;
+  /**
+   * The ranks that share the run. All are given the same configuration but for this member's place, and
+   * a folder that all of them see; only rank 0 writes. A checkpoint can be continued by any number of
+   * ranks. Default: this process alone.
+   */
+  readonly ranks?: RanksConfig | undefined;
+}
+
+/** Rows [from, to) of a batch that a rank works. */
+export function rowsOfRank(batch: number, rank: number, size: number): [from: number, to: number] {
+  const parts = evenParts(batch, size);
+  return [parts[rank], parts[rank + 1]];
 }
 
 export interface TrainOptions {
@@ -77,7 +96,7 @@ export class Trainer {
   private constructor(
     private readonly config: TrainerConfig,
     private readonly stream: Stream<Batch>,
-    private readonly program: TwoTowersStep,
+    private readonly program: TwoTowersStep | StepOverRanks,
     private readonly state: TrainingState<DeviceArray>,
     private nextStep: number,
     /** Where the weights are and the steps run. */
@@ -105,28 +124,21 @@ export class Trainer {
           'to do: train in float32, or on a machine with a GPU',
       );
     }
-    mkdirSync(checkpointFolder(config), { recursive: true });
-    const program = compileTwoTowersStep({
-      model: config.model,
-      batch: config.batch,
-      microBatches: config.microBatches ?? 1,
-      optimizer: config.optimizer ?? defaultOptimizer,
-      checkpoint: config.checkpointActivations ?? false,
-      device,
-      precision,
-    });
+    const first = (config.ranks?.comm.rank ?? 0) === 0;
+    if (first) mkdirSync(checkpointFolder(config), { recursive: true });
+    const newest = await startingCheckpoint(config);
+    const { state, position } =
+      newest === undefined
+        ? { state: freshState(config, device), position: undefined }
+        : await loadTraining(newest, config.model, device);
     try {
-      const path = await latestCheckpoint(checkpointFolder(config));
-      if (path === undefined) {
-        keepMetricsBefore(metricsPath(config), 0);
-        return new Trainer(config, stream, program, freshState(config, device), 0, device);
-      }
-      const { state, position } = await loadTraining(path, config.model, device);
-      await stream.restore(position.data);
-      keepMetricsBefore(metricsPath(config), position.step);
-      return new Trainer(config, stream, program, state, position.step, device);
+      if (position !== undefined) await stream.restore(position.data);
+      const step = position?.step ?? 0;
+      if (first) keepMetricsBefore(metricsPath(config), step);
+      const program = await makeStep(config, state, device, precision);
+      return new Trainer(config, stream, program, state, step, device);
     } catch (error) {
-      program.dispose();
+      disposeArrays(state);
       throw error;
     }
   }
@@ -143,7 +155,9 @@ export class Trainer {
 
   /** Bytes the run needs on its device at its peak, weights and optimizer state included. */
   get peakBytes(): number {
-    return this.program.memory.peakBytes;
+    return this.program instanceof StepOverRanks
+      ? this.program.peakBytes
+      : this.program.memory.peakBytes;
   }
 
   /**
@@ -155,19 +169,19 @@ export class Trainer {
    */
   async train({ onStep, signal }: TrainOptions = {}): Promise<boolean> {
     const { totalSteps } = this.config.schedule;
-    const log = new MetricsLog(metricsPath(this.config));
+    const log = this.rank === 0 ? new MetricsLog(metricsPath(this.config)) : undefined;
     try {
       while (this.nextStep < totalSteps) {
-        if (signal?.aborted === true) break;
+        if (await this.stopped(signal)) break;
         const metrics = await this.trainStep();
-        log.append(metrics);
+        log?.append(metrics);
         onStep?.(metrics);
         const every = this.config.checkpointEvery ?? 0;
         if (every > 0 && this.nextStep % every === 0 && this.nextStep < totalSteps)
           await this.save();
       }
     } finally {
-      log.close();
+      log?.close();
     }
     await this.save();
     return this.nextStep >= totalSteps;
@@ -175,13 +189,15 @@ export class Trainer {
 
   /** Writes a checkpoint of the current position. */
   async save(): Promise<void> {
-    await saveTraining(
-      checkpointFolder(this.config),
-      this.config.model,
-      this.state,
-      { step: this.nextStep, data: this.stream.state() },
-      this.config.keepCheckpoints ?? 2,
-    );
+    const write = (state: TrainingState<DeviceArray>): Promise<void> =>
+      saveTraining(
+        checkpointFolder(this.config),
+        this.config.model,
+        state,
+        { step: this.nextStep, data: this.stream.state() },
+        this.config.keepCheckpoints ?? 2,
+      );
+    await (this.program instanceof StepOverRanks ? this.program.save(write) : write(this.state));
   }
 
   /** Frees weights, optimizer state and program. The stream stays open: it is the caller's. */
@@ -190,25 +206,31 @@ export class Trainer {
     disposeArrays(this.state);
   }
 
+  private get rank(): number {
+    return this.config.ranks?.comm.rank ?? 0;
+  }
+
+  /** Whether the run is to end here: of all ranks, if one of them is told so. */
+  private async stopped(signal: AbortSignal | undefined): Promise<boolean> {
+    const stop = signal?.aborted === true;
+    if (this.config.ranks === undefined) return stop;
+    const votes = Float32Array.of(stop ? 1 : 0);
+    await this.config.ranks.comm.allReduce(votes);
+    return votes[0] > 0;
+  }
+
   private async trainStep(): Promise<StepMetrics> {
     const began = performance.now();
     const step = this.nextStep;
     const multiplier = cosineSchedule(step, this.config.schedule);
-    const batches: PairBatch<Float32Array | Int32Array | Uint8Array>[] = [];
+    const batches: PairBatch<HostArray>[] = [];
     for (let i = 0; i < (this.config.microBatches ?? 1); i++) {
       batches.push(this.admit(await this.stream.next()));
     }
-    const { parameters, moments } = this.state;
-    const outputs = await this.program.run({
-      parameters,
-      state: moments,
-      schedule: scheduleInput(multiplier, step, this.optimizer),
+    const { parameters } = this.state;
+    const { loss, gradientNorm, updateNorm, parameterNorm } = await this.runStep(
       batches,
-    });
-    const [loss, gradientNorm, updateNorm, parameterNorm] = await Promise.all(
-      [outputs.loss, outputs.gradientNorm, outputs.updateNorm, outputs.parameterNorm].map(
-        takeScalar,
-      ),
+      scheduleInput(multiplier, step, this.optimizer),
     );
     const [logitScale, logitBias] = await Promise.all(
       [parameters.logitScale, parameters.logitBias].map(readScalar),
@@ -238,8 +260,25 @@ export class Trainer {
     };
   }
 
-  private admit(batch: Batch): PairBatch<Float32Array | Int32Array | Uint8Array> {
-    const { model, batch: size, pixelTable } = this.config;
+  private async runStep(
+    batches: readonly PairBatch<HostArray>[],
+    schedule: Float32Array,
+  ): Promise<StepScalars<number>> {
+    if (this.program instanceof StepOverRanks) return this.program.run(schedule, batches[0]);
+    const { parameters, moments } = this.state;
+    const outputs = await this.program.run({ parameters, state: moments, schedule, batches });
+    const [loss, gradientNorm, updateNorm, parameterNorm] = await Promise.all(
+      [outputs.loss, outputs.gradientNorm, outputs.updateNorm, outputs.parameterNorm].map(
+        takeScalar,
+      ),
+    );
+    return { loss, gradientNorm, updateNorm, parameterNorm };
+  }
+
+  private admit(batch: Batch): PairBatch<HostArray> {
+    const { model, pixelTable, ranks } = this.config;
+    const [from, to] = rowsOfRank(this.config.batch, this.rank, ranks?.comm.size ?? 1);
+    const size = to - from;
     const { images, tokens } = batch;
     const side = model.vision.layout === 'fixed' ? model.vision.imageSize : batch.size;
     const pixels = size * side * side * 3;
@@ -253,6 +292,46 @@ export class Trainer {
     }
     return { images: { pixels: images, table: pixelTable }, texts: tokens };
   }
+}
+
+/** The checkpoint a run continues; which that is, rank 0 says. */
+async function startingCheckpoint(config: TrainerConfig): Promise<string | undefined> {
+  const { ranks } = config;
+  if (ranks === undefined) return latestCheckpoint(checkpointFolder(config));
+  const { comm } = ranks;
+  const newest = comm.rank === 0 ? await latestCheckpoint(checkpointFolder(config)) : undefined;
+  const path = await broadcastText(comm, newest ?? '', 0);
+  return path === '' ? undefined : path;
+}
+
+async function makeStep(
+  config: TrainerConfig,
+  state: TrainingState<DeviceArray>,
+  device: Device,
+  precision: ComputeDType,
+): Promise<TwoTowersStep | StepOverRanks> {
+  const { model, batch, microBatches = 1, ranks } = config;
+  const optimizer = config.optimizer ?? defaultOptimizer;
+  const checkpoint = config.checkpointActivations ?? false;
+  if (ranks === undefined) {
+    const alone = { model, batch, microBatches, optimizer, checkpoint, device, precision };
+    return compileTwoTowersStep(alone);
+  }
+  if (microBatches !== 1) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `train: microBatches must be 1 over ranks, got ${String(microBatches)}`,
+    );
+  }
+  const { size } = ranks.comm;
+  const rows = Array.from({ length: size }, (_, rank) => {
+    const [from, to] = rowsOfRank(batch, rank, size);
+    return to - from;
+  });
+  return StepOverRanks.create(
+    { ...ranks, model, rows, optimizer, checkpoint, device, precision },
+    state,
+  );
 }
 
 function checkpointFolder({ folder }: TrainerConfig): string {

@@ -12,8 +12,8 @@ import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
 import { parameterCount, parameterTable } from '../model';
 import { BytePairTokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
-import type { StepMetrics } from '../train';
-import { Trainer, readMetrics } from '../train';
+import type { RanksConfig, StepMetrics } from '../train';
+import { Trainer, readMetrics, rowsOfRank } from '../train';
 import { defaultPreprocessor, saveCheckpoint } from '../weights';
 import type { EmojiRecipe } from './emoji_recipe';
 import { emojiModel, initialLogits } from './emoji_recipe';
@@ -32,6 +32,8 @@ export interface EmojiTrainingOptions {
   readonly device: 'auto' | Device;
   readonly precision: ComputeDType;
   readonly signal?: AbortSignal | undefined;
+  /** Those that share the run; rank 0 alone shows progress and saves the model. */
+  readonly ranks?: RanksConfig | undefined;
 }
 
 export interface EmojiTraining {
@@ -53,8 +55,12 @@ export interface EmojiTraining {
 
 /** Draws, trains with a progress bar, saves. A folder with checkpoints is continued. */
 export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<EmojiTraining> {
-  const { preset, recipe, seed } = options;
-  const data = new EmojiData(preset, { signal: options.signal, onProgress: drawing() });
+  const { preset, recipe, seed, ranks } = options;
+  const { rank, size } = ranks?.comm ?? { rank: 0, size: 1 };
+  const data = new EmojiData(preset, {
+    signal: options.signal,
+    ...(rank === 0 ? { onProgress: drawing() } : {}),
+  });
   const { tokenizer } = TokenizerSubset.from(await gemma(options.tokenizer), data.texts());
   const model = emojiModel(recipe, preset, tokenizer.vocabulary);
   const table = await data.trainingTable((texts) => tokenizer.encode(texts, model.text.length));
@@ -63,7 +69,15 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
   const stream = await Prefetch.open<Batch>({
     module: pairBatchesModule,
     factory: 'openPairBatches',
-    input: { table, options: { batch: recipe.batch, seed, augment: preset.augment } },
+    input: {
+      table,
+      options: {
+        batch: recipe.batch,
+        seed,
+        augment: preset.augment,
+        rows: rowsOfRank(recipe.batch, rank, size),
+      },
+    },
     name: 'emoji batches',
   });
   try {
@@ -83,15 +97,22 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
         checkpointEvery: options.checkpointEvery,
         device: options.device,
         precision: options.precision,
+        ranks,
       },
       stream,
     );
     try {
-      const finished = await trainer.train({ signal: options.signal, onStep: training(recipe) });
+      const finished = await trainer.train({
+        signal: options.signal,
+        ...(rank === 0 ? { onStep: training(recipe) } : {}),
+      });
       const folder = join(options.folder, 'model');
-      await mkdir(folder, { recursive: true });
-      await saveTokenizer(folder, tokenizer);
-      await saveCheckpoint(folder, { config: model, parameters: trainer.parameters, preprocessor });
+      if (rank === 0) {
+        const { parameters } = trainer;
+        await mkdir(folder, { recursive: true });
+        await saveTokenizer(folder, tokenizer);
+        await saveCheckpoint(folder, { config: model, parameters, preprocessor });
+      }
       const metrics = readMetrics(join(options.folder, 'metrics.jsonl'));
       return {
         data,

@@ -1,5 +1,7 @@
 // How a process learns that a launcher started it as one of several.
+import type { Device } from '../array';
 import { SiglipError } from '../errors';
+import { loadAddon } from '../native/load';
 
 /** The place of a process in a job. */
 export interface LaunchedRank {
@@ -39,4 +41,11 @@ export function launchedRank(
     );
   }
   return { rank, size, localRank };
+}
+
+/** The device of a rank that was not told one: a GPU of its own where there are, else the CPU. */
+export function deviceOfRank({ localRank }: LaunchedRank): Device {
+  const { devices } = loadAddon().describe().cuda;
+  if (devices.length === 0) return 'cpu';
+  return `cuda:${String(devices[localRank % devices.length].index)}` as Device;
 }

@@ -135,11 +135,11 @@ export class StepOverRanks {
     const options = { checkpoint: config.checkpoint, pooledOnly: true };
     const dembedding = float32(own, model.embedding);
     this.text = tower('text', specs.text, this.batchSpecs.texts, dembedding, config, (p, ids) => {
-      return textTower(p as TextParameters<Tensor>, model, ids as Tensor, options).embedding;
+      return textTower(p, model, ids, options).embedding;
     });
     this.vision = tower('vision', specs.vision, images, dembedding, config, (p, input) => {
-      const normalized = normalizedInput(input as PairBatch<Tensor>['images']);
-      const { embedding } = visionTower(p as VisionParameters<Tensor>, model, normalized, options);
+      const normalized = normalizedInput(input);
+      const { embedding } = visionTower(p, model, normalized, options);
       if (embedding !== undefined) return embedding;
       throw new SiglipError(
         'ERR_CONFIG',
@@ -412,7 +412,7 @@ export class StepOverRanks {
     const part = new Float32Array(to - from);
     await Promise.all(
       this.pieces[layout].map(async ({ path, start }) => {
-        part.set((await arrays[path].read()) as Float32Array, start);
+        part.set(await arrays[path].read(), start);
       }),
     );
     return part;
@@ -469,7 +469,10 @@ function tower<P extends object, I extends object>(
   { device = 'cpu', precision = 'float32' }: StepOverRanksConfig,
   embed: (parameters: MapTree<P, Spec, Tensor>, input: MapTree<I, Spec, Tensor>) => Tensor,
 ): Tower<P, I> {
-  type Forward = { parameters: P; input: I };
+  interface Forward {
+    parameters: P;
+    input: I;
+  }
   type Backward = Forward & { dembedding: Spec };
   const options = { device, precision };
   return {
@@ -484,7 +487,7 @@ function tower<P extends object, I extends object>(
       `${name} backward`,
       (inputs) => {
         const embedding = embed(inputs.parameters, inputs.input);
-        const product = dot(embedding, inputs.dembedding as Tensor);
+        const product = dot(embedding, inputs.dembedding);
         return {
           gradients: gradient(product, inputs.parameters) as MapTree<P, Spec, Tensor>,
         };
@@ -504,7 +507,7 @@ function upload(
   let next = 0;
   return mapTree<PairBatch<HostArray>, HostArray, DeviceArray>(batch, (data) =>
     DeviceArray.from(data, shapes[next++], device),
-  ) as PairBatch<DeviceArray>;
+  );
 }
 
 /** Gradients in host memory, one behind the other; the arrays are disposed. */

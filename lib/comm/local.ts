@@ -70,7 +70,17 @@ class MeetingPlace {
       meeting.waiting.push(waiting);
       if (meeting.waiting.length < this.size) return;
       this.meetings.delete(turn);
-      finish(meeting.arrays.map((given) => given ?? []));
+      try {
+        finish(meeting.arrays.map((given) => given ?? []));
+      } catch (error) {
+        // What one rank gave does not fit what the others did: nobody can go on.
+        this.fail(
+          error instanceof SiglipError
+            ? error
+            : new SiglipError('ERR_COMM', `comm: ${String(error)}`),
+        );
+        return;
+      }
       for (const each of meeting.waiting) each.resolve();
     });
   }

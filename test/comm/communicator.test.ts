@@ -27,6 +27,12 @@ describe('ranks of one process', () => {
     expect((await waiting).code).toBe('ERR_COMM');
   });
 
+  test('lengths that differ end all', async () => {
+    const ranks = localRanks(3);
+    const all = ranks.map((comm) => failure(comm.allReduce(new Float32Array(1 + comm.rank))));
+    for (const { code } of await Promise.all(all)) expect(code).toBe('ERR_SHAPE');
+  });
+
   test('arguments that cannot be are refused', async () => {
     const [comm] = localRanks(1);
     const three = new Float32Array(3);

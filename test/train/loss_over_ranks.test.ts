@@ -7,6 +7,7 @@ import type { Communicator } from '../../lib/comm';
 import { loadAddon } from '../../lib/native/load';
 import type { TextExchange } from '../../lib/train';
 import { LossOverRanks } from '../../lib/train';
+import { describeMpi, mpirun } from '../comm/mpirun';
 import { failure } from '../failure';
 import { expectClose, within } from '../golden_cases/close';
 import { describeGolden } from '../golden_cases/golden';
@@ -177,4 +178,13 @@ test('rows must be those of all ranks', async () => {
     Promise.resolve().then(() => new LossOverRanks({ comm: localRanks(2)[0], rows, embedding: E }));
   expect((await failure(make([3]))).code).toBe('ERR_ARGUMENT');
   expect((await failure(make([3, 0]))).message).toMatch(/rows must be positive/);
+});
+
+describeMpi('jobs', () => {
+  describeGolden('openclip_ring_loss', () => {
+    test.each([1, 2, 3, 4])('%d ranks, every way', async (ranks) => {
+      const { status, stderr } = await mpirun(ranks, 'test/train/loss_over_ranks_child.ts');
+      expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+    });
+  });
 });

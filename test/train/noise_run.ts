@@ -39,6 +39,7 @@ export async function noiseRun(
   ranks?: RanksConfig,
   until = steps,
   changes: Partial<TrainerConfig> = {},
+  onStep?: (step: number) => void,
 ): Promise<NoiseRun> {
   const config: TrainerConfig = {
     model: variant('mu/8', { imageSize: 16, vocabulary: 40, length: 6 }),
@@ -62,6 +63,7 @@ export async function noiseRun(
       signal: stop.signal,
       onStep: (line) => {
         metrics.push(line);
+        onStep?.(line.step);
         // Any rank may stop the run, the last as well as the first.
         const last = ranks === undefined || ranks.comm.rank === ranks.comm.size - 1;
         if (last && line.step === until - 1) stop.abort();

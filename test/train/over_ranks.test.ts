@@ -132,4 +132,17 @@ describeMpi('jobs', () => {
     await train(2, folder, String(steps), 'optimizer');
     expectSameRun(readMetrics(join(folder, 'metrics.jsonl')), alone.metrics);
   });
+
+  test('a rank that is killed ends the job, and fewer continue it', async () => {
+    const alone = await noiseRun(newFolder());
+    const folder = newFolder();
+    const end = await mpirun(3, 'test/train/over_ranks_child.ts', [
+      ...[folder, String(steps), 'optimizer', 'gather', '3'],
+    ]);
+    expect(end.status).not.toBe(0);
+    expect(end.stderr).toMatch(/signal 9/);
+    expect(end.seconds).toBeLessThan(60);
+    await train(2, folder, String(steps));
+    expectSameRun(readMetrics(join(folder, 'metrics.jsonl')), alone.metrics);
+  });
 });

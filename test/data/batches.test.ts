@@ -152,7 +152,7 @@ describe('BatchStream', () => {
 });
 
 describe('rows of a batch', () => {
-  const options = { batch: 3, seed: 4, augment: { rotate: 10, hue: 20 } };
+  const options = { batch: 3, seed: 4, augment: { rotate: 10, mirror: 0.5 } };
   const stream = (rows?: [number, number]): BatchStream =>
     new BatchStream(new PairSource(table()), { ...options, rows });
 

@@ -9,6 +9,7 @@ const ROOMS: readonly (readonly string[])[] = [
   ['errors'],
   ['native'],
   ['array'],
+  ['comm'],
   ['graph'],
   ['ops'],
   ['nn'],

@@ -12,7 +12,7 @@ import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
 import { defaultCaptionFormat, parameterCount } from '../model';
 import { BytePairTokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
-import type { Recipe, Stage, StepMetrics, Trainer } from '../train';
+import type { RanksConfig, Recipe, Stage, StepMetrics, Trainer } from '../train';
 import {
   batchParts,
   trainsDecoder,
@@ -20,6 +20,7 @@ import {
   naflexLengthOptions,
   overrideRecipe,
   readMetrics,
+  rowsOfRank,
   runRecipe,
   stageDecoder,
   stageFolder,
@@ -51,6 +52,8 @@ export interface EmojiTrainingOptions {
   readonly device: 'auto' | Device;
   readonly precision: ComputeDType;
   readonly notFinite?: 'stop' | 'skip' | undefined;
+  /** The ranks the run is spread over; the first tells and saves. */
+  readonly ranks?: RanksConfig | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -84,16 +87,19 @@ export interface StageFacts {
 
 /** Draws, trains with a progress line, saves. A folder with checkpoints is continued. */
 export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<EmojiTraining> {
-  const { preset, folder, signal } = options;
-  const data = new EmojiData(preset, { signal, onProgress: drawing() });
+  const { preset, folder, signal, ranks } = options;
+  const isFirst = (ranks?.comm.rank ?? 0) === 0;
+  const data = new EmojiData(preset, { signal, ...(isFirst ? { onProgress: drawing() } : {}) });
   const tokenizer = await usedTokenizer(options, data);
   const recipe = overrideRecipe(
     emojiRecipe(preset, options.recipe, tokenizer.vocabulary, options.changes),
     options.fields ?? {},
   );
   const tokenizerFolder = join(folder, 'tokenizer');
-  await mkdir(tokenizerFolder, { recursive: true });
-  await saveTokenizer(tokenizerFolder, tokenizer);
+  if (isFirst) {
+    await mkdir(tokenizerFolder, { recursive: true });
+    await saveTokenizer(tokenizerFolder, tokenizer);
+  }
   const facts = new Map<string, StageFacts>();
   const watcher = new RunWatcher(recipe, folder, stagesOf(recipe, options.stages));
   const finished = await runRecipe(recipe, {
@@ -104,11 +110,13 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
     checkpointEvery: options.checkpointEvery,
     ...(options.notFinite === undefined ? {} : { notFinite: options.notFinite }),
     ...(options.stages === undefined ? {} : { stages: options.stages }),
-    openStream: (stage) => openStage(recipe, stage, data, tokenizer, tokenizerFolder),
+    ranks,
+    openStream: (stage) => openStage(recipe, stage, data, tokenizer, tokenizerFolder, ranks),
     onStep: (stage, metrics) => {
-      watcher.step(stage, metrics);
+      if (isFirst) watcher.step(stage, metrics);
     },
     onStageEnd: async (stage, trainer) => {
+      if (!isFirst) return;
       await saveStage(recipe, stage, trainer, { folder, tokenizer });
       const { device, peakBytes } = trainer;
       const parameters = parameterCount(trainer.objective.parameters);
@@ -153,6 +161,7 @@ async function openStage(
   data: EmojiData,
   tokenizer: BytePairTokenizer,
   tokenizerFolder: string,
+  ranks: RanksConfig | undefined,
 ): Promise<Stream<Batch>> {
   const model = stageModel(recipe, stage);
   const { vision } = model;
@@ -168,6 +177,7 @@ async function openStage(
     batch,
     // A batch larger than the number of concepts shows each more than once.
     perConcept: Math.max(1, Math.ceil(batch / new Set(table.concepts).size)),
+    rows: ranks && rowsOfRank(batch, ranks.comm.rank, ranks.comm.size),
     // Every stage sees the examples in an order of its own.
     seed: recipe.seed + recipe.stages.indexOf(stage),
     augment: data.preset.augment,

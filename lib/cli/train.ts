@@ -12,6 +12,8 @@ import type { EmojiTraining } from './emoji_training';
 import { trainOnEmoji } from './emoji_training';
 import { integer } from './integer';
 import { DEVICE_HELP } from './model';
+import type { Ranks, RanksFlags } from './ranks';
+import { overRanks, withRanksFlags } from './ranks';
 
 /** Options that `train` and `demo` share, as the command line gives them. */
 export interface TrainFlags {
@@ -64,9 +66,10 @@ export function withTrainFlags(command: Command, output: string): Command {
 /** The command. */
 export function trainCommand(): Command {
   const command = new Command('train').description(
-    'train a small SigLIP 2 on drawings and names of emoji; interrupt to stop with a checkpoint',
+    'train a small SigLIP 2 on drawings and names of emoji, under mpirun or srun on several ranks; ' +
+      'interrupt to stop with a checkpoint',
   );
-  return withTrainFlags(command, 'runs/train')
+  return withRanksFlags(withTrainFlags(command, 'runs/train'))
     .addOption(
       new Option(
         '--recipe <name>',
@@ -97,9 +100,12 @@ export function trainCommand(): Command {
         .choices(['joint', 'independent', 'uniform'])
         .default('joint'),
     )
-    .action(async (flags: TrainFlags) => {
-      const { stages } = await runTraining(flags);
-      for (const { folder } of stages) process.stdout.write(`${folder}\n`);
+    .action(async (flags: TrainFlags & RanksFlags) => {
+      await overRanks(flags, async (ranks) => {
+        const { stages } = await runTraining(flags, ranks);
+        if ((ranks?.comm.rank ?? 0) > 0) return;
+        for (const { folder } of stages) process.stdout.write(`${folder}\n`);
+      });
     });
 }
 
@@ -122,14 +128,18 @@ function collect(
   return { ...before, [text.slice(0, at)]: value };
 }
 
-/** Trains as the flags say; Ctrl-C ends the run after the current step, with a checkpoint. */
-export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
+/**
+ * Trains as the flags say; Ctrl-C, or a launcher's SIGTERM to any rank, ends the run after the current
+ * step, with a checkpoint.
+ */
+export async function runTraining(flags: TrainFlags, ranks?: Ranks): Promise<EmojiTraining> {
   const preset = emojiPreset(flags.preset);
   const interrupt = new AbortController();
   const stop = (): void => {
     interrupt.abort();
   };
   process.once('SIGINT', stop);
+  process.once('SIGTERM', stop);
   try {
     const training = await trainOnEmoji({
       preset,
@@ -141,16 +151,21 @@ export async function runTraining(flags: TrainFlags): Promise<EmojiTraining> {
       notFinite: flags.notFinite,
       checkpointEvery: integer('checkpoint-every', flags.checkpointEvery, 0),
       tokenizer: flags.tokenizer,
-      device: expectDevice('train', '--device', flags.device),
+      device:
+        flags.device === 'auto' && ranks !== undefined
+          ? ranks.device
+          : expectDevice('train', '--device', flags.device),
+      ranks,
       precision: flags.precision,
       signal: interrupt.signal,
     });
-    if (!training.finished) {
+    if (!training.finished && (ranks?.comm.rank ?? 0) === 0) {
       process.stderr.write(`stopped; the same command continues from ${flags.output}\n`);
     }
     return training;
   } finally {
     process.removeListener('SIGINT', stop);
+    process.removeListener('SIGTERM', stop);
   }
 }
 

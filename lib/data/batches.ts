@@ -55,6 +55,11 @@ export interface BatchOptions {
   readonly size?: number | undefined;
   /** Random changes to the images, default none. */
   readonly augment?: AugmentOptions | undefined;
+  /**
+   * Rows [from, to) of every batch that are given out: the part of one rank. The batches, and with them
+   * the states of the stream, are the same whatever is given out. Default all.
+   */
+  readonly rows?: readonly [from: number, to: number] | undefined;
 }
 
 /** Where the random words for changing an example begin, however many reading it took. */
@@ -85,6 +90,13 @@ export class BatchStream implements Stream<Batch> {
         `BatchStream: size must be a positive integer, got ${String(size)}`,
       );
     }
+    const [from, to] = options.rows ?? [0, batch];
+    if (![from, to].every(Number.isInteger) || from < 0 || from >= to || to > batch) {
+      throw new SiglipError(
+        'ERR_ARGUMENT',
+        `BatchStream: rows must be a range of a batch of ${String(batch)}, got ${String(from)} to ${String(to)}`,
+      );
+    }
     checkAugment(options.augment ?? {});
     this.options = options;
     this.sampler = new ConceptSampler(source.concepts, batch, seed, perConcept);
@@ -92,15 +104,16 @@ export class BatchStream implements Stream<Batch> {
 
   async next(): Promise<Batch> {
     const { batch, seed = 0, augment: changes = {} } = this.options;
-    const indices = this.sampler.next();
+    const [from, to] = this.options.rows ?? [0, batch];
+    const indices = this.sampler.next().subarray(from, to);
     const read = [...indices].map(async (index, row) => {
-      const random = new Philox4x32(seed, this.step * batch + row);
+      const random = new Philox4x32(seed, this.step * batch + from + row);
       return { random, ...(await this.source.read(index, random)) };
     });
     const examples = await Promise.all(read);
     const size = this.options.size ?? examples[0].size;
     const bytes = size * size * 3;
-    const images = new Uint8Array(batch * bytes);
+    const images = new Uint8Array(indices.length * bytes);
     for (const [row, example] of examples.entries()) {
       example.random.position = AUGMENT_POSITION;
       const out = images.subarray(row * bytes, (row + 1) * bytes);

@@ -28,6 +28,8 @@ export interface StageBatchOptions {
   readonly batch: number;
   /** See {@link BatchOptions.perConcept}. */
   readonly perConcept?: number | undefined;
+  /** See {@link BatchOptions.rows}. */
+  readonly rows?: readonly [from: number, to: number] | undefined;
   /** Integer from 0 to 2^53 − 1. */
   readonly seed: number;
   /** Random changes to the image that both towers and the decoder see. */
@@ -84,8 +86,9 @@ export class StageBatchStream implements Stream<Batch> {
   async next(): Promise<Batch> {
     const { batch, seed, size, naflex, parts, tokenizer } = this.options;
     const form = naflex?.lengths.at(this.step);
-    const first = this.step * batch;
-    const indices = this.sampler.next(form?.batch ?? batch);
+    const [from, to] = this.options.rows ?? [0, form?.batch ?? batch];
+    const first = this.step * batch + from;
+    const indices = this.sampler.next(form?.batch ?? batch).subarray(from, to);
     const made = await Promise.all(
       Array.from(indices, (index, row) => this.make(index, new Philox4x32(seed, first + row))),
     );
@@ -159,7 +162,7 @@ export class StageBatchStream implements Stream<Batch> {
 /** What a worker thread needs to make a stage's batches: the `input` of {@link openStageBatches}. */
 export interface StageBatchesInput extends Pick<
   StageBatchOptions,
-  'batch' | 'perConcept' | 'seed' | 'augment' | 'parts' | 'size'
+  'batch' | 'perConcept' | 'rows' | 'seed' | 'augment' | 'parts' | 'size'
 > {
   readonly table: PairTable;
   readonly naflex?:

@@ -62,7 +62,7 @@ export { batchParts, naflexLengthOptions, stageDecoder, stageObjective } from '.
 export type { Step, StepConfig, StepInputs, StepOutputs, StepProgram, StepScalars } from './step';
 export { compileStep } from './step';
 export type { TrainerConfig, TrainOptions } from './trainer';
-export { MOST_SKIPPED, Trainer } from './trainer';
+export { MOST_SKIPPED, rowsOfRank, Trainer } from './trainer';
 export type {
   PairObjectiveConfig,
   TwoTowersCachedStep,
@@ -70,3 +70,7 @@ export type {
   TwoTowersStepConfig,
 } from './two_towers';
 export { compileTwoTowersCachedStep, compileTwoTowersStep, pairObjective } from './two_towers';
+export type { LossOverRanksConfig, LossOverRanksResult, TextExchange } from './loss_over_ranks';
+export { LossOverRanks } from './loss_over_ranks';
+export type { RanksConfig, StepOverRanksConfig } from './step_over_ranks';
+export { StepOverRanks } from './step_over_ranks';

@@ -81,6 +81,8 @@ export function scheduleInput(
  * @param state - the moments, donated as well.
  * @param schedules - see {@link scheduleInput}.
  * @param decays - whether weight decay applies to the parameter of a path.
+ * @param gradientNorm - (1), by which to clip; default the norm of `gradients`. Where they are a part
+ * of the model's, that of the whole.
  */
 export function updateParameters<T>(
   parameters: T,
@@ -89,11 +91,12 @@ export function updateParameters<T>(
   schedules: Schedules,
   config: OptimizerConfig,
   decays: (path: string) => boolean,
+  gradientNorm?: Tensor,
 ): OptimizerUpdate<MapTree<T, Tensor, Tensor>> {
   const grads = byPath(gradients);
   const ms = byPath(state.m);
   const vs = byPath(state.v);
-  const gradientNorm = globalNorm([...grads.values()]);
+  const gradNorm = gradientNorm ?? globalNorm([...grads.values()]);
   const newM = new Map<string, Tensor>();
   const newV = new Map<string, Tensor>();
   const updateSquares: Tensor[] = [];
@@ -105,7 +108,7 @@ export function updateParameters<T>(
         grad: at(grads, path),
         m: at(ms, path),
         v: at(vs, path),
-        gradNorm: gradientNorm,
+        gradNorm,
         schedule: ofPath(path, schedules.entered) ?? schedules.all,
       },
       {
@@ -129,7 +132,7 @@ export function updateParameters<T>(
       m: mapTree<T, Tensor, Tensor>(parameters, (_, path) => at(newM, path)),
       v: mapTree<T, Tensor, Tensor>(parameters, (_, path) => at(newV, path)),
     },
-    gradientNorm,
+    gradientNorm: gradNorm,
     updateNorm: rootSum(updateSquares),
     parameterNorm: rootSum(paramSquares),
   };

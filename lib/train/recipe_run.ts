@@ -26,7 +26,7 @@ import { Trainer } from './trainer';
 /** How a recipe is carried out. */
 export interface RecipeRunOptions extends Pick<
   TrainerConfig,
-  'checkpointEvery' | 'keepCheckpoints' | 'notFinite'
+  'checkpointEvery' | 'keepCheckpoints' | 'notFinite' | 'ranks'
 > {
   /** `recipe.json` and a folder for every stage are kept there. */
   readonly folder: string;
@@ -69,7 +69,7 @@ export function stageUpdates({ totalSteps }: Recipe, { start, end, stretch }: St
  * @throws ERR_CONFIG when the folder holds a run of another recipe; what `Trainer` throws
  */
 export async function runRecipe(recipe: Recipe, options: RecipeRunOptions): Promise<boolean> {
-  await claimFolder(recipe, options.folder);
+  if (isFirst(options)) await claimFolder(recipe, options.folder);
   for (const stage of stagesOf(recipe, options.stages)) {
     if (hasEnded(options.folder, stage)) continue;
     if (!(await runStage(recipe, stage, options))) return false;
@@ -156,7 +156,10 @@ async function trainStage(
     });
     if (!ended) return false;
     await onStageEnd?.(stage, trainer);
-    await writeJson(stageFolder(folder, stage), END_FILE, { step: trainer.step });
+    if (isFirst(options)) {
+      await writeJson(stageFolder(folder, stage), END_FILE, { step: trainer.step });
+    }
+    await options.ranks?.comm.barrier();
     return true;
   } finally {
     trainer.dispose();
@@ -193,9 +196,15 @@ async function openReference(
   return checkpointReference(checkpoints, stageModel(recipe, known), pixelTable, options);
 }
 
+/** Whether this process writes the files. */
+function isFirst({ ranks }: RecipeRunOptions): boolean {
+  return (ranks?.comm.rank ?? 0) === 0;
+}
+
 function definedOf(options: RecipeRunOptions): Partial<TrainerConfig> {
-  const { device, precision, checkpointEvery, keepCheckpoints, notFinite } = options;
+  const { device, precision, checkpointEvery, keepCheckpoints, notFinite, ranks } = options;
   return {
+    ranks,
     ...(device === undefined ? {} : { device }),
     ...(precision === undefined ? {} : { precision }),
     ...(checkpointEvery === undefined ? {} : { checkpointEvery }),

@@ -3,11 +3,13 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Device, DeviceArray } from '../array';
 import { resolveDevice } from '../array';
+import { broadcastText, evenParts } from '../comm';
 import type { Batch, Stream } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType, HostArray, Spec } from '../graph';
 import { disposeArrays, flatten } from '../graph';
 import type { InitialLogits } from '../model';
+import { parameterTable } from '../model';
 import { compileCachedStep } from './cached_step';
 import type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
 import { latestCheckpoint, loadTraining, saveTraining } from './checkpoint';
@@ -24,8 +26,11 @@ import { defaultOptimizer, scheduleInput } from './optimizer';
 import { batchRange } from './pairs';
 import type { ScheduleConfig, ScheduleRange } from './schedule';
 import { ScheduleProgress } from './schedule';
-import type { Step } from './step';
+import type { Step, StepScalars } from './step';
 import { compileStep } from './step';
+import type { RanksConfig } from './step_over_ranks';
+import { StepOverRanks } from './step_over_ranks';
+import { admitPairs } from './two_towers';
 
 export interface TrainerConfig {
   /** What is trained and by which losses. */
@@ -55,6 +60,12 @@ export interface TrainerConfig {
    * Default: the stream's batches as they come.
    */
   readonly curation?: CurationConfig | undefined;
+  /**
+   * The ranks the run is spread over, each of which starts it with the same configuration and a stream
+   * that gives its rows of every batch ({@link rowsOfRank}). Rank 0 writes the files. For the sigmoid
+   * loss alone over square images, without `microBatch`, `microBatches` and `curation`.
+   */
+  readonly ranks?: RanksConfig | undefined;
   /** Optimizer steps and warm-up. */
   readonly schedule: ScheduleConfig;
   /** The part of the schedule that this run covers. Default all of it. */
@@ -112,6 +123,7 @@ export class Trainer {
     private readonly stream: Stream<Batch>,
     private readonly progress: ScheduleProgress,
     private readonly programs: ReadonlyMap<string, TrainStep>,
+    private readonly overRanks: StepOverRanks | undefined,
     private readonly curator: Curator | undefined,
     private readonly state: TrainingState<DeviceArray>,
     private position: Omit<TrainingPosition, 'data'>,
@@ -141,14 +153,27 @@ export class Trainer {
       );
     }
     const microBatch = microBatchOf(config);
-    mkdirSync(checkpointFolder(config), { recursive: true });
+    const isFirst = (config.ranks?.comm.rank ?? 0) === 0;
+    if (isFirst) mkdirSync(checkpointFolder(config), { recursive: true });
     const { state, position } = await begin(config, stream, device);
     let programs: ReadonlyMap<string, TrainStep> = new Map();
     try {
-      programs = compileForms(config, Object.keys(position.entered), device, precision);
+      const entered = Object.keys(position.entered);
+      const overRanks = await stepOverRanks(config, entered, state, device, precision);
+      if (overRanks === undefined) programs = compileForms(config, entered, device, precision);
       const curator = curatorOf(config, microBatch, device, precision);
-      keepMetricsBefore(metricsPath(config), position.step);
-      return new Trainer(config, stream, progress, programs, curator, state, position, device);
+      if (isFirst) keepMetricsBefore(metricsPath(config), position.step);
+      return new Trainer(
+        config,
+        stream,
+        progress,
+        programs,
+        overRanks,
+        curator,
+        state,
+        position,
+        device,
+      );
     } catch (error) {
       disposeArrays(state);
       for (const program of programs.values()) program.dispose();
@@ -182,6 +207,7 @@ export class Trainer {
       this.curator === undefined
         ? 0
         : this.curator.peakBytes + 2 * treeBytes(this.state.parameters);
+    if (this.overRanks !== undefined) return this.overRanks.peakBytes;
     return Math.max(curating, ...[...this.programs.values()].map(({ memory }) => memory.peakBytes));
   }
 
@@ -194,17 +220,17 @@ export class Trainer {
    */
   async train({ onStep, onSelection, signal }: TrainOptions = {}): Promise<boolean> {
     const every = this.config.checkpointEvery ?? 0;
-    const log = new MetricsLog(metricsPath(this.config));
+    const log = this.rank === 0 ? new MetricsLog(metricsPath(this.config)) : undefined;
     try {
       while (!this.isOver()) {
-        if (signal?.aborted === true) break;
+        if (await this.stopped(signal)) break;
         const metrics = await this.trainStep(onSelection);
-        log.append(metrics);
+        log?.append(metrics);
         onStep?.(metrics);
         if (every > 0 && this.step % every === 0 && !this.isOver()) await this.save();
       }
     } finally {
-      log.close();
+      log?.close();
     }
     await this.save();
     return this.isOver();
@@ -212,18 +238,21 @@ export class Trainer {
 
   /** Writes a checkpoint of the current position. */
   async save(): Promise<void> {
-    await saveTraining(
-      checkpointFolder(this.config),
-      this.config.objective,
-      this.state,
-      { ...this.position, data: this.stream.state() },
-      this.config.keepCheckpoints ?? 2,
-    );
+    const write = (state: TrainingState<DeviceArray>): Promise<void> =>
+      saveTraining(
+        checkpointFolder(this.config),
+        this.config.objective,
+        state,
+        { ...this.position, data: this.stream.state() },
+        this.config.keepCheckpoints ?? 2,
+      );
+    await (this.overRanks === undefined ? write(this.state) : this.overRanks.save(write));
   }
 
   /** Frees weights, optimizer state and programs. Stream and reference stay open: they are the caller's. */
   dispose(): void {
     for (const program of this.programs.values()) program.dispose();
+    this.overRanks?.dispose();
     this.curator?.dispose();
     disposeArrays(this.state);
   }
@@ -237,26 +266,9 @@ export class Trainer {
     const { step, updates, pairs: pairsBefore, entered } = this.position;
     const multiplier = this.progress.multiplier(updates);
     const { form, batches, pairs, waited, curation } = await this.nextBatches(onSelection);
-    const { parameters, moments, averages } = this.state;
-    const scheduleFrom = ({ m, v }: MomentsEntry): Float32Array =>
-      scheduleInput(multiplier, { m: step - m, v: step - v }, this.optimizer);
-    const outputs = await this.program(form).run({
-      parameters,
-      state: moments,
-      averages,
-      schedule: scheduleFrom({ m: 0, v: 0 }),
-      entered: Object.fromEntries(
-        Object.entries(entered).map(([path, first]) => [path, scheduleFrom(first)]),
-      ),
-      batches,
-    });
-    const [loss, gradientNorm, updateNorm, parameterNorm] = await Promise.all(
-      [outputs.loss, outputs.gradientNorm, outputs.updateNorm, outputs.parameterNorm].map(
-        takeScalar,
-      ),
-    );
-    const terms: Record<string, number> = {};
-    for (const [name, term] of Object.entries(outputs.terms)) terms[name] = await takeScalar(term);
+    const { parameters } = this.state;
+    const result = await this.runStep(form, batches, multiplier);
+    const { loss, terms, gradientNorm, updateNorm, parameterNorm } = result;
     const [logitScale, logitBias] = await Promise.all(
       [parameters.logitScale, parameters.logitBias].map(readScalar),
     );
@@ -288,6 +300,50 @@ export class Trainer {
     };
   }
 
+  private async runStep(
+    form: string,
+    batches: readonly StepBatch<HostArray>[],
+    multiplier: number,
+  ): Promise<StepScalars<number>> {
+    const { step, entered } = this.position;
+    const scheduleFrom = ({ m, v }: MomentsEntry): Float32Array =>
+      scheduleInput(multiplier, { m: step - m, v: step - v }, this.optimizer);
+    const schedule = scheduleFrom({ m: 0, v: 0 });
+    if (this.overRanks !== undefined) return this.overRanks.run(schedule, batches[0]);
+    const { parameters, moments, averages } = this.state;
+    const outputs = await this.program(form).run({
+      parameters,
+      state: moments,
+      averages,
+      schedule,
+      entered: Object.fromEntries(
+        Object.entries(entered).map(([path, first]) => [path, scheduleFrom(first)]),
+      ),
+      batches,
+    });
+    const [loss, gradientNorm, updateNorm, parameterNorm] = await Promise.all(
+      [outputs.loss, outputs.gradientNorm, outputs.updateNorm, outputs.parameterNorm].map(
+        takeScalar,
+      ),
+    );
+    const terms: Record<string, number> = {};
+    for (const [name, term] of Object.entries(outputs.terms)) terms[name] = await takeScalar(term);
+    return { loss, terms, gradientNorm, updateNorm, parameterNorm };
+  }
+
+  private get rank(): number {
+    return this.config.ranks?.comm.rank ?? 0;
+  }
+
+  /** Whether the run is to end here: of all ranks, if one of them is told so. */
+  private async stopped(signal: AbortSignal | undefined): Promise<boolean> {
+    const stop = signal?.aborted === true;
+    if (this.config.ranks === undefined) return stop;
+    const votes = Float32Array.of(stop ? 1 : 0);
+    await this.config.ranks.comm.allReduce(votes);
+    return votes[0] > 0;
+  }
+
   // What is not finite has changed no weight: Adam takes no step of such a norm.
   private expectFinite(step: number, scalars: Record<string, number>, finite: boolean): void {
     this.skipped = finite ? 0 : this.skipped + 1;
@@ -301,8 +357,16 @@ export class Trainer {
   }
 
   private async nextBatches(onSelection: TrainOptions['onSelection']): Promise<NextBatches> {
-    const { objective, microBatches = 1 } = this.config;
+    const { objective, microBatches = 1, ranks } = this.config;
     const began = performance.now();
+    if (ranks !== undefined) {
+      const { model, batch, pixelTable } = objective;
+      const [from, to] = rowsOfRank(batch, ranks.comm.rank, ranks.comm.size);
+      const own = await this.stream.next();
+      const waited = performance.now() - began;
+      const inputs = admitPairs({ model, batch: to - from, pixelTable }, own);
+      return { form: objective.forms[0], batches: [inputs], pairs: batch, waited };
+    }
     if (this.curator !== undefined) {
       const candidates = await this.stream.next();
       const waited = performance.now() - began;
@@ -408,6 +472,55 @@ function curatorOf(
   });
 }
 
+/** The checkpoint a run continues; which that is, rank 0 says. */
+async function startingCheckpoint(config: TrainerConfig): Promise<string | undefined> {
+  const { ranks } = config;
+  if (ranks === undefined) return latestCheckpoint(checkpointFolder(config));
+  const { comm } = ranks;
+  const newest = comm.rank === 0 ? await latestCheckpoint(checkpointFolder(config)) : undefined;
+  const path = await broadcastText(comm, newest ?? '', 0);
+  return path === '' ? undefined : path;
+}
+
+async function stepOverRanks(
+  config: TrainerConfig,
+  entered: readonly string[],
+  state: TrainingState<DeviceArray>,
+  device: Device,
+  precision: ComputeDType,
+): Promise<StepOverRanks | undefined> {
+  const { objective, ranks, microBatches = 1, curation } = config;
+  if (ranks === undefined) return undefined;
+  const { model, batch, parameters, averages } = objective;
+  const refuse = (what: string, expected: string, got: string): never => {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `train: ${what} must be ${expected} over ranks, got ${got}`,
+    );
+  };
+  if (microBatches !== 1) refuse('microBatches', '1', String(microBatches));
+  if (microBatchOf(config) !== batch) refuse('microBatch', 'the batch', String(config.microBatch));
+  if (curation !== undefined) refuse('curation', 'absent', 'one');
+  if (averages.length > 0 || parameters.length !== parameterTable(model).length) {
+    refuse('losses', 'the sigmoid loss alone', 'others');
+  }
+  if (model.vision.layout !== 'fixed') refuse('vision.layout', 'fixed', model.vision.layout);
+  if (entered.length > 0) refuse('parameters', 'of the run from its beginning', entered.join(', '));
+  const { size } = ranks.comm;
+  const rows = Array.from({ length: size }, (_, rank) => {
+    const [from, to] = rowsOfRank(batch, rank, size);
+    return to - from;
+  });
+  const { optimizer = defaultOptimizer } = config;
+  return StepOverRanks.create({ ...ranks, model, rows, optimizer, device, precision }, state);
+}
+
+/** The rows of a batch that a rank works on, from and to. */
+export function rowsOfRank(batch: number, rank: number, size: number): readonly [number, number] {
+  const parts = evenParts(batch, size);
+  return [parts[rank], parts[rank + 1]];
+}
+
 // The state of a run: as its latest checkpoint has it, inherited, or new.
 async function begin(
   config: TrainerConfig,
@@ -415,7 +528,7 @@ async function begin(
   device: Device,
 ): Promise<{ state: TrainingState<DeviceArray>; position: Omit<TrainingPosition, 'data'> }> {
   const { objective } = config;
-  const path = await latestCheckpoint(checkpointFolder(config));
+  const path = await startingCheckpoint(config);
   if (path !== undefined) {
     const { state, position } = await loadTraining(path, objective, device);
     try {

@@ -150,3 +150,28 @@ describe('BatchStream', () => {
     );
   });
 });
+
+describe('rows of a batch', () => {
+  const options = { batch: 3, seed: 4, augment: { rotate: 10, mirror: 0.5 } };
+  const stream = (rows?: [number, number]): BatchStream =>
+    new BatchStream(new PairSource(table()), { ...options, rows });
+
+  test('parts are those of the whole, and so are their states', async () => {
+    const [whole, head, tail] = [stream(), stream([0, 1]), stream([1, 3])];
+    for (let step = 0; step < 4; step++) {
+      const [all, ...parts] = await Promise.all([whole.next(), head.next(), tail.next()]);
+      expect(parts.flatMap(({ images }) => [...images])).toEqual([...all.images]);
+      expect(parts.flatMap(({ texts }) => texts)).toEqual(all.texts);
+      expect(parts.flatMap(({ tokens }) => [...(tokens ?? [])])).toEqual([...(all.tokens ?? [])]);
+      expect(head.state()).toEqual(whole.state());
+      expect(tail.state()).toEqual(whole.state());
+    }
+  });
+
+  test.each([[[0, 4]], [[2, 2]], [[-1, 2]]] as [[number, number]][])(
+    '%j is no range of a batch of 3',
+    (rows) => {
+      expect(() => stream(rows)).toThrow(/rows must be a range of a batch of 3/);
+    },
+  );
+});

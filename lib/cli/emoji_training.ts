@@ -172,11 +172,17 @@ async function openStage(
   );
   const preprocessor = defaultPreprocessor(model);
   const batch = streamBatch(recipe, stage);
+  const concepts = new Set(table.concepts).size;
+  const perConcept = Math.max(1, Math.ceil(batch / concepts));
+  if (perConcept > 1 && (ranks?.comm.rank ?? 0) === 0) {
+    process.stderr.write(
+      `stage ${stage.name}: ${String(batch)} pairs of ${String(concepts)} concepts: up to ${String(perConcept)} of one meet in a batch, as negatives of each other\n`,
+    );
+  }
   const input: StageBatchesInput = {
     table,
     batch,
-    // A batch larger than the number of concepts shows each more than once.
-    perConcept: Math.max(1, Math.ceil(batch / new Set(table.concepts).size)),
+    perConcept,
     rows: ranks && rowsOfRank(batch, ranks.comm.rank, ranks.comm.size),
     // Every stage sees the examples in an order of its own.
     seed: recipe.seed + recipe.stages.indexOf(stage),

@@ -1,5 +1,5 @@
 // `mpirun -n N siglip2 train`: the whole command, on one rank and on two.
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { readMetrics } from '../../lib/train';
@@ -26,7 +26,7 @@ describeMpi('train under mpirun', () => {
         ...{ ranks, status: 0, stdout: `${join(output, 'model')}\n` },
       });
       expect(existsSync(join(output, 'model', 'model.safetensors'))).toBe(true);
-      losses.push(readMetrics(join(output, 'metrics.jsonl')).map(({ loss }) => loss));
+      losses.push(readMetrics(join(output, 'A', 'metrics.jsonl')).map(({ loss }) => loss));
     }
     expect(losses[0]).toHaveLength(4);
     losses[0].forEach((loss, i) => {
@@ -35,10 +35,13 @@ describeMpi('train under mpirun', () => {
   });
 
   test('a mistake ends the job with its reason', async () => {
-    const flags = ['--steps', '4', '--batch', '100000', '--output', join(folder, 'no')];
+    const flags = ['--steps', '4', '--learning-rate=-1', '--output', join(folder, 'no')];
     const { status, stderr } = await mpirun(2, 'lib/cli/main.ts', ['train', ...flags]);
     expect(status).not.toBe(0);
-    expect(stderr).toMatch(/siglip2: rank \d of 2: .*batch must be .*got 100000.*\(ERR_ARGUMENT\)/);
-    expect(readdirSync(join(folder, 'no'))).toEqual([]);
+    expect(stderr).toMatch(
+      /siglip2: rank \d of 2: .*learning-rate must be .*got -1.*\(ERR_ARGUMENT\)/,
+    );
+    expect(existsSync(join(folder, 'no', 'model'))).toBe(false);
+    expect(existsSync(join(folder, 'no', 'A', 'metrics.jsonl'))).toBe(false);
   });
 });

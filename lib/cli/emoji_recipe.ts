@@ -2,15 +2,17 @@
 // Chosen with one of the training styles left out; the style that is measured took no part.
 import type { EmojiPreset } from '../data';
 import { SiglipError } from '../errors';
+import { distillationSizeFactors, distillationWeights } from '../loss';
 import type { ModelConfig } from '../model';
-import type { OptimizerConfig, Recipe, RecipeInput } from '../train';
+import type { OptimizerConfig, Recipe, RecipeInput, SmallRecipe } from '../train';
 import { defaultOptimizer, parseRecipe, smallRecipe } from '../train';
 
 /**
  * - `towers`: both towers by the sigmoid loss, in one stage.
  * - `complete`: everything of SigLIP 2, all its stages at the size of a laptop.
+ * - `ablation`: its stages of one resolution with more and more of its losses, to compare.
  */
-export const emojiRecipes = ['towers', 'complete'] as const;
+export const emojiRecipes = ['towers', 'complete', 'ablation'] as const;
 export type EmojiRecipeName = (typeof emojiRecipes)[number];
 
 interface EmojiSizes {
@@ -104,18 +106,23 @@ export function emojiRecipe(
         ...steps(of.steps),
         stages: [{ name: 'A', start: 0, end: 1, losses: {}, curation: changes.curation }],
       });
+    case 'ablation':
+      return parseRecipe({
+        name: `${preset.name} ablation`,
+        ...shared,
+        ...steps(1500),
+        ...additions(of, vocabulary),
+        stages: ablationStages(),
+      });
     case 'complete':
       return smallRecipe({
         name: `${preset.name} complete`,
-        // 64 patches: enough for views and masks to mean something.
-        model: emojiModel({ ...of, imageSize: 64 }, vocabulary),
         ...shared,
-        ...steps(2500),
-        decoder: { depth: 1, length: 32 },
-        selfDistillation: { hidden: 256, bottleneck: 64, prototypes: 1024, patchPrototypes: 512 },
+        ...steps(2000),
+        ...additions(of, vocabulary),
         resolutions: [{ imageSize: 96 }],
         naflexLengths: [16, 36, 64, 100, 144],
-        sizeFactor: 0.25,
+        sizeFactor: SIZE_FACTOR,
         // The model of 64 pixels before its last stage goes on with what its last stage finds learnable.
         curation: { reference: 'C', filterRatio: 0.5 },
       });
@@ -125,6 +132,76 @@ export function emojiRecipe(
         `train: recipe must be one of ${emojiRecipes.join(', ')}, got ${name}`,
       );
   }
+}
+
+/** Of the self-supervised terms: that of the smallest published model. */
+const SIZE_FACTOR = distillationSizeFactors.B;
+
+// 64 patches: enough for views and masks to mean something.
+function additions(
+  sizesOfModel: EmojiSizes,
+  vocabulary: number,
+): Pick<SmallRecipe, 'model' | 'decoder' | 'selfDistillation'> {
+  return {
+    model: emojiModel({ ...sizesOfModel, imageSize: 64 }, vocabulary),
+    decoder: { depth: 1, length: 32 },
+    selfDistillation: { hidden: 256, bottleneck: 64, prototypes: 1024, patchPrototypes: 512 },
+  };
+}
+
+/** What each line of the ablation trains: until 80 % of the schedule, and from there. */
+export const ablations = {
+  sigmoid: [{}, {}],
+  caption: [{ caption: 1 }, { caption: 1 }],
+  decoder: [
+    { caption: 1, referring: 1, grounded: 1 },
+    { caption: 1, referring: 1, grounded: 1 },
+  ],
+  local: [
+    { caption: 1, referring: 1, grounded: 1 },
+    {
+      caption: 1,
+      referring: 1,
+      grounded: 1,
+      local: SIZE_FACTOR * distillationWeights.local,
+    },
+  ],
+  masked: [
+    { caption: 1, referring: 1, grounded: 1 },
+    {
+      caption: 1,
+      referring: 1,
+      grounded: 1,
+      masked: SIZE_FACTOR * distillationWeights.masked,
+    },
+  ],
+  all: [
+    { caption: 1, referring: 1, grounded: 1 },
+    {
+      caption: 1,
+      referring: 1,
+      grounded: 1,
+      local: SIZE_FACTOR * distillationWeights.local,
+      masked: SIZE_FACTOR * distillationWeights.masked,
+    },
+  ],
+} as const;
+
+// Lines that begin alike share their first stage.
+function ablationStages(): RecipeInput['stages'] {
+  const stages: RecipeInput['stages'] = [];
+  const firsts = new Map<string, string>();
+  for (const [name, [first, then]] of Object.entries(ablations)) {
+    const key = JSON.stringify(first);
+    let after = firsts.get(key);
+    if (after === undefined) {
+      after = `A-${name}`;
+      firsts.set(key, after);
+      stages.push({ name: after, start: 0, end: 0.8, losses: first });
+    }
+    stages.push({ name, after, start: 0.8, end: 1, losses: then });
+  }
+  return stages;
 }
 
 function emojiModel(

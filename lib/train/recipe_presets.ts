@@ -2,6 +2,7 @@
 // it is silent, what is named beside the value.
 import { naflexLengths } from '../data';
 import { SiglipError } from '../errors';
+import { distillationSizeFactors, distillationWeights } from '../loss';
 import type { ModelConfig, VariantName } from '../model';
 import { variant } from '../model';
 import { defaultOptimizer } from './optimizer';
@@ -9,9 +10,6 @@ import type { Recipe, RecipeInput } from './recipe';
 import { parseRecipe } from './recipe';
 
 type StageInput = RecipeInput['stages'][number];
-
-/** Weights of the two self-supervised terms before the factor of the model's size (§2.3). */
-export const selfDistillationWeights = { local: 1, masked: 0.25 } as const;
 
 interface Published {
   /** On the two self-supervised terms (§2.3). */
@@ -24,20 +22,25 @@ interface Published {
 }
 
 const published: Readonly<Record<string, Published>> = {
-  'B/32': { sizeFactor: 0.25, resolutions: [], naflex: false, filterRatio: 0.75 },
+  'B/32': {
+    sizeFactor: distillationSizeFactors.B,
+    resolutions: [],
+    naflex: false,
+    filterRatio: 0.75,
+  },
   'B/16': {
-    sizeFactor: 0.25,
+    sizeFactor: distillationSizeFactors.B,
     resolutions: [{ imageSize: 224 }, { imageSize: 384 }, { imageSize: 512 }],
     naflex: true,
     filterRatio: 0.5,
   },
   'L/16': {
-    sizeFactor: 0.5,
+    sizeFactor: distillationSizeFactors.L,
     resolutions: [{ imageSize: 384 }, { imageSize: 512 }],
     naflex: false,
   },
   'So400m/16': {
-    sizeFactor: 1,
+    sizeFactor: distillationSizeFactors.So400m,
     resolutions: [
       { imageSize: 384 },
       { imageSize: 512 },
@@ -46,7 +49,11 @@ const published: Readonly<Record<string, Published>> = {
     ],
     naflex: true,
   },
-  'g-opt/16': { sizeFactor: 0.5, resolutions: [{ imageSize: 384 }], naflex: false },
+  'g-opt/16': {
+    sizeFactor: distillationSizeFactors.g,
+    resolutions: [{ imageSize: 384 }],
+    naflex: false,
+  },
 };
 
 /** Sizes that have a published recipe. */
@@ -69,8 +76,8 @@ function stages({
   const decoder = { caption: 1, referring: 1, grounded: 1 };
   const all = {
     ...decoder,
-    local: sizeFactor * selfDistillationWeights.local,
-    masked: sizeFactor * selfDistillationWeights.masked,
+    local: sizeFactor * distillationWeights.local,
+    masked: sizeFactor * distillationWeights.masked,
   };
   const adapted = resolutions.map((resolution): StageInput => ({
     name: `C-${String(resolution.imageSize)}${resolution.patch === undefined ? '' : `-p${String(resolution.patch)}`}`,

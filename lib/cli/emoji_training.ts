@@ -12,7 +12,7 @@ import { normalizationTable } from '../image';
 import type { ModelConfig } from '../model';
 import { defaultCaptionFormat, parameterCount } from '../model';
 import { BytePairTokenizer, TokenizerSubset, loadTokenizer, saveTokenizer } from '../text';
-import type { RanksConfig, Recipe, Stage, StepMetrics, Trainer } from '../train';
+import type { RanksConfig, Recipe, Stage, StepMetrics } from '../train';
 import {
   batchParts,
   trainsDecoder,
@@ -22,16 +22,16 @@ import {
   readMetrics,
   rowsOfRank,
   runRecipe,
-  stageDecoder,
   stageFolder,
   stageModel,
   stagesOf,
   streamBatch,
 } from '../train';
-import { defaultPreprocessor, saveCheckpoint, saveDecoder } from '../weights';
+import { defaultPreprocessor } from '../weights';
 import type { EmojiRecipeChanges } from './emoji_recipe';
 import { emojiRecipe } from './emoji_recipe';
 import { Progress } from './progress';
+import { modelFolder, saveStage } from './save_stage';
 import { RunWatcher } from './run_watcher';
 
 export interface EmojiTrainingOptions {
@@ -117,7 +117,7 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
     },
     onStageEnd: async (stage, trainer) => {
       if (!isFirst) return;
-      await saveStage(recipe, stage, trainer, { folder, tokenizer });
+      await saveStage(recipe, stage, trainer, modelFolder(folder, recipe, stage), tokenizerFolder);
       const { device, peakBytes } = trainer;
       const parameters = parameterCount(trainer.objective.parameters);
       facts.set(stage.name, { device, parameters, peakBytes });
@@ -145,11 +145,6 @@ function trainedStage(recipe: Recipe, stage: Stage, folder: string): TrainedStag
     metrics,
     seconds,
   };
-}
-
-/** Of several stages each has its own. */
-function modelFolder(folder: string, recipe: Recipe, stage: Stage): string {
-  return join(recipe.stages.length === 1 ? folder : stageFolder(folder, stage), 'model');
 }
 
 /** NaFlex cuts its images out of drawings of this many pixels a side. */
@@ -201,29 +196,6 @@ async function openStage(
     input,
     name: `batches of stage ${stage.name}`,
   });
-}
-
-async function saveStage(
-  recipe: Recipe,
-  stage: Stage,
-  { parameters }: Trainer,
-  { folder, tokenizer }: { readonly folder: string; readonly tokenizer: BytePairTokenizer },
-): Promise<void> {
-  const target = modelFolder(folder, recipe, stage);
-  await mkdir(target, { recursive: true });
-  await saveTokenizer(target, tokenizer);
-  const config = stageModel(recipe, stage);
-  const preprocessor = defaultPreprocessor(config);
-  const { vision, text, logitScale, logitBias, decoder } = parameters;
-  const towers = { vision, text, logitScale, logitBias };
-  await saveCheckpoint(target, { config, parameters: towers, preprocessor });
-  if (decoder !== undefined) {
-    await saveDecoder(target, {
-      config: stageDecoder(recipe, config),
-      format: defaultCaptionFormat,
-      parameters: decoder,
-    });
-  }
 }
 
 // What a decoder writes besides names: the heads of its tasks, colons, and the digits of boxes.

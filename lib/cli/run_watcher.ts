@@ -39,12 +39,12 @@ export class RunWatcher {
   /** Takes note of a step. */
   step(stage: Stage, metrics: StepMetrics): void {
     if (this.progress?.stage !== stage.name) this.begin(stage, metrics);
-    const { pairsPerSecond, loss, step } = metrics;
+    const { pairsPerSecond, loss } = metrics;
     this.rate = this.rate === 0 ? pairsPerSecond : 0.95 * this.rate + 0.05 * pairsPerSecond;
     this.loss = this.loss === undefined ? loss : 0.95 * this.loss + 0.05 * loss;
     const named = this.stages.length > 1 ? `stage ${stage.name}  ` : '';
     this.progress?.line.update(
-      step - this.firstStep(stage) + 1,
+      this.done(stage, metrics),
       `${named}loss ${this.loss.toFixed(3)}  ${String(Math.round(this.rate))} pairs/s`,
     );
     if (performance.now() - this.written > 1000 * REFRESH) this.write(REFRESH);
@@ -57,18 +57,25 @@ export class RunWatcher {
     this.write(others.every((one) => hasEnded(this.folder, one)) ? undefined : REFRESH);
   }
 
-  private begin(stage: Stage, { step }: StepMetrics): void {
+  private begin(stage: Stage, metrics: StepMetrics): void {
     const total = stageUpdates(this.recipe, stage);
-    const line = new Progress({ total, unit: 'steps', from: step - this.firstStep(stage) });
-    this.progress = { stage: stage.name, line };
+    const from = Math.max(0, this.done(stage, metrics) - 1);
+    this.progress = { stage: stage.name, line: new Progress({ total, unit: 'steps', from }) };
     this.rate = 0;
     this.loss = undefined;
   }
 
+  // Steps of full batches: a half batch is half a step.
+  private done(stage: Stage, { pairsSeen }: StepMetrics): number {
+    return Math.round((pairsSeen - this.pairsBefore(stage)) / (stage.batch ?? this.recipe.batch));
+  }
+
   // A stage goes on counting where the one before it ended.
-  private firstStep(stage: Stage): number {
+  private pairsBefore(stage: Stage): number {
     const before = this.recipe.stages.find(({ name }) => name === stage.after);
-    return before === undefined ? 0 : this.firstStep(before) + stageUpdates(this.recipe, before);
+    if (before === undefined) return 0;
+    const own = stageUpdates(this.recipe, before) * (before.batch ?? this.recipe.batch);
+    return this.pairsBefore(before) + own;
   }
 
   private write(refresh: number | undefined): void {

@@ -6,8 +6,8 @@ import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
 import { scoreWeights } from '../ops';
+import { trainOnCorpus } from './corpus_training';
 import type { EmojiRecipeChanges } from './emoji_recipe';
-import { emojiRecipes } from './emoji_recipe';
 import type { EmojiTraining } from './emoji_training';
 import { trainOnEmoji } from './emoji_training';
 import { integer } from './integer';
@@ -18,7 +18,11 @@ import { overRanks, withRanksFlags } from './ranks';
 /** Options that `train` and `demo` share, as the command line gives them. */
 export interface TrainFlags {
   readonly preset: string;
-  readonly recipe: string;
+  readonly recipe?: string;
+  readonly data?: string;
+  readonly model?: string;
+  readonly workers?: string;
+  readonly checkpointActivations?: boolean;
   readonly set?: Readonly<Record<string, unknown>>;
   readonly stages?: string;
   readonly notFinite?: 'stop' | 'skip';
@@ -66,18 +70,19 @@ export function withTrainFlags(command: Command, output: string): Command {
 /** The command. */
 export function trainCommand(): Command {
   const command = new Command('train').description(
-    'train a small SigLIP 2 on drawings and names of emoji, under mpirun or srun on several ranks; ' +
+    'train SigLIP 2, on one’s own data or a small one on emoji, under mpirun or srun on several ranks; ' +
       'interrupt to stop with a checkpoint',
   );
   return withRanksFlags(withTrainFlags(command, 'runs/train'))
-    .addOption(
-      new Option(
-        '--recipe <name>',
-        'towers: the sigmoid loss alone; complete: every stage and loss',
-      )
-        .choices([...emojiRecipes])
-        .default('towers'),
+    .option(
+      '--recipe <name>',
+      'on emoji: towers (the sigmoid loss alone), complete (every stage and loss) or ablation; ' +
+        'with --data: siglip2 (as published), one-gpu or a JSON file',
     )
+    .option('--data <file>', 'a mixture of one’s own data instead of emoji')
+    .option('--model <size>', 'with --data: B/32, B/16, L/16, So400m/16 or g-opt/16', 'B/16')
+    .option('--workers <n>', 'with --data: threads that decode images', '2')
+    .option('--checkpoint-activations', 'compute blocks again in the backward: less memory, slower')
     .option('--stages <names>', 'stages to carry out, by commas; default all')
     .option('--set <path=value>', 'a field of the recipe, such as stages.B.losses.local=0', collect)
     .addOption(
@@ -102,9 +107,12 @@ export function trainCommand(): Command {
     )
     .action(async (flags: TrainFlags & RanksFlags) => {
       await overRanks(flags, async (ranks) => {
-        const { stages } = await runTraining(flags, ranks);
+        const folders =
+          flags.data === undefined
+            ? (await runTraining(flags, ranks)).stages.map(({ folder }) => folder)
+            : await runOwnData(flags.data, flags, ranks);
         if ((ranks?.comm.rank ?? 0) > 0) return;
-        for (const { folder } of stages) process.stdout.write(`${folder}\n`);
+        for (const folder of folders) process.stdout.write(`${folder}\n`);
       });
     });
 }
@@ -134,6 +142,74 @@ function collect(
  */
 export async function runTraining(flags: TrainFlags, ranks?: Ranks): Promise<EmojiTraining> {
   const preset = emojiPreset(flags.preset);
+  const training = await interruptible((signal) =>
+    trainOnEmoji({
+      preset,
+      recipe: flags.recipe ?? 'towers',
+      changes: changesOf(flags),
+      fields: flags.set,
+      tokenizer: flags.tokenizer,
+      signal,
+      ...sharedOf(flags, ranks),
+    }),
+  );
+  tellStopped(training.finished, flags, ranks);
+  return training;
+}
+
+async function runOwnData(
+  data: string,
+  flags: TrainFlags,
+  ranks: Ranks | undefined,
+): Promise<readonly string[]> {
+  if (flags.tokenizer === undefined) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      'train: --tokenizer must be given with --data, got none\nto do: name the folder of a model, or of its tokenizer',
+    );
+  }
+  const { tokenizer } = flags;
+  const seed = integer('seed', flags.seed, 0);
+  const number = (name: 'steps' | 'batch', text: string | undefined): object =>
+    text === undefined ? {} : { [name === 'steps' ? 'totalSteps' : name]: integer(name, text, 1) };
+  const { folders, finished } = await interruptible((signal) =>
+    trainOnCorpus({
+      data,
+      recipe: flags.recipe ?? 'siglip2',
+      model: flags.model ?? 'B/16',
+      tokenizer,
+      fields: {
+        seed,
+        ...number('steps', flags.steps),
+        ...number('batch', flags.batch),
+        ...flags.set,
+      },
+      workers: integer('workers', flags.workers ?? '2', 0),
+      checkpointActivations: flags.checkpointActivations ?? false,
+      signal,
+      ...sharedOf(flags, ranks),
+    }),
+  );
+  tellStopped(finished, flags, ranks);
+  return folders;
+}
+
+function sharedOf(flags: TrainFlags, ranks: Ranks | undefined) {
+  return {
+    stages: flags.stages?.split(','),
+    folder: flags.output,
+    notFinite: flags.notFinite,
+    checkpointEvery: integer('checkpoint-every', flags.checkpointEvery, 0),
+    device:
+      flags.device === 'auto' && ranks !== undefined
+        ? ranks.device
+        : expectDevice('train', '--device', flags.device),
+    ranks,
+    precision: flags.precision,
+  };
+}
+
+async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const interrupt = new AbortController();
   const stop = (): void => {
     interrupt.abort();
@@ -141,31 +217,16 @@ export async function runTraining(flags: TrainFlags, ranks?: Ranks): Promise<Emo
   process.once('SIGINT', stop);
   process.once('SIGTERM', stop);
   try {
-    const training = await trainOnEmoji({
-      preset,
-      recipe: flags.recipe,
-      changes: changesOf(flags),
-      fields: flags.set,
-      stages: flags.stages?.split(','),
-      folder: flags.output,
-      notFinite: flags.notFinite,
-      checkpointEvery: integer('checkpoint-every', flags.checkpointEvery, 0),
-      tokenizer: flags.tokenizer,
-      device:
-        flags.device === 'auto' && ranks !== undefined
-          ? ranks.device
-          : expectDevice('train', '--device', flags.device),
-      ranks,
-      precision: flags.precision,
-      signal: interrupt.signal,
-    });
-    if (!training.finished && (ranks?.comm.rank ?? 0) === 0) {
-      process.stderr.write(`stopped; the same command continues from ${flags.output}\n`);
-    }
-    return training;
+    return await work(interrupt.signal);
   } finally {
     process.removeListener('SIGINT', stop);
     process.removeListener('SIGTERM', stop);
+  }
+}
+
+function tellStopped(finished: boolean, flags: TrainFlags, ranks: Ranks | undefined): void {
+  if (!finished && (ranks?.comm.rank ?? 0) === 0) {
+    process.stderr.write(`stopped; the same command continues from ${flags.output}\n`);
   }
 }
 

@@ -17,6 +17,8 @@ export type {
   OpenCorpusBatches,
 } from './corpus_batches';
 export { CorpusBatchStream, openCorpusBatches } from './corpus_batches';
+export type { CorpusStageOptions } from './corpus_stage';
+export { openCorpusStage } from './corpus_stage';
 export type { Emoji, EmojiGroup, EmojiNames, EmojiPackageOptions, EmojiStyle } from './emoji';
 export { emojiGroups, emojiPackages, emojiStyles, readEmoji, readEmojiNames } from './emoji';
 export type { EmojiPart, EmojiTexts } from './emoji_data';
@@ -40,7 +42,7 @@ export type { PairTable, WeightedText } from './pair_table';
 export { PairSource, pairTable } from './pair_table';
 export type { PhotoCorpusOptions } from './photo_corpus';
 export { writePhotoCorpus } from './photo_corpus';
-export type { BatchParts, BatchViews, PartsDraw, PartsExample } from './parts';
+export type { BatchParts, BatchViews, ComposedParts, PartsDraw, PartsExample } from './parts';
 export { composeParts } from './parts';
 export type { PrefetchOptions } from './prefetch';
 export { Prefetch } from './prefetch';

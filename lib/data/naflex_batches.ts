@@ -10,11 +10,14 @@ import { checked } from '../weights/json_file';
 import type { Batch } from './batches';
 import type { CorpusBatch } from './corpus_batches';
 import type { NaflexLengths } from './naflex_lengths';
+import type { ComposedParts } from './parts';
 import type { Stream, StreamState } from './stream';
 
 /** A batch of square images, or of images in their own shapes where it has `originals`. */
 export type WholeBatch = Pick<Batch, 'images' | 'size' | 'texts' | 'tokens'> &
-  Partial<Pick<Batch, 'concepts' | 'examples'> & Pick<CorpusBatch, 'originals'>>;
+  Partial<
+    Pick<Batch, 'step' | 'concepts' | 'examples'> & Pick<CorpusBatch, 'originals' | 'regions'>
+  >;
 
 const STATE = z.strictObject(
   {
@@ -37,11 +40,19 @@ export class NaflexBatchStream implements Stream<Batch> {
   /** A batch of which the second half is left, and the state of its stream before it. */
   private waiting: { readonly before: StreamState; readonly batch: WholeBatch } | undefined;
 
-  /** @param whole - batches of as many pairs as the lengths' full batch; closed with this stream */
+  /**
+   * @param whole - batches of as many pairs as the lengths' full batch; closed with this stream
+   * @param partsOf - gives what the pairs of a whole batch bring besides, from `first` to `end`
+   */
   constructor(
     private readonly whole: Stream<WholeBatch>,
     private readonly processor: NaflexProcessor,
     private readonly lengths: NaflexLengths,
+    private readonly partsOf: (
+      whole: WholeBatch,
+      first: number,
+      end: number,
+    ) => Promise<ComposedParts> = () => Promise.resolve({}),
   ) {}
 
   async next(): Promise<Batch> {
@@ -62,6 +73,7 @@ export class NaflexBatchStream implements Stream<Batch> {
       concepts: from.concepts?.slice(first, end) ?? numbered,
       examples: from.examples?.slice(first, end) ?? numbered,
       packed: { length, ...packed },
+      ...(await this.partsOf(from, first, end)),
     };
   }
 

@@ -122,7 +122,8 @@ function stages({
           constant: { learningRate: 1e-5 },
           optimizer: { weightDecay: 0 },
           losses: {},
-          curation,
+          // What is named `C` is the stage that it goes on from.
+          curation: curation.reference === 'C' ? { ...curation, reference: after } : curation,
         }));
   return [...fixed, ...naflex, ...curated];
 }

@@ -4,7 +4,9 @@ import type { Batch } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
 import { disposeArrays } from '../graph';
+import { FixedProcessor } from '../image';
 import type { ModelConfig, TwoTowersParameters } from '../model';
+import { defaultPreprocessor } from '../weights';
 import { PairEmbedder } from './pair_embedder';
 import type { Embeddings } from './objective';
 import { admitPairs } from './two_towers';
@@ -39,8 +41,8 @@ export interface ModelReferenceConfig {
 }
 
 /**
- * A frozen two-tower model as reference. It looks at the learner's pixels, so both models must have one
- * image size; width, depth, patch and tokenizer may differ.
+ * A frozen two-tower model of a fixed resolution as reference. It looks at the learner's images, resized
+ * to its own (Pillow's bilinear) where they are of another size; all else may differ.
  *
  * @throws ERR_CONFIG, ERR_DEVICE.
  */
@@ -55,12 +57,13 @@ export async function modelReference(config: ModelReferenceConfig): Promise<Refe
     logitScale,
     logitBias,
     bytes: embedder.peakBytes,
-    embed: (batch) => {
+    embed: async (batch) => {
       const tokens = tokenize === undefined ? batch.tokens : tokenize(batch.texts);
       const pairs = batch.texts.length;
+      const own = { ...batch, ...(await resized(batch, model)), tokens };
       return embedder.embed(
         parameters,
-        admitPairs({ model, batch: pairs, pixelTable }, { ...batch, tokens }),
+        admitPairs({ model, batch: pairs, pixelTable }, own),
         pairs,
       );
     },
@@ -69,6 +72,23 @@ export async function modelReference(config: ModelReferenceConfig): Promise<Refe
       disposeArrays(parameters);
     },
   };
+}
+
+// The images of a batch at a model's size.
+async function resized(
+  { images, size, texts }: Batch,
+  model: ModelConfig,
+): Promise<Pick<Batch, 'images' | 'size'>> {
+  const preprocessor = defaultPreprocessor(model);
+  if (preprocessor.layout !== 'fixed' || preprocessor.width === size) return { images, size };
+  const bytes = 3 * size * size;
+  const raw = texts.map((_, i) => ({
+    data: images.subarray(i * bytes, (i + 1) * bytes),
+    width: size,
+    height: size,
+    channels: 3 as const,
+  }));
+  return { images: await new FixedProcessor(preprocessor).pixels(raw), size: preprocessor.width };
 }
 
 /**

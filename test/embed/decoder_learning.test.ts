@@ -16,7 +16,6 @@ import {
 } from '../../lib/model';
 import type { CaptionExample } from '../../lib/text';
 import {
-  BytePairTokenizer,
   captionPrompt,
   captionTargets,
   captionText,
@@ -26,16 +25,7 @@ import {
 import { defaultCaptionFormat } from '../../lib/model';
 import { compileStep, defaultOptimizer, scheduleInput } from '../../lib/train';
 import { random } from '../nn/evaluate';
-import { parsed, smallTokenizerJson } from '../text/small_tokenizer';
-
-/** One token per character. */
-function characterTokenizer(): BytePairTokenizer {
-  const json = smallTokenizerJson();
-  const special = ['<pad>', '<eos>', '<bos>', '<unk>', '\n\n'];
-  const pieces = [...special, '▁', ...Array.from('abcdefghijklmnopqrstuvwxyz:0123456789')];
-  const vocab = Object.fromEntries(pieces.map((piece, id) => [piece, id]));
-  return new BytePairTokenizer(parsed({ ...json, model: { ...json.model, vocab, merges: [] } }));
-}
+import { characterTokenizer } from '../text/small_tokenizer';
 
 const tokenizer = characterTokenizer();
 const examples: readonly CaptionExample[] = [

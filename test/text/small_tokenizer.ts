@@ -1,4 +1,5 @@
 // A tokenizer.json small enough to be written down.
+import { BytePairTokenizer } from '../../lib/text';
 import type { TokenizerDefinition } from '../../lib/text';
 import { parseTokenizer } from '../../lib/text';
 
@@ -59,4 +60,13 @@ export function smallTokenizerJson(): SmallTokenizerJson {
       merges: ['a t', 'c at', '▁ cat'],
     },
   };
+}
+
+/** One token per character. */
+export function characterTokenizer(): BytePairTokenizer {
+  const json = smallTokenizerJson();
+  const special = ['<pad>', '<eos>', '<bos>', '<unk>', '\n\n'];
+  const pieces = [...special, '▁', ...Array.from('abcdefghijklmnopqrstuvwxyz:0123456789')];
+  const vocab = Object.fromEntries(pieces.map((piece, id) => [piece, id]));
+  return new BytePairTokenizer(parsed({ ...json, model: { ...json.model, vocab, merges: [] } }));
 }

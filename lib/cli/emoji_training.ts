@@ -32,6 +32,8 @@ import type { EmojiRecipeChanges } from './emoji_recipe';
 import { emojiRecipe } from './emoji_recipe';
 import { Progress } from './progress';
 import { modelFolder, saveStage } from './save_stage';
+import type { NamedImage } from './stage_pictures';
+import { stagePictures } from './stage_pictures';
 import { RunWatcher } from './run_watcher';
 
 export interface EmojiTrainingOptions {
@@ -101,7 +103,10 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
     await saveTokenizer(tokenizerFolder, tokenizer);
   }
   const facts = new Map<string, StageFacts>();
-  const watcher = new RunWatcher(recipe, folder, stagesOf(recipe, options.stages));
+  const shown = stagesOf(recipe, options.stages);
+  const watcher = new RunWatcher(recipe, folder, shown, async (stage) =>
+    stagePictures(modelFolder(folder, recipe, stage), stage, await sampleOf(data)),
+  );
   const finished = await runRecipe(recipe, {
     folder,
     pixelTable: normalizationTable(defaultPreprocessor(recipe.model)),
@@ -145,6 +150,25 @@ function trainedStage(recipe: Recipe, stage: Stage, folder: string): TrainedStag
     metrics,
     seconds,
   };
+}
+
+/** Drawings of the page of a run: so many, of this many pixels a side. */
+const SAMPLE = { count: 8, side: 64 } as const;
+
+// Of the unseen style, spread over the emoji.
+async function sampleOf(data: EmojiData): Promise<NamedImage[]> {
+  const { count, side } = SAMPLE;
+  const pixels = await data.images(data.preset.testStyle, 'train', side);
+  const { train } = data.emoji;
+  const bytes = side * side * 3;
+  return Array.from({ length: Math.min(count, train.length) }, (_, i) => {
+    const row = Math.floor((i * train.length) / count);
+    const drawing = pixels.slice(row * bytes, (row + 1) * bytes);
+    return {
+      image: { data: drawing, width: side, height: side, channels: 3 },
+      name: train[row].name,
+    };
+  });
 }
 
 /** NaFlex cuts its images out of drawings of this many pixels a side. */

@@ -128,7 +128,7 @@ export function cachedStepFunctions(config: CachedStepConfig): CachedStepFunctio
         );
       }
       const gradients = gradient(contrast.weighted, { embeddings, parameters });
-      return { ...contrast, ...gradients, gradients: gradients.parameters };
+      return { ...contrast, embeddings: gradients.embeddings, gradients: gradients.parameters };
     },
     backward: ({ parameters, batch, embeddings, gradients }) => {
       const { embeddings: own, loss, terms } = config.towers(parameters, batch, {});

@@ -149,42 +149,18 @@ function additions(
   };
 }
 
+const decoder = { caption: 1, referring: 1, grounded: 1 };
+const local = SIZE_FACTOR * distillationWeights.local;
+const masked = SIZE_FACTOR * distillationWeights.masked;
+
 /** What each line of the ablation trains: until 80 % of the schedule, and from there. */
 export const ablations = {
   sigmoid: [{}, {}],
   caption: [{ caption: 1 }, { caption: 1 }],
-  decoder: [
-    { caption: 1, referring: 1, grounded: 1 },
-    { caption: 1, referring: 1, grounded: 1 },
-  ],
-  local: [
-    { caption: 1, referring: 1, grounded: 1 },
-    {
-      caption: 1,
-      referring: 1,
-      grounded: 1,
-      local: SIZE_FACTOR * distillationWeights.local,
-    },
-  ],
-  masked: [
-    { caption: 1, referring: 1, grounded: 1 },
-    {
-      caption: 1,
-      referring: 1,
-      grounded: 1,
-      masked: SIZE_FACTOR * distillationWeights.masked,
-    },
-  ],
-  all: [
-    { caption: 1, referring: 1, grounded: 1 },
-    {
-      caption: 1,
-      referring: 1,
-      grounded: 1,
-      local: SIZE_FACTOR * distillationWeights.local,
-      masked: SIZE_FACTOR * distillationWeights.masked,
-    },
-  ],
+  decoder: [decoder, decoder],
+  local: [decoder, { ...decoder, local }],
+  masked: [decoder, { ...decoder, masked }],
+  all: [decoder, { ...decoder, local, masked }],
 } as const;
 
 // Lines that begin alike share their first stage.

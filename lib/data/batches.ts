@@ -6,7 +6,7 @@ import type { CaptionBatch } from '../text';
 import { augment, checkAugment, type AugmentOptions } from './augment';
 import { PairSource, type PairTable } from './pair_table';
 import type { BatchViews } from './parts';
-import { ConceptSampler, type SamplerState } from './sampler';
+import { ConceptSampler, restoreSamplerStream, samplerStreamState } from './sampler';
 import type { Example, Source } from './source';
 import type { Stream, StreamState } from './stream';
 
@@ -131,21 +131,12 @@ export class BatchStream implements Stream<Batch> {
   }
 
   state(): StreamState {
-    const { epoch, position, deferred } = this.sampler.state();
-    return { step: this.step, epoch, position, deferred };
+    return samplerStreamState(this.step, this.sampler);
   }
 
   // eslint-disable-next-line @typescript-eslint/require-await -- what is thrown must be a rejection
   async restore(state: StreamState): Promise<void> {
-    const { step, ...sampler } = (state ?? {}) as unknown as SamplerState & { step: number };
-    if (!Number.isSafeInteger(step) || step < 0) {
-      throw new SiglipError(
-        'ERR_DATA',
-        `BatchStream.restore: state must be of a stream of batches, got ${JSON.stringify(state)}`,
-      );
-    }
-    this.sampler.restore(sampler);
-    this.step = step;
+    this.step = restoreSamplerStream('BatchStream', state, this.sampler);
   }
 
   close(): Promise<void> {

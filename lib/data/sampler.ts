@@ -2,6 +2,7 @@
 // examples of one concept in a batch, or without more than a given number.
 import { Philox4x32 } from '../array/random';
 import { SiglipError } from '../errors';
+import type { StreamState } from './stream';
 
 /** Where a {@link ConceptSampler} stands. */
 export interface SamplerState {
@@ -137,4 +138,32 @@ export class ConceptSampler {
     }
     return order;
   }
+}
+
+/** Where a stream of batches stands that draws them from a sampler: batches given, and the sampler's state. */
+export function samplerStreamState(step: number, sampler: ConceptSampler): StreamState {
+  const { epoch, position, deferred } = sampler.state();
+  return { step, epoch, position, deferred };
+}
+
+/**
+ * Restores the sampler of such a stream.
+ *
+ * @returns the number of batches given before
+ * @throws ERR_DATA when the state is not of such a stream
+ */
+export function restoreSamplerStream(
+  who: string,
+  state: StreamState,
+  sampler: ConceptSampler,
+): number {
+  const { step, ...rest } = (state ?? {}) as unknown as SamplerState & { step: number };
+  if (!Number.isSafeInteger(step) || step < 0) {
+    throw new SiglipError(
+      'ERR_DATA',
+      `${who}.restore: state must be of a stream of batches, got ${JSON.stringify(state)}`,
+    );
+  }
+  sampler.restore(rest);
+  return step;
 }

@@ -17,8 +17,7 @@ import type { PairTable } from './pair_table';
 import { PairSource } from './pair_table';
 import type { BatchParts } from './parts';
 import { composeParts } from './parts';
-import type { SamplerState } from './sampler';
-import { ConceptSampler } from './sampler';
+import { ConceptSampler, restoreSamplerStream, samplerStreamState } from './sampler';
 import type { Source } from './source';
 import type { Stream, StreamState } from './stream';
 
@@ -137,21 +136,12 @@ export class StageBatchStream implements Stream<Batch> {
   }
 
   state(): StreamState {
-    const { epoch, position, deferred } = this.sampler.state();
-    return { step: this.step, epoch, position, deferred };
+    return samplerStreamState(this.step, this.sampler);
   }
 
   // eslint-disable-next-line @typescript-eslint/require-await -- what is thrown must be a rejection
   async restore(state: StreamState): Promise<void> {
-    const { step, ...sampler } = (state ?? {}) as unknown as SamplerState & { step: number };
-    if (!Number.isSafeInteger(step) || step < 0) {
-      throw new SiglipError(
-        'ERR_DATA',
-        `StageBatchStream.restore: state must be of a stream of batches, got ${JSON.stringify(state)}`,
-      );
-    }
-    this.sampler.restore(sampler);
-    this.step = step;
+    this.step = restoreSamplerStream('StageBatchStream', state, this.sampler);
   }
 
   close(): Promise<void> {

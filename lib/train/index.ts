@@ -29,8 +29,6 @@ export type {
 export { wholeStep } from './objective';
 export type { OptimizerConfig, OptimizerState, OptimizerUpdate } from './optimizer';
 export { defaultOptimizer, scheduleInput, stateSpecs, updateParameters } from './optimizer';
-export type { NaflexObjectiveConfig } from './naflex';
-export { naflexObjective } from './naflex';
 export type { OpenReferenceOptions } from './open_reference';
 export { checkpointReference, folderReference } from './open_reference';
 export type { Recipe, RecipeInput, Stage } from './recipe';

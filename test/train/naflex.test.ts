@@ -14,14 +14,15 @@ import { disposeArrays, flatten } from '../../lib/graph';
 import { NaflexProcessor } from '../../lib/image';
 import type { ModelConfig } from '../../lib/model';
 import { adaptModel, packedRows, twoTowersParameters } from '../../lib/model';
-import type { StepMetrics, TrainerConfig } from '../../lib/train';
+import type { Objective, StepMetrics, TrainerConfig } from '../../lib/train';
 import {
   compileTwoTowersStep,
   defaultOptimizer,
   inheritCheckpoint,
-  naflexObjective,
+  parseRecipe,
   pairObjective,
   scheduleInput,
+  stageObjective,
   Trainer,
 } from '../../lib/train';
 import { defaultPreprocessor, type NaflexPreprocessor } from '../../lib/weights';
@@ -104,7 +105,21 @@ test('a step on packed images has the loss and gradients of the padded form', as
 
 describe('a NaFlex run', () => {
   const options = { batch: 4, lengths: [4, 9, 16], halved: [16], seed: 2 };
-  const objective = naflexObjective({ model: naflexConfig, lengths: new NaflexLengths(options) });
+  const { lengths: budgets, batch: pairsOfBatch, seed } = options;
+  const objectiveOf = (model: ModelConfig): Objective => {
+    const recipe = parseRecipe({
+      name: 'NaFlex alone',
+      model,
+      batch: pairsOfBatch,
+      totalSteps: 40,
+      warmupSteps: 4,
+      optimizer: defaultOptimizer,
+      seed,
+      stages: [{ name: 'N', start: 0, end: 1, losses: {}, lengths: budgets }],
+    });
+    return stageObjective(recipe, recipe.stages[0], { pixelTable: new Float32Array(768) });
+  };
+  const objective = objectiveOf(naflexConfig);
   let folder = '';
 
   beforeEach(() => {
@@ -209,10 +224,9 @@ describe('a NaFlex run', () => {
     const positions = await trainer.parameters.vision.positions.read();
     trainer.dispose();
     const adaptation = adaptModel(model, { layout: 'naflex', positions: 16 });
-    const lengths = new NaflexLengths(options);
     const next = await Trainer.start(
       {
-        objective: naflexObjective({ model: adaptation.config, lengths }),
+        objective: objectiveOf(adaptation.config),
         folder: join(folder, 'naflex'),
         schedule,
         inherit: () => inheritCheckpoint(join(fixed, 'checkpoints'), adaptation),
@@ -230,13 +244,14 @@ describe('a NaFlex run', () => {
   });
 
   test('a model or a batch of another form is refused', async () => {
-    const lengths = new NaflexLengths(options);
-    expect(() => naflexObjective({ model: fixedConfig, lengths })).toThrow(
-      'vision.layout must be naflex, got fixed',
+    expect(() => objectiveOf(fixedConfig)).toThrow(
+      'lengths of stage N must be given exactly where the layout is naflex',
     );
     const { packed, ...given } = await stream().next();
     if (packed === undefined) throw new Error('stream: batches must be packed');
-    expect(() => objective.admit(given)).toThrow('length of a batch must be one of 4, 9, 16');
+    expect(() => objective.admit(given)).toThrow(
+      'form of a batch must be one of 4, 9, 16, got images',
+    );
     const cut = { ...packed, patches: packed.patches.subarray(48) };
     expect(() => objective.admit({ ...given, packed: cut })).toThrow(
       /must hold \d images in \d+ values/,

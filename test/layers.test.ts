@@ -24,7 +24,7 @@ const ROOMS: readonly (readonly string[])[] = [
   ['bulk'],
   ['serve', 'integrations'],
   ['cli'],
-  ['index', 'kernels'],
+  ['index', 'kernels', 'training'],
 ];
 
 const FORBIDDEN_ROOMS = ['utils', 'util', 'common', 'core', 'helpers', 'misc'];

@@ -105,7 +105,7 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
   const facts = new Map<string, StageFacts>();
   const shown = stagesOf(recipe, options.stages);
   const watcher = new RunWatcher(recipe, folder, shown, async (stage) =>
-    stagePictures(modelFolder(folder, recipe, stage), stage, await sampleOf(data)),
+    stagePictures(modelFolder(folder, recipe, stage), recipe, stage, await sampleOf(data)),
   );
   const finished = await runRecipe(recipe, {
     folder,

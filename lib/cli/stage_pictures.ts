@@ -2,12 +2,17 @@
 // pooling head looks at, and the dense features as colours.
 import sharp from 'sharp';
 import { symmetricEigen } from '../array/symmetric';
-import type { Stage } from '../train';
-import { trainsDecoder } from '../train';
+import { Philox4x32 } from '../array/random';
+import { patchMask } from '../data';
 import type { ImageTokens } from '../embed';
 import { Captioner, Siglip2 } from '../embed';
 import type { RgbImage } from '../image';
+import { disposeArrays } from '../graph';
+import { gridSide } from '../model';
 import type { Box } from '../text';
+import type { Recipe, Stage } from '../train';
+import { trainsDecoder, trainsSelfDistillation } from '../train';
+import { loadCheckpoint, readModelConfig } from '../weights';
 import type { Picture, PictureRow } from './run_page';
 
 /** A drawing with its name. */
@@ -22,11 +27,16 @@ const SIDE = 96;
 /** Pictures of some images through the model of a stage. */
 export async function stagePictures(
   folder: string,
+  recipe: Recipe,
   stage: Stage,
   images: readonly NamedImage[],
 ): Promise<PictureRow[]> {
   const dense = await densePictures(folder, images);
-  return trainsDecoder(stage) ? [await captionPictures(folder, images), ...dense] : dense;
+  return [
+    ...(trainsDecoder(stage) ? [await captionPictures(folder, images)] : []),
+    ...(trainsSelfDistillation(stage) ? [await maskPictures(folder, images, recipe)] : []),
+    ...dense,
+  ];
 }
 
 async function captionPictures(folder: string, images: readonly NamedImage[]): Promise<PictureRow> {
@@ -63,6 +73,7 @@ async function densePictures(folder: string, images: readonly NamedImage[]): Pro
     const dense: ImageTokens[] = [];
     for (const { image } of images) dense.push(await model.imageTokens(image));
     const { width } = model.config.vision;
+    const attention = await pooledAttentionOf(folder);
     const colours = principalColours(
       dense.map(({ tokens }) => tokens),
       width,
@@ -74,7 +85,18 @@ async function densePictures(folder: string, images: readonly NamedImage[]): Pro
         return { image: await pngUrl(image), title: name, lines: [] };
       }),
     );
+    const looked = await Promise.all(
+      images.map(async ({ image, name }, i): Promise<Picture> => {
+        const shown = shaded(image, attention(dense[i].tokens), dense[i].grid);
+        return { image: await pngUrl(shown), title: name, lines: [] };
+      }),
+    );
     return [
+      {
+        title: 'What the pooling head looks at',
+        text: 'The more the head attends to a patch, mean over its heads, the more of it shows.',
+        pictures: looked,
+      },
       {
         title: 'Dense features',
         text: 'The first three principal components of the un-pooled tokens of these drawings, as red, green and blue.',
@@ -84,6 +106,92 @@ async function densePictures(folder: string, images: readonly NamedImage[]): Pro
   } finally {
     model.dispose();
   }
+}
+
+// What the student does not see: a mask of each image as the stage draws them.
+async function maskPictures(
+  folder: string,
+  images: readonly NamedImage[],
+  { distillation: { mask: kind, maskShare: ratio }, seed }: Recipe,
+): Promise<PictureRow> {
+  const side = gridSide((await readModelConfig(folder)).vision);
+  const pictures = await Promise.all(
+    images.map(async ({ image, name }, i): Promise<Picture> => {
+      const random = new Philox4x32(seed, `picture of a mask ${String(i)}`);
+      const mask = patchMask(random, { rows: side, columns: side }, { kind, ratio });
+      const seen = Float64Array.from(mask, (masked) => 1 - masked);
+      return { image: await pngUrl(shaded(image, seen, [side, side])), title: name, lines: [] };
+    }),
+  );
+  return {
+    title: 'Masked patches',
+    text: 'What is left of an image for the student to tell the rest from.',
+    pictures,
+  };
+}
+
+// The attention of the MAP head's one query to tokens, mean over its heads, relative to the largest.
+async function pooledAttentionOf(folder: string): Promise<(tokens: Float32Array) => Float64Array> {
+  const { config, parameters } = await loadCheckpoint(folder);
+  const { head } = parameters.vision;
+  const { width, heads } = config.vision;
+  try {
+    if (head === undefined) return (tokens) => new Float64Array(tokens.length / width).fill(1);
+    const { query, key } = head.attention;
+    const [probe, wq, bq, wk] = await Promise.all(
+      [head.probe, query.weight, query.bias, key.weight].map((array) => array.read()),
+    );
+    const q = Float64Array.from({ length: width }, (_, i) => {
+      let sum = bq[i];
+      for (let k = 0; k < width; k++) sum += wq[i * width + k] * probe[k];
+      return sum;
+    });
+    const own = width / heads;
+    // ⟨q_h, Wk_h x⟩ = ⟨Wk_hᵀ q_h, x⟩; the key's bias shifts all scores of a head alike.
+    const asked = Array.from({ length: heads }, (_, h) =>
+      Float64Array.from({ length: width }, (_column, k) => {
+        let sum = 0;
+        for (let i = h * own; i < (h + 1) * own; i++) sum += q[i] * wk[i * width + k];
+        return sum / Math.sqrt(own);
+      }),
+    );
+    return (tokens) => {
+      const count = tokens.length / width;
+      const mean = new Float64Array(count);
+      for (const vector of asked) {
+        const scores = Float64Array.from({ length: count }, (_, t) =>
+          vector.reduce((sum, value, k) => sum + value * tokens[t * width + k], 0),
+        );
+        const most = Math.max(...scores);
+        const weights = scores.map((score) => Math.exp(score - most));
+        const total = weights.reduce((sum, value) => sum + value, 0);
+        weights.forEach((value, t) => {
+          mean[t] += value / total / heads;
+        });
+      }
+      const most = Math.max(...mean);
+      return mean.map((value) => value / most);
+    };
+  } finally {
+    disposeArrays(parameters);
+  }
+}
+
+// An image whose patches show by their share, on grey.
+function shaded(
+  { data, width, height }: RgbImage,
+  shares: Float64Array,
+  [rows, columns]: readonly [number, number],
+): RgbImage {
+  const grey = 96;
+  const out = Uint8Array.from(data, (value, i) => {
+    const pixel = Math.floor(i / 3);
+    const row = Math.min(rows - 1, Math.floor((Math.floor(pixel / width) * rows) / height));
+    const column = Math.min(columns - 1, Math.floor(((pixel % width) * columns) / width));
+    const share = shares[row * columns + column];
+    return Math.round(share * value + (1 - share) * grey);
+  });
+  return { data: out, width, height, channels: 3 };
 }
 
 // Components over the tokens of all images together, each stretched to the whole range.

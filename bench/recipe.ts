@@ -113,7 +113,8 @@ async function constantBoxScore(data: EmojiData): Promise<number> {
 async function decoderScores(
   folder: string,
   data: EmojiData,
-): Promise<{ captions: number; boxes: number }> {
+  grounds: boolean,
+): Promise<{ captions: number; boxes?: number }> {
   const captioner = await Captioner.load(folder, { device: 'cpu' });
   try {
     const images = drawings(await data.images(data.preset.testStyle, 'train', SIDE), SIDE);
@@ -127,11 +128,13 @@ async function decoderScores(
     for (const [i, image] of images.entries()) {
       const { caption } = await captioner.caption(image);
       if (names[i].has(caption.toLowerCase())) right++;
+      if (!grounds) continue;
       const name = english.texts[english.rows.indexOf(i)];
       const { box } = await captioner.ground(image, name);
       if (box !== undefined) area += overlap(box, drawnBox(image));
     }
-    return { captions: right / images.length, boxes: area / images.length };
+    const captions = right / images.length;
+    return grounds ? { captions, boxes: area / images.length } : { captions };
   } finally {
     captioner.dispose();
   }
@@ -161,7 +164,9 @@ async function lineOf(data: EmojiData, { stage, folder }: TrainedStage): Promise
       nearLanguages: mean(of(false, 'near')),
       farLanguages: mean(of(false, 'far')),
       dense: await denseScore(model, data),
-      ...(stage.losses.caption > 0 ? await decoderScores(folder, data) : {}),
+      ...(stage.losses.caption > 0
+        ? await decoderScores(folder, data, stage.losses.referring > 0)
+        : {}),
     };
   } finally {
     model.dispose();

@@ -6,6 +6,7 @@ import { Philox4x32 } from '../../lib/array/random';
 import { disposeArrays } from '../../lib/graph';
 import type { TwoTowersParameters } from '../../lib/model';
 import { initialValues, twoTowersParameters, variant } from '../../lib/model';
+import { resizeImage } from '../../lib/image';
 import { loadAddon } from '../../lib/native/load';
 import type { CurationConfig, Selection, StepMetrics, TrainerConfig } from '../../lib/train';
 import { modelReference, readMetrics, storedReference, superBatch, Trainer } from '../../lib/train';
@@ -245,6 +246,22 @@ test('embeddings do not depend on how a batch is cut', async () => {
     }
   }
   disposeArrays(parameters);
+});
+
+test('a reference of another image size sees the images resized to its own', async () => {
+  const larger = variant('mu/8', { imageSize: 24, vocabulary: 40, length: 6 });
+  const parameters = parametersOf(larger, 4);
+  const reference = await modelReference({ model: larger, parameters, batch: 8, pixelTable });
+  const batch = await noise(8).next();
+  const resized = new Uint8Array(8 * 24 * 24 * 3);
+  for (let i = 0; i < 8; i++) {
+    const data = batch.images.subarray(i * 768, (i + 1) * 768);
+    const image = { data, width: 16, height: 16, channels: 3 } as const;
+    resized.set((await resizeImage(image, 24, 24, 'bilinear')).data, i * 24 * 24 * 3);
+  }
+  const expected = await reference.embed({ ...batch, images: resized, size: 24 });
+  expect(await reference.embed(batch)).toEqual(expected);
+  reference.dispose();
 });
 
 test('a stored reference refuses what it does not hold', async () => {

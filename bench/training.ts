@@ -3,7 +3,7 @@
 //
 //   npm run bench:training             table on standard output, rows in bench/results/training.json
 //   npm run bench:training -- --quick  few rounds; nothing is written
-//   --no-pytorch
+//   --no-pytorch, --no-compile (PyTorch as it is written, alone)
 //
 // SIGLIP2_BENCH_PYTHON: a Python with torch. SIGLIP2_THREADS: threads of both sides.
 import { readFileSync } from 'node:fs';
@@ -201,7 +201,11 @@ function mebibytes(bytes: number): string {
   return `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 }
 
-async function speedOf(stage: Stage, peer: PythonPeer | undefined, quick: boolean): Promise<Row[]> {
+async function speedOf(
+  stage: Stage,
+  peer: PythonPeer | undefined,
+  { quick, compile: compiles }: { readonly quick: boolean; readonly compile: boolean },
+): Promise<Row[]> {
   const plain = Training.of(stage, false);
   const saving = Training.of(stage, true);
   const ours = (name: string, training: Training): Contender => ({
@@ -216,7 +220,8 @@ async function speedOf(stage: Stage, peer: PythonPeer | undefined, quick: boolea
     run: async () => (await peer?.ask({ run: stage.name, compiled }))?.seconds,
   });
   const contenders = [ours('ours', plain), ours('checkpointing', saving)];
-  if (peer !== undefined) contenders.push(theirs('eager', false), theirs('compiled', true));
+  if (peer !== undefined) contenders.push(theirs('eager', false));
+  if (peer !== undefined && compiles) contenders.push(theirs('compiled', true));
   const measured = await measure(contenders, {
     rounds: quick ? 2 : 7,
     mostRounds: quick ? 3 : 15,
@@ -237,7 +242,7 @@ async function speedOf(stage: Stage, peer: PythonPeer | undefined, quick: boolea
   if (peer === undefined) return rows;
   return [
     row('ours', 'eager', 'PyTorch eager'),
-    row('ours', 'compiled', 'PyTorch compiled'),
+    ...(compiles ? [row('ours', 'compiled', 'PyTorch compiled')] : []),
     ...rows,
   ];
 }
@@ -247,6 +252,7 @@ async function main(): Promise<void> {
     options: {
       quick: { type: 'boolean', default: false },
       'no-pytorch': { type: 'boolean', default: false },
+      'no-compile': { type: 'boolean', default: false },
     },
   });
   const { isa, threads } = loadAddon().describe();
@@ -268,7 +274,10 @@ async function main(): Promise<void> {
   const rows: Row[] = [];
   for (const stage of recipe.stages) {
     for (const checkpoint of [false, true]) memory.push(await memoryOf(stage, checkpoint));
-    for (const row of await speedOf(stage, peer, values.quick)) {
+    for (const row of await speedOf(stage, peer, {
+      quick: values.quick,
+      compile: !values['no-compile'],
+    })) {
       rows.push(row);
       process.stdout.write(`${lineOf(row)}\n`);
     }

@@ -118,7 +118,7 @@ export function emojiRecipe(
       return smallRecipe({
         name: `${preset.name} complete`,
         ...shared,
-        ...steps(2000),
+        ...steps(1500),
         ...additions(of, vocabulary),
         resolutions: [{ imageSize: 96 }],
         naflexLengths: [16, 36, 64, 100, 144],

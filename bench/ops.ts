@@ -1,6 +1,6 @@
-// Every operation at the sizes of a B/16 tower: arithmetic and memory rates, and the share of what
-// the machine was measured to do in the same minute. Best of many runs, since others may use the
-// machine too; the peak is read before and after each operation and the better reading counts.
+// Every operation at the sizes of a B/16 tower: arithmetic and memory rates, and the share of the
+// machine's peak. The best of many runs counts, and the best of many readings of the peak among them,
+// since others may use the machine too.
 //
 //   npm run bench:ops            table on standard output, rows in bench/results/ops.json
 //   npm run bench:ops -- word    cases whose name contains the word; the table alone
@@ -22,76 +22,83 @@ import {
 } from '../test/op_cases';
 import { Random } from '../test/reference/random';
 
-const secondsPerCase = 0.6;
-const peakSeconds = 0.05;
+const secondsPerCase = 1;
+const peakSeconds = 0.02;
+const runsPerReading = 8;
+
+type Precision = 'float32' | 'bfloat16' | 'int8';
+const PRECISIONS: Partial<Record<string, Precision>> = {
+  linear_int8: 'int8',
+  linear_bfloat16: 'bfloat16',
+};
 
 interface Row {
   readonly operation: string;
   readonly direction: 'forward' | 'backward';
   readonly milliseconds: number;
   readonly gigaflops: number;
-  /** Of float32 multiply-adds. */
+  /** Of the best reading of multiply-adds in the operation's precision. */
   readonly shareOfPeak: number;
-  /** Of the multiply-adds that the operation consists of, where those are others. */
-  readonly shareOfOwnPeak?: number;
   readonly gigabytesPerSecond: number;
 }
 
-// The least time of the counted steps; every round's outputs but those in `keep` are disposed.
-async function best(
+// What the machine does at its best, by precision: the best reading so far.
+const bestPeaks = new Map<Precision, number>();
+
+function readPeak(precision: Precision): void {
+  const peak = loadAddon().peak(peakSeconds, precision);
+  bestPeaks.set(precision, Math.max(peak, bestPeaks.get(precision) ?? 0));
+}
+
+// The least time of the counted steps; every run's outputs but those in `keep` are disposed.
+async function leastSeconds(
   run: () => Promise<{ outputs: object; times: StepTime[] }>,
   counted: (step: StepTime) => boolean,
   keep: readonly DeviceArray[],
+  precision: Precision,
 ): Promise<number> {
   let least = Infinity;
   const end = performance.now() + 1000 * secondsPerCase;
   for (let round = 0; round < 5 || performance.now() < end; round++) {
+    if (round % runsPerReading === 0) readPeak(precision);
     const { outputs, times } = await run();
     for (const { leaf } of flatten(outputs)) {
       const array = leaf as DeviceArray;
       if (!keep.includes(array)) array.dispose();
     }
     const sum = times.filter(counted).reduce((total, { nanoseconds }) => total + nanoseconds, 0);
-    least = Math.min(least, sum);
+    least = Math.min(least, sum / 1e9);
   }
-  return least / 1e6;
+  return least;
 }
 
-const PRECISION = { linear_int8: 'int8', linear_bfloat16: 'bfloat16' } as const;
-
 async function measure(c: OpCase): Promise<Row[]> {
-  const addon = loadAddon();
   const operands = operandArrays(c, valuesOf(c, new Random(1)));
   const keep = Object.values(operands);
-  const precision = PRECISION[c.op as keyof typeof PRECISION] as 'int8' | 'bfloat16' | undefined;
-  const peaks = [addon.peak(peakSeconds)];
-  const ownPeaks = precision === undefined ? [] : [addon.peak(peakSeconds, precision)];
+  const precision = PRECISIONS[c.op] ?? 'float32';
   const rows: Row[] = [];
-  const row = (direction: Row['direction'], cost: Cost, milliseconds: number): void => {
-    peaks.push(addon.peak(peakSeconds));
-    if (precision !== undefined) ownPeaks.push(addon.peak(peakSeconds, precision));
-    const gigaflops = cost.flops / milliseconds / 1e6;
+  const row = async (
+    direction: Row['direction'],
+    { flops, bytes }: Cost,
+    run: () => Promise<{ outputs: object; times: StepTime[] }>,
+    counted: (step: StepTime) => boolean,
+  ): Promise<void> => {
+    const seconds = await leastSeconds(run, counted, keep, precision);
     rows.push({
       operation: `${c.op} ${c.name}`,
       direction,
-      milliseconds,
-      gigaflops,
-      shareOfPeak: (1e9 * gigaflops) / Math.max(...peaks),
-      ...(precision === undefined
-        ? {}
-        : { shareOfOwnPeak: (1e9 * gigaflops) / Math.max(...ownPeaks) }),
-      gigabytesPerSecond: cost.bytes / milliseconds / 1e6,
+      milliseconds: 1e3 * seconds,
+      gigaflops: flops / seconds / 1e9,
+      shareOfPeak: flops / seconds / (bestPeaks.get(precision) ?? NaN),
+      gigabytesPerSecond: bytes / seconds / 1e9,
     });
   };
   const forward = forwardProgram(c);
-  row(
+  await row(
     'forward',
     c.cost.forward,
-    await best(
-      () => forward.profile(operands),
-      () => true,
-      keep,
-    ),
+    () => forward.profile(operands),
+    () => true,
   );
   if (c.cost.backward !== undefined) {
     const outputs = await forward.run(operands);
@@ -102,11 +109,7 @@ async function measure(c: OpCase): Promise<Row[]> {
     const isBackward = ({ kernel }: StepTime): boolean => kernel.includes('backward');
     // What only passes a gradient on has no kernel of its own to time.
     if (gradients.steps.some(({ kernel }) => kernel.includes('backward'))) {
-      row(
-        'backward',
-        c.cost.backward,
-        await best(() => gradients.profile(given), isBackward, keep),
-      );
+      await row('backward', c.cost.backward, () => gradients.profile(given), isBackward);
     }
     gradients.dispose();
     disposeArrays(outputs);
@@ -127,10 +130,7 @@ async function main(): Promise<void> {
       process.stdout.write(
         `${row.operation.padEnd(46)} ${row.direction.padEnd(8)} ${row.milliseconds.toFixed(3).padStart(9)} ms ` +
           `${row.gigaflops.toFixed(1).padStart(7)} GFLOP/s ${(100 * row.shareOfPeak).toFixed(0).padStart(4)} % ` +
-          `${row.gigabytesPerSecond.toFixed(1).padStart(6)} GB/s` +
-          (row.shareOfOwnPeak === undefined
-            ? '\n'
-            : ` ${(100 * row.shareOfOwnPeak).toFixed(0).padStart(4)} % of its own peak\n`),
+          `${row.gigabytesPerSecond.toFixed(1).padStart(6)} GB/s\n`,
       );
     }
   }

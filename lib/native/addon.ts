@@ -12,9 +12,9 @@ export interface NativeDescription {
   readonly isa: InstructionSet;
   /**
    * Instructions in use that not every machine with the set has: `vnni` multiplies bytes, `bf16`
-   * bfloat16. `SIGLIP2_ISA=avx512,novnni,nobf16` switches them off.
+   * bfloat16, `amx` does both by whole tiles. `SIGLIP2_ISA=avx512,novnni,nobf16,noamx` switches them off.
    */
-  readonly features: readonly ('vnni' | 'bf16')[];
+  readonly features: readonly ('vnni' | 'bf16' | 'amx')[];
   /** Threads a kernel runs on: the physical cores, or `SIGLIP2_THREADS`. */
   readonly threads: number;
   readonly kernels: readonly {

@@ -100,6 +100,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
     uint32_t count = 0;
     if (configured_features().vnni) features.Set(count++, "vnni");
     if (configured_features().bf16) features.Set(count++, "bf16");
+    if (configured_features().amx) features.Set(count++, "amx");
     description.Set("features", features);
     description.Set("threads", Device::cpu().workers());
     description.Set("kernels", list);

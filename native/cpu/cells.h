@@ -7,7 +7,8 @@
 //   Bfloat16Cells  two bfloat16     sum += a0 b0 + a1 b1 in float32
 //
 // Stored weights are int8 or bfloat16, cell beside cell of neighbouring columns. Where the arithmetic
-// wants them wider, `widen` turns stored cells into several times as many.
+// wants them wider, `widen` turns stored cells into several times as many. Those with kTiles are
+// multiplied tile by tile (cpu/matrix_tiles.h).
 #pragma once
 
 #include "cpu/simd.h"
@@ -93,6 +94,7 @@ struct PairCells {
   static constexpr int kStoredGroup = 2;
   static constexpr int kWeightBytes = 1;
   static constexpr bool kInPlace = false;
+  static constexpr bool kTiles = false;
 
   // `to` gets as many cells as there are columns.
   static void widen(const uint8_t* stored, int64_t columns, Cell* to) {
@@ -139,6 +141,7 @@ struct ByteCells {
   static constexpr int kStoredGroup = 4;
   static constexpr int kWeightBytes = 1;
   static constexpr bool kInPlace = true;
+  static constexpr bool kTiles = false;
 
   static void widen(const uint8_t*, int64_t, Cell*) {}
 
@@ -171,6 +174,7 @@ struct FloatCells {
   static constexpr int kStoredGroup = 2;
   static constexpr int kWeightBytes = 2;
   static constexpr bool kInPlace = false;
+  static constexpr bool kTiles = false;
 
   // `to` gets two rows of `columns` cells.
   static void widen(const uint8_t* stored, int64_t columns, Cell* to) {
@@ -195,6 +199,7 @@ struct Bfloat16Cells {
   static constexpr int kStoredGroup = 2;
   static constexpr int kWeightBytes = 2;
   static constexpr bool kInPlace = true;
+  static constexpr bool kTiles = false;
 
   static void widen(const uint8_t*, int64_t, Cell*) {}
 

@@ -12,10 +12,14 @@
 // cells stay in L2, prepared once and multiplied with panel after panel; a part, what one thread
 // works off. An element's sum is one chain per kDepth cells, added in order: which multiply-adds it
 // consists of follows from k alone. Nothing outside of the operands is read.
+//
+// With matrix tiles (Cells::kTiles) a register tile is four of theirs side by side. Prepared rows are
+// filled up to whole tiles: with zeros in k, with anything in m, whose sums nobody reads.
 #pragma once
 
 #include "cpu/cells.h"
 #include "cpu/check.h"
+#include "cpu/matrix_tiles.h"
 #include "cpu/partition.h"
 
 namespace siglip::SIGLIP_CPU {
@@ -64,7 +68,7 @@ struct PreparedRows {
 template <typename Cells>
 class PackedProduct {
  public:
-  static constexpr int kHeight = 6;
+  static constexpr int kHeight = Cells::kTiles ? 16 : 6;
 #if defined(SIGLIP_ISA_AVX512) || defined(__ARM_NEON)
   static constexpr int kWidth = 4;  // 24 of 32 registers
 #else
@@ -96,26 +100,22 @@ class PackedProduct {
       // A few rows are sooner prepared than a thread is woken.
       const int64_t tasks = shape_.m * shape_.k < kSerialPrepare ? 1 : parts();
       stream.parallel(tasks, [&](int64_t task, int) {
-        const Range rows = Range{0, shape_.m}.part(task, tasks);
-        for (int64_t row = rows.begin; row < rows.end; ++row) {
-          all.scales[row] = prepare(row, all.cells + row * stride_);
-        }
+        const Range rows = Range{0, shape_.m}.part(task, tasks, 1);
+        prepare_rows(prepare, rows, {all.cells + rows.begin * stride_, all.scales + rows.begin});
       });
     }
     stream.parallel(parts(), [&](int64_t task, int worker) {
-      const Range rows = Range{0, shape_.m}.part(task / column_parts_, row_parts_);
-      const Range panels = Range{0, panels_}.part(task % column_parts_, column_parts_);
+      [[maybe_unused]] const Registers registers{};
+      const Range rows = Range{0, shape_.m}.part(task / column_parts_, row_parts_, kRowUnit);
+      const Range panels = Range{0, panels_}.part(task % column_parts_, column_parts_, 1);
       std::byte* own = scratch.data + shared_bytes_ + worker * part_bytes_;
       const int64_t blocks = ceil_div(rows.size(), block_rows_);
       for (int64_t index = 0; index < blocks; ++index) {
-        const Range block = rows.part(index, blocks);
+        const Range block = rows.part(index, blocks, kRowUnit);
         PreparedRows prepared = {all.cells + block.begin * stride_, all.scales + block.begin};
         if (!shared_) {
           prepared = carve_rows(own, block_rows_);
-          for (int64_t row = block.begin; row < block.end; ++row) {
-            prepared.scales[row - block.begin] =
-                prepare(row, prepared.cells + (row - block.begin) * stride_);
-          }
+          prepare_rows(prepare, block, prepared);
         }
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
           multiply_panel(block, panel, panel + 1 == panels.end, prepared, weights, output,
@@ -126,29 +126,40 @@ class PackedProduct {
   }
 
  private:
+#if defined(SIGLIP_ISA_AVX512)
+  using Registers = std::conditional_t<Cells::kTiles, TileRegisters, bool>;
+#else
+  using Registers = bool;
+#endif
+
   struct Range {
     int64_t begin;
     int64_t end;
 
     int64_t size() const { return end - begin; }
-    // One of `count` nearly equal ones.
-    Range part(int64_t index, int64_t count) const {
-      return {begin + size() * index / count, begin + size() * (index + 1) / count};
+    // One of `count` nearly equal ones, cut at multiples of `unit` from the beginning.
+    Range part(int64_t index, int64_t count, int64_t unit) const {
+      const int64_t units = ceil_div(size(), unit);
+      return {smaller(begin + units * index / count * unit, end),
+              smaller(begin + units * (index + 1) / count * unit, end)};
     }
   };
 
   // A panel's part is 20 KB where it is widened into L1, a block of rows 300 KB, with 512 KB of L2.
+  // Of matrix tiles the part is 32 KB of the 48 KB of L1; machines that have them have 2 MB of L2.
 #if defined(SIGLIP_ISA_AVX512)
-  static constexpr int64_t kDepth = 768;
+  static constexpr int64_t kDepth = Cells::kTiles ? 128 : 768;
 #else
   static constexpr int64_t kDepth = 320;
 #endif
-  static constexpr int64_t kBlockCells = 75 * 1024;
-  static constexpr int64_t kDepthUnit = 4;  // cuts of k lie at multiples of so many cells
+  static constexpr int64_t kBlockCells = (Cells::kTiles ? 256 : 75) * 1024;
+  // Cuts of k lie at multiples of so many cells, those of m at multiples of so many rows.
+  static constexpr int64_t kDepthUnit = Cells::kTiles ? 16 : 4;
+  static constexpr int64_t kRowUnit = Cells::kTiles ? 16 : 1;
   // Fewer multiply-adds than this are not worth a task.
-  static constexpr int64_t kTaskProducts = int64_t{1} << 17;
+  static constexpr int64_t kTaskProducts = int64_t{1} << (Cells::kTiles ? 20 : 17);
   // A worker's share is cut into kTasksPerThread parts, but none smaller than this.
-  static constexpr int64_t kPartProducts = int64_t{1} << 22;
+  static constexpr int64_t kPartProducts = int64_t{1} << (Cells::kTiles ? 24 : 22);
   static constexpr int64_t kSerialPrepare = int64_t{1} << 14;
 
   static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -157,18 +168,28 @@ class PackedProduct {
   static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
   int64_t parts() const { return row_parts_ * column_parts_; }
-  int64_t rows_bytes(int64_t rows) const {
-    return round_up(rows * stride_ * 4, 64) + round_up(rows * 4, 64);
+  int64_t cells_bytes(int64_t rows) const {
+    return round_up(round_up(rows, kRowUnit) * stride_ * 4, 64);
   }
+  int64_t rows_bytes(int64_t rows) const { return cells_bytes(rows) + round_up(rows * 4, 64); }
   PreparedRows carve_rows(std::byte* base, int64_t rows) const {
-    return {reinterpret_cast<Cell*>(base),
-            reinterpret_cast<float*>(base + round_up(rows * stride_ * 4, 64))};
+    return {reinterpret_cast<Cell*>(base), reinterpret_cast<float*>(base + cells_bytes(rows))};
+  }
+
+  template <typename Prepare>
+  void prepare_rows(const Prepare& prepare, Range rows, const PreparedRows& to) const {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      Cell* cells = to.cells + (row - rows.begin) * stride_;
+      to.scales[row - rows.begin] = prepare(row, cells);
+      for (int64_t i = cells_; i < whole_cells_; ++i) cells[i] = 0;
+    }
   }
 
   void plan(int threads) {
     cells_ = packed_steps(shape_.k) / Cells::kGroup;
+    whole_cells_ = Cells::kTiles ? round_up(cells_, kDepthUnit) : cells_;
     // Rows a multiple of 4 KB apart would share the sets of the L1 cache.
-    stride_ = cells_ % 256 == 0 ? cells_ + 16 : cells_;
+    stride_ = whole_cells_ % 256 == 0 ? whole_cells_ + 16 : whole_cells_;
     passes_ = larger(ceil_div(cells_, kDepth), 1);
     panels_ = ceil_div(shape_.n, kColumns);
     const int64_t most_rows = larger(kBlockCells / larger(stride_, 1) / kHeight, 4) * kHeight;
@@ -179,7 +200,7 @@ class PackedProduct {
     int64_t best = INT64_MAX;
     for (int64_t row_parts = 1; row_parts <= smaller(most, larger(shape_.m, 1)); ++row_parts) {
       const int64_t column_parts = smaller(most / row_parts, larger(panels_, 1));
-      const int64_t rows = ceil_div(shape_.m, row_parts);
+      const int64_t rows = ceil_div(ceil_div(shape_.m, kRowUnit), row_parts) * kRowUnit;
       const int64_t blocks = larger(ceil_div(rows, most_rows), 1);
       // Of the largest part, per cell and vector of columns: to multiply, to load the columns of a
       // tile, to read and widen the panel; and what it costs that cells prepared by one thread are
@@ -191,12 +212,12 @@ class PackedProduct {
       best = cost;
       row_parts_ = row_parts;
       column_parts_ = column_parts;
-      block_rows_ = ceil_div(rows, blocks);
+      block_rows_ = round_up(ceil_div(rows, blocks), kRowUnit);
     }
     scratches_ = parts() == 1 ? 1 : threads;
     shared_ = column_parts_ > 1;
     const int64_t depth = smaller(round_up(ceil_div(cells_, passes_), kDepthUnit), cells_);
-    const int64_t panel = Cells::kInPlace ? 0 : depth * kColumns;
+    const int64_t panel = (Cells::kTiles ? kDepthUnit : Cells::kInPlace ? 0 : depth) * kColumns;
     part_bytes_ = (panel + block_rows_ * kColumns) * 4;
     part_bytes_ = round_up(part_bytes_, 64);
     if (shared_) {
@@ -221,6 +242,7 @@ class PackedProduct {
     int64_t depth;
     Cell* sums;  // kColumns apart
     bool first;
+    const Cell* tail;  // of matrix tiles: the last row of them, where the panel does not fill it
   };
 
   // All loops over the tile have to be unrolled, or its sums do not stay in registers.
@@ -272,9 +294,9 @@ class PackedProduct {
   }
 
   using TileKernel = void (*)(const Tile&);
-  static constexpr TileKernel kTileKernels[kHeight] = {multiply_tile<1>, multiply_tile<2>,
-                                                       multiply_tile<3>, multiply_tile<4>,
-                                                       multiply_tile<5>, multiply_tile<6>};
+  static constexpr TileKernel kTileKernels[6] = {multiply_tile<1>, multiply_tile<2>,
+                                                 multiply_tile<3>, multiply_tile<4>,
+                                                 multiply_tile<5>, multiply_tile<6>};
 
   // ---- Epilogue ----
 
@@ -332,11 +354,137 @@ class PackedProduct {
     }
   }
 
+#if defined(SIGLIP_ISA_AVX512)
+  // ---- Matrix tiles ----
+
+  // The epilogue of a tile of rows whose sums are there.
+  struct Epilogue {
+    const Cell* sums;
+    const float* scales;
+    const PackedOutput& output;
+    int64_t stride;
+    Range rows;
+    int64_t column;
+    int64_t width;
+
+    // One of `count` parts of it.
+    void run(int64_t index, int64_t count) const {
+      const Range part = Range{0, rows.size()}.part(index, count, 1);
+      if (part.size() == 0) return;
+      finish(sums + part.begin * kColumns, scales + part.begin, output, stride,
+             {rows.begin + part.begin, rows.begin + part.end}, column, width);
+    }
+  };
+
+  // Four matrix tiles side by side: of the 80 lines that a step loads 64 are in L1. Its multipliers
+  // are others than those of vectors, so an epilogue goes on meanwhile.
+  static void multiply_matrix_tiles(const Tile& tile, const Epilogue* epilogue) {
+    if (tile.first) {
+      zero_tile<0>();
+      zero_tile<1>();
+      zero_tile<2>();
+      zero_tile<3>();
+    } else {
+      load_tile<0>(tile.sums, kColumns);
+      load_tile<1>(tile.sums + kLanes, kColumns);
+      load_tile<2>(tile.sums + 2 * kLanes, kColumns);
+      load_tile<3>(tile.sums + 3 * kLanes, kColumns);
+    }
+    const int64_t steps = ceil_div(tile.depth, kTileCells);
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t k = step * kTileCells;
+      const Cell* panel = k + kTileCells <= tile.depth ? tile.panel + k * kColumns : tile.tail;
+      load_tile<4>(tile.rows + k, tile.row_stride);
+      load_tile<5>(panel, kColumns);
+      Cells::template add_tile<0, 4, 5>();
+      load_tile<6>(panel + kLanes, kColumns);
+      Cells::template add_tile<1, 4, 6>();
+      load_tile<7>(panel + 2 * kLanes, kColumns);
+      Cells::template add_tile<2, 4, 7>();
+      load_tile<5>(panel + 3 * kLanes, kColumns);
+      Cells::template add_tile<3, 4, 5>();
+      if (epilogue != nullptr) epilogue->run(step, steps);
+    }
+    if (steps == 0 && epilogue != nullptr) epilogue->run(0, 1);
+    store_tile<0>(tile.sums, kColumns);
+    store_tile<1>(tile.sums + kLanes, kColumns);
+    store_tile<2>(tile.sums + 2 * kLanes, kColumns);
+    store_tile<3>(tile.sums + 3 * kLanes, kColumns);
+  }
+
+  void multiply_panel_by_tiles(Range block, int64_t panel, bool last_panel,
+                               const PreparedRows& prepared, const uint8_t* weights,
+                               const PackedOutput& output, std::byte* scratch) const {
+    const int64_t column = panel * kColumns;
+    const int64_t width = smaller(shape_.n - column, kColumns);
+    const int64_t bytes = kColumns * packed_steps(shape_.k) * Cells::kWeightBytes;
+    const Cell* columns = reinterpret_cast<const Cell*>(weights + panel * bytes);
+    Cell* sums = reinterpret_cast<Cell*>(scratch);
+    // What of the last tiles the panel does not fill is zero.
+    Cell* tail = sums + block_rows_ * kColumns;
+    const int64_t whole = cells_ / kTileCells * kTileCells;
+    if (whole < cells_) {
+      std::memset(tail, 0, kTileCells * kColumns * sizeof(Cell));
+      std::memcpy(tail, columns + whole * kColumns,
+                  static_cast<size_t>((cells_ - whole) * kColumns) * sizeof(Cell));
+    }
+    const int64_t tiles = ceil_div(block.size(), kHeight);
+    const auto rows_of = [&](int64_t index) {
+      return Range{index * kHeight, smaller((index + 1) * kHeight, block.size())};
+    };
+    const auto epilogue_of = [&](int64_t index) {
+      const Range rows = rows_of(index);
+      const Range in_y = {block.begin + rows.begin, block.begin + rows.end};
+      return Epilogue{sums + rows.begin * kColumns,
+                      prepared.scales + rows.begin,
+                      output,
+                      shape_.n,
+                      in_y,
+                      column,
+                      width};
+    };
+    for (int64_t pass = 0; pass < passes_; ++pass) {
+      const Range cells = pass_cells(pass);
+      const bool last = pass + 1 == passes_;
+      // What comes next of the weight is brought into L2 piece by piece between the tiles.
+      const int64_t part = cells.size() * kColumns * static_cast<int64_t>(sizeof(Cell));
+      const int64_t piece = last && last_panel ? 0 : round_up(ceil_div(part, tiles), 64);
+      const Cell* ahead = columns + cells.end * kColumns;
+      for (int64_t index = 0; index < tiles; ++index) {
+        for (int64_t byte = 0; byte < piece; byte += 64, ahead += 16) {
+          __builtin_prefetch(ahead, 0, 2);
+        }
+        const int64_t row = index * kHeight;
+        const Tile tile = {prepared.cells + row * stride_ + cells.begin,
+                           stride_,
+                           columns + cells.begin * kColumns,
+                           cells.size(),
+                           sums + row * kColumns,
+                           pass == 0,
+                           tail};
+        if (last && index > 0) {
+          const Epilogue epilogue = epilogue_of(index - 1);
+          multiply_matrix_tiles(tile, &epilogue);
+        } else {
+          multiply_matrix_tiles(tile, nullptr);
+        }
+      }
+    }
+    epilogue_of(tiles - 1).run(0, 1);
+  }
+#endif
+
   // ---- A block of rows by a panel ----
 
   void multiply_panel(Range block, int64_t panel, bool last_panel, const PreparedRows& prepared,
                       const uint8_t* weights, const PackedOutput& output,
                       std::byte* scratch) const {
+#if defined(SIGLIP_ISA_AVX512)
+    if constexpr (Cells::kTiles) {
+      multiply_panel_by_tiles(block, panel, last_panel, prepared, weights, output, scratch);
+      return;
+    }
+#endif
     const int64_t column = panel * kColumns;
     const int64_t width = smaller(shape_.n - column, kColumns);
     const int64_t steps = packed_steps(shape_.k);
@@ -365,7 +513,7 @@ class PackedProduct {
       const uint8_t* const ahead_end = ahead + bytes;
       // Of nearly equal height.
       for (int64_t index = 0; index < tiles; ++index) {
-        const Range rows = Range{0, block.size()}.part(index, tiles);
+        const Range rows = Range{0, block.size()}.part(index, tiles, 1);
         const Range in_y = {block.begin + rows.begin, block.begin + rows.end};
         for (int64_t byte = 0; byte < piece && ahead < ahead_end; byte += 64, ahead += 64) {
           __builtin_prefetch(ahead, 0, 2);
@@ -376,8 +524,11 @@ class PackedProduct {
           fetch_tile(output.residual, in_y, column, width);
         }
         Cell* tile_sums = sums + rows.begin * kColumns;
-        kTileKernels[rows.size() - 1]({prepared.cells + rows.begin * stride_ + cells.begin, stride_,
-                                       columns, cells.size(), tile_sums, pass == 0});
+        if constexpr (!Cells::kTiles) {
+          kTileKernels[rows.size() - 1]({prepared.cells + rows.begin * stride_ + cells.begin,
+                                         stride_, columns, cells.size(), tile_sums, pass == 0,
+                                         nullptr});
+        }
         if (last) {
           finish(tile_sums, prepared.scales + rows.begin, output, shape_.n, in_y, column, width);
         }
@@ -386,9 +537,10 @@ class PackedProduct {
   }
 
   PackedShape shape_;
-  int64_t cells_ = 0;   // of a row
-  int64_t stride_ = 0;  // cells from one prepared row to the next
-  int64_t passes_ = 1;  // over k
+  int64_t cells_ = 0;        // of a row
+  int64_t whole_cells_ = 0;  // of a prepared row
+  int64_t stride_ = 0;       // cells from one prepared row to the next
+  int64_t passes_ = 1;       // over k
   int64_t panels_ = 0;
   int64_t row_parts_ = 1;
   int64_t column_parts_ = 1;

@@ -1,6 +1,6 @@
 #include "cpu/peak.h"
 
-#include "cpu/cells.h"
+#include "cpu/matrix_tiles.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
@@ -43,6 +43,23 @@ double add_products(Stream& stream, int64_t rounds) {
   return 2.0 * kChains * kLanes * Cells::kGroup * static_cast<double>(rounds) * stream.threads();
 }
 
+#if defined(SIGLIP_ISA_AVX512)
+template <typename Cells>
+double add_tiles(Stream& stream, int64_t rounds) {
+  stream.parallel(stream.threads(), [&](int64_t, int) {
+    const TileRegisters registers;
+    for (int64_t round = 0; round < rounds; ++round) {
+      Cells::template add_tile<0, 4, 6>();
+      Cells::template add_tile<1, 4, 7>();
+      Cells::template add_tile<2, 5, 6>();
+      Cells::template add_tile<3, 5, 7>();
+    }
+  });
+  constexpr double kProducts = 4.0 * kTileHeight * kLanes * kTileCells * Cells::kGroup;
+  return 2.0 * kProducts * static_cast<double>(rounds) * stream.threads();
+}
+#endif
+
 }  // namespace
 
 double multiply_add(Stream& stream, int64_t rounds) {
@@ -65,6 +82,11 @@ double multiply_add(Stream& stream, int64_t rounds) {
 }
 
 double multiply_add_int8(Stream& stream, int64_t rounds) {
+#if defined(SIGLIP_ISA_AVX512)
+  if (configured_features().vnni && configured_features().amx) {
+    return add_tiles<ByteTiles>(stream, rounds);
+  }
+#endif
 #if defined(SIGLIP_ISA_AVX512) || defined(SIGLIP_ISA_AVX2)
   if (configured_features().vnni) return add_products<ByteCells>(stream, rounds);
 #endif
@@ -73,6 +95,9 @@ double multiply_add_int8(Stream& stream, int64_t rounds) {
 
 double multiply_add_bfloat16(Stream& stream, int64_t rounds) {
 #if defined(SIGLIP_ISA_AVX512)
+  if (configured_features().bf16 && configured_features().amx) {
+    return add_tiles<Bfloat16Tiles>(stream, rounds);
+  }
   if (configured_features().bf16) return add_products<Bfloat16Cells>(stream, rounds);
 #endif
   return add_products<FloatCells>(stream, rounds);

@@ -9,6 +9,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace siglip {
 namespace {
@@ -33,6 +37,7 @@ struct Wanted {
   Isa isa = Isa::kGeneric;
   bool vnni = true;
   bool bf16 = true;
+  bool amx = true;
 };
 
 Wanted wanted() {
@@ -58,13 +63,28 @@ Wanted wanted() {
       wanted.vnni = false;
     } else if (word == "nobf16") {
       wanted.bf16 = false;
+    } else if (word == "noamx") {
+      wanted.amx = false;
     } else {
       throw Error("ERR_ARGUMENT",
-                  "cpu: a feature in SIGLIP2_ISA must be novnni or nobf16, got " + word);
+                  "cpu: a feature in SIGLIP2_ISA must be novnni, nobf16 or noamx, got " + word);
     }
   }
   return wanted;
 }
+
+#if defined(__x86_64__) && defined(__linux__)
+// The system hands out tile registers to those processes that ask for them, for all their threads.
+bool may_use_tiles() {
+  constexpr uint64_t kTileState = 0x60000;  // configuration and data
+  if ((saved_state() & kTileState) != kTileState) return false;
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#elif defined(__x86_64__)
+bool may_use_tiles() { return false; }
+#endif
 
 // Of the processor, for an instruction set that it has.
 Features detected_features(Isa isa) {
@@ -78,6 +98,8 @@ Features detected_features(Isa isa) {
     return features;
   }
   const bool avx512_vnni = (ecx & bit(11)) != 0;
+  const uint32_t bf16_tile_int8 = bit(22) | bit(24) | bit(25);
+  const bool amx = (edx & bf16_tile_int8) == bf16_tile_int8;
   const uint32_t subleaves = eax;
   uint32_t more = 0;
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0) more = eax;
@@ -85,6 +107,7 @@ Features detected_features(Isa isa) {
   const bool avx512_bf16 = (more & bit(5)) != 0;
   features.vnni = isa == Isa::kAvx512 ? avx512_vnni : avx_vnni;
   features.bf16 = isa == Isa::kAvx512 && avx512_bf16;
+  features.amx = isa == Isa::kAvx512 && amx && may_use_tiles();
 #else
   static_cast<void>(isa);
 #endif
@@ -143,6 +166,7 @@ const Features& configured_features() {
     Features found = detected_features(configured_isa());
     found.vnni = found.vnni && want.vnni;
     found.bf16 = found.bf16 && want.bf16;
+    found.amx = found.amx && want.amx && (found.vnni || found.bf16);
     return found;
   }();
   return features;

@@ -11,7 +11,7 @@ const char* name_of(Isa isa);
 Isa detected_isa();
 
 // What SIGLIP2_ISA asks for, or else detected_isa(). The variable is generic, avx2 or avx512, and may
-// go on with ",novnni" and ",nobf16", which switch features off. Throws ERR_ARGUMENT for another word,
+// go on with ",novnni", ",nobf16" and ",noamx", which switch features off. Throws ERR_ARGUMENT for another word,
 // or for a set this machine does not have.
 Isa configured_isa();
 
@@ -19,6 +19,9 @@ Isa configured_isa();
 struct Features {
   bool vnni = false;  // vpdpbusd: AVX512_VNNI with avx512, AVX-VNNI with avx2
   bool bf16 = false;  // vdpbf16ps: AVX512_BF16 with avx512
+  // Tile registers with both products, AMX-BF16 and AMX-INT8, with avx512; narrow weights take them for what vnni and
+  // bf16 allow.
+  bool amx = false;
 };
 
 // Those of the machine that go with configured_isa() and are not switched off. Read once; throws as

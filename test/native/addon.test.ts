@@ -25,8 +25,8 @@ describe('description', () => {
   test.each([
     [{ SIGLIP2_ISA: 'avx1024' }, 'SIGLIP2_ISA must be generic, avx2 or avx512, got avx1024'],
     [
-      { SIGLIP2_ISA: 'generic,noamx' },
-      'a feature in SIGLIP2_ISA must be novnni or nobf16, got noamx',
+      { SIGLIP2_ISA: 'generic,nofma' },
+      'a feature in SIGLIP2_ISA must be novnni, nobf16 or noamx, got nofma',
     ],
     [{ SIGLIP2_THREADS: '0' }, 'SIGLIP2_THREADS must be a whole number from 1 to 1024, got 0'],
     [
@@ -57,7 +57,7 @@ describe('description', () => {
   test('SIGLIP2_ISA switches features off', () => {
     const { output } = runChild(
       `const { isa, features } = load().describe(); console.log(isa, features.length)`,
-      { SIGLIP2_ISA: `${isa},novnni,nobf16` },
+      { SIGLIP2_ISA: `${isa},novnni,nobf16,noamx` },
     );
     expect(output).toBe(`${isa} 0\n`);
   });

@@ -59,7 +59,7 @@ function canEmulate(): boolean {
       await run(compiler, [...objects, '-lpthread', '-o', program]);
       const { stdout } = await run(program);
       const lines = stdout.trim().split('\n');
-      expect(lines.length).toBe(2 * 7 * 9 * 2);
+      expect(lines.length).toBe(2 * 7 * 11 * 2);
       const wrong = lines.filter((line) => {
         const [difference = '', lone = ''] = line.split(' ').slice(-2);
         return !(Number(difference) < 4e-6) || lone !== '0';

@@ -85,6 +85,19 @@ function difference(a: readonly number[], b: readonly number[]): number {
   }
 });
 
+// Matrix tiles multiply the same numbers in another order.
+(loadAddon().describe().features.includes('amx') ? test : test.skip)(
+  'matrix tiles agree with vectors',
+  () => {
+    const vectors = results(`${isa},noamx`);
+    results(isa).forEach((result, i) => {
+      expect(result.int8.length).toBe(sizes[i][0] * sizes[i][2]);
+      expect(difference(result.int8, vectors[i].int8)).toBe(0);
+      expect(difference(result.bfloat16, vectors[i].bfloat16)).toBeLessThan(4e-6);
+    });
+  },
+);
+
 describe.each(precisions)('linear_%s', (precision) => {
   const [M, K, N] = [5, 12, 70];
   const packed = (

@@ -40,10 +40,11 @@ void store_row(Bfloat16Cells, Cell* cells, const float* row, int64_t count) {
 }
 #endif
 
-// body(cells) with the arithmetic of this machine. Stored weights look the same for both.
+// body(cells) with the arithmetic of this machine. Stored weights look the same for all.
 template <typename Body>
 auto with_cells(const Body& body) {
 #if defined(SIGLIP_ISA_AVX512)
+  if (configured_features().bf16 && configured_features().amx) return body(Bfloat16Tiles{});
   if (configured_features().bf16) return body(Bfloat16Cells{});
 #endif
   return body(FloatCells{});

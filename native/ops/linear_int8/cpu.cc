@@ -174,6 +174,9 @@ void multiply(Stream& stream, const PackedShape& shape, const float* x, const ui
 // body(cells) with the arithmetic of this machine.
 template <typename Body>
 auto with_cells(const Body& body) {
+#if defined(SIGLIP_ISA_AVX512)
+  if (configured_features().vnni && configured_features().amx) return body(ByteTiles{});
+#endif
 #if defined(SIGLIP_ISA_AVX512) || defined(SIGLIP_ISA_AVX2)
   if (configured_features().vnni) return body(ByteCells{});
 #endif

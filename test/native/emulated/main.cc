@@ -169,29 +169,31 @@ void compare_sizes(Stream& stream, int64_t m, int64_t k, int64_t n) {
   emulated = {};
   compare("int8", sizes, PACKED(cpu_generic, linear_int8), PACKED(cpu_avx512, linear_int8));
   compare("bf16", sizes, PACKED(cpu_generic, linear_bfloat16), PACKED(cpu_avx512, linear_bfloat16));
-  emulated = {true, true};
-  // The generic kernel has finer activations; so beside the formula itself, in float64.
-  compare(
-      "int8_vnni", sizes,
-      [&](Array<float>& y, Array<float>& pre) {
-        const Quantised a = quantise(x);
-        const Quantised b = quantise(weight);
-        for (int64_t i = 0; i < m; ++i) {
-          for (int64_t j = 0; j < n; ++j) {
-            int64_t sum = 0;
-            for (int64_t l = 0; l < k; ++l) sum += a.integers[i * k + l] * b.integers[j * k + l];
-            const double before =
-                static_cast<double>(sum) * a.scales[i] * b.scales[j] + bias.values[j];
-            const double u = 0.7978845608028654 * (before + 0.044715 * before * before * before);
-            pre.values[i * n + j] = static_cast<float>(before);
-            y.values[i * n + j] =
-                static_cast<float>(0.5 * before * (1 + std::tanh(u)) + residual.values[i * n + j]);
+  for (const bool tiles : {false, true}) {
+    emulated = {true, true, tiles};
+    // The generic kernel has finer activations; so beside the formula itself, in float64.
+    compare(
+        tiles ? "int8_tiles" : "int8_vnni", sizes,
+        [&](Array<float>& y, Array<float>& pre) {
+          const Quantised a = quantise(x);
+          const Quantised b = quantise(weight);
+          for (int64_t i = 0; i < m; ++i) {
+            for (int64_t j = 0; j < n; ++j) {
+              int64_t sum = 0;
+              for (int64_t l = 0; l < k; ++l) sum += a.integers[i * k + l] * b.integers[j * k + l];
+              const double before =
+                  static_cast<double>(sum) * a.scales[i] * b.scales[j] + bias.values[j];
+              const double u = 0.7978845608028654 * (before + 0.044715 * before * before * before);
+              pre.values[i * n + j] = static_cast<float>(before);
+              y.values[i * n + j] = static_cast<float>(0.5 * before * (1 + std::tanh(u)) +
+                                                       residual.values[i * n + j]);
+            }
           }
-        }
-      },
-      PACKED(cpu_avx512, linear_int8));
-  compare("bf16_dot", sizes, PACKED(cpu_generic, linear_bfloat16),
-          PACKED(cpu_avx512, linear_bfloat16));
+        },
+        PACKED(cpu_avx512, linear_int8));
+    compare(tiles ? "bf16_tiles" : "bf16_dot", sizes, PACKED(cpu_generic, linear_bfloat16),
+            PACKED(cpu_avx512, linear_bfloat16));
+  }
 }
 
 }  // namespace

@@ -2050,7 +2050,7 @@ export function resultSpecs(c: OpCase): Record<string, Spec> {
 }
 
 /** Where and in what the program of a case runs. */
-export type CaseOptions = Pick<CompileOptions, 'device' | 'precision'>;
+export type CaseOptions = Pick<CompileOptions, 'device' | 'precision' | 'specialize'>;
 
 /** Operands -> results. */
 export function forwardProgram(

@@ -3,12 +3,12 @@
 // or cast (on a GPU) once, held in that form alone, and shared by all shapes.
 import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import type { CompileOptions, ConstantSource, Program, Spec, Tensor } from '../graph';
+import type { CompileOptions, ConstantSource, Program, Spec, Specialize, Tensor } from '../graph';
 import { compile, Constants } from '../graph';
 import type { ModelConfig, TextParameters, VisionParameters } from '../model';
 import { normalizedInput, textInputSpec, textTower, visionTower } from '../model';
 import type { Precision } from '../ops';
-import { packLinears } from '../ops';
+import { narrowAttention, packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
 import type { BatchInput } from './collate';
 import { batchSpecs } from './collate';
@@ -32,6 +32,12 @@ type TextConstants = Constants<TextParameters<ConstantSource>>;
 // Layers outside of the blocks cost next to nothing, and what they get or give is all there is: pixels
 // go into the first, embeddings come from the last.
 const isInBlock = (label: string): boolean => /\bblocks\.\d+\b/u.test(label);
+
+function specializeBlocks(precision: Precision): Specialize {
+  const linears = packLinears((label) => (isInBlock(label) ? precision : 'float32'));
+  const attention = narrowAttention((label) => precision !== 'float32' && isInBlock(label));
+  return (node, isConstant) => linears(node, isConstant) ?? attention(node, isConstant);
+}
 
 /** Both towers of a model, ready to run. */
 export class Towers {
@@ -59,7 +65,7 @@ export class Towers {
     this.textConstants = text && new Constants(text);
     this.target =
       device === 'cpu'
-        ? { device, specialize: packLinears((label) => (isInBlock(label) ? precision : 'float32')) }
+        ? { device, specialize: specializeBlocks(precision) }
         : { device, precision: precision === 'bfloat16' ? precision : 'float32' };
   }
 

@@ -116,6 +116,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'key_segments', kind: 'maybe_in' },
     { name: 'causal', kind: 'maybe_in' },
     { name: 'scale', kind: 'float' },
+    { name: 'narrow', kind: 'int' },
     { name: 'o', kind: 'out' },
     { name: 'lse', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
@@ -621,11 +622,24 @@ export const kernels = {
     keySegments: Ref | null;
     causal: Ref | null;
     scale: number;
+    narrow: number;
     o: Ref;
     lse: Ref;
   }): KernelCall => ({
     kernel: 'attention_forward',
-    arguments: [a.q, a.k, a.v, a.keyMask, a.segments, a.keySegments, a.causal, a.scale, a.o, a.lse],
+    arguments: [
+      a.q,
+      a.k,
+      a.v,
+      a.keyMask,
+      a.segments,
+      a.keySegments,
+      a.causal,
+      a.scale,
+      a.narrow,
+      a.o,
+      a.lse,
+    ],
   }),
 
   /** The call of `attention_backward`; its formula stands in the contract under native/ops. */

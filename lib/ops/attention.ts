@@ -1,7 +1,7 @@
 // Fused multi-head attention. The scores are never stored: the backward computes them again from
 // the log-sum-exp that the forward keeps (native/ops/attention/attention.h).
 import { SiglipError } from '../errors';
-import type { Tensor } from '../graph';
+import type { Specialize, Tensor } from '../graph';
 import { expectRank, expectSpec, extent, op, Reshaped } from '../graph';
 import type { Ref } from '../native/kernels';
 import { kernels } from '../native/kernels';
@@ -9,6 +9,8 @@ import { kernels } from '../native/kernels';
 interface Heads {
   readonly heads: number;
   readonly scale: number;
+  /** Whether products may be of operands rounded to bfloat16, where that is faster. */
+  readonly narrow?: boolean;
 }
 
 // (B, T, D) as the kernel sees it: (B, T, H, head width). Packed rows (T, D) are one batch.
@@ -71,7 +73,7 @@ const attentionForward = op<{ q: Tensor; k: Tensor; v: Tensor } & Limits, 'o' | 
       lse: { dtype: 'float32', shape: [batch, heads, queries] },
     };
   },
-  kernel: ({ q, k, v, keyMask, segments, keySegments, causal, heads, scale, o, lse }) =>
+  kernel: ({ q, k, v, keyMask, segments, keySegments, causal, heads, scale, narrow, o, lse }) =>
     kernels.attentionForward({
       q: byHead(q, heads),
       k: byHead(k, heads),
@@ -81,6 +83,7 @@ const attentionForward = op<{ q: Tensor; k: Tensor; v: Tensor } & Limits, 'o' | 
       keySegments,
       causal,
       scale,
+      narrow: narrow === true ? 1 : 0,
       o: byHead(o, heads),
       lse,
     }),
@@ -181,4 +184,19 @@ export function attention(
   const scale = Math.sqrt(heads / (q.shape.at(-1) ?? 1));
   const limits = { keyMask, segments, keySegments, causal };
   return attentionForward({ q, k, v, ...limits }, { heads, scale }).o;
+}
+
+/**
+ * For compile(): attention of inference whose products may be of bfloat16, where that is faster.
+ *
+ * @param isNarrow - whether that is so, by the label of its node.
+ */
+export function narrowAttention(isNarrow: (label: string) => boolean): Specialize {
+  return ({ definition, inputs, attributes, label }) => {
+    if (definition?.name !== 'attention' || !isNarrow(label)) return undefined;
+    return attentionForward(inputs as unknown as { q: Tensor; k: Tensor; v: Tensor } & Limits, {
+      ...(attributes as unknown as Heads),
+      narrow: true,
+    });
+  };
 }

@@ -4,7 +4,7 @@ export { adam } from './adam';
 export { add } from './add';
 export { addRow } from './add_row';
 export type { AttentionScope, DecoderScope } from './attention';
-export { attention } from './attention';
+export { attention, narrowAttention } from './attention';
 export { attentionPool } from './attention_pool';
 export { cast } from './cast';
 export { dot } from './dot';

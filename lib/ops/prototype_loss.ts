@@ -109,6 +109,9 @@ const prototypeLossBackward = op<BackwardOperands, 'dstudent' | 'dstudentPrototy
   gradient: 'notDifferentiable',
 });
 
+/** As in native/ops/prototype_loss. */
+const mostIterations = 1000;
+
 const sinkhornCentreForward = op<
   { teacher: Tensor; prototypes: Tensor; temperature: Tensor },
   'centre',
@@ -122,10 +125,10 @@ const sinkhornCentreForward = op<
     const expected = { dtype: 'float32', shape: [count, width] } as const;
     expectSpec('sinkhornCentre', 'prototypes', prototypes, expected);
     expectSpec('sinkhornCentre', 'temperature', temperature, { dtype: 'float32', shape: [1] });
-    if (!Number.isSafeInteger(iterations) || iterations < 1) {
+    if (!Number.isInteger(iterations) || iterations < 1 || iterations > mostIterations) {
       throw new SiglipError(
         'ERR_ARGUMENT',
-        `sinkhornCentre: iterations must be a positive integer, got ${String(iterations)}`,
+        `sinkhornCentre: iterations must be an integer from 1 to ${String(mostIterations)}, got ${String(iterations)}`,
       );
     }
     return { centre: { dtype: 'float32', shape: [count] } };

@@ -95,9 +95,9 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
                             "a", "b", "transpose_b", "y"),
       SIGLIP_KERNEL_SCRATCH(group_matmul_outer, ("x", "y"),  //
                             "x", "y", "products"),
-      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments", "key_segments"),  //
+      SIGLIP_KERNEL_SCRATCH(attention_forward, ("q", "k", "segments", "key_segments", "narrow"),  //
                             "q", "k", "v", "key_mask", "segments", "key_segments", "causal",
-                            "scale", "o", "lse"),
+                            "scale", "narrow", "o", "lse"),
       SIGLIP_KERNEL_SCRATCH(attention_backward, ("q", "k", "segments", "key_segments"),  //
                             "dout", "q", "k", "v", "key_mask", "segments", "key_segments", "causal",
                             "o", "lse", "scale", "dq", "dk", "dv"),

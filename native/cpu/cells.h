@@ -87,6 +87,16 @@ static inline UintVec round_to_bfloat16(Vec x) {
   return (is_nan ? bits | 0x00400000U : rounded) & 0xffff0000U;
 }
 
+// The same, without the zeros.
+static inline HalfUshortVec narrow_to_bfloat16(Vec x) {
+  return __builtin_convertvector(round_to_bfloat16(x) >> 16, HalfUshortVec);
+}
+
+// Pairs of a lane's bfloat16, the lower half first.
+static inline IntVec pair_bfloat16(Vec lower, Vec upper) {
+  return reinterpret_cast<IntVec>(round_to_bfloat16(lower) >> 16 | round_to_bfloat16(upper));
+}
+
 struct PairCells {
   using Sum = IntVec;
   static constexpr bool kIntegers = true;

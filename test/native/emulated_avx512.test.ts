@@ -22,6 +22,7 @@ const wide = [
 ];
 const kernels = [
   'cpu/gemm',
+  'ops/attention/cpu',
   'ops/linear/cpu',
   'ops/linear_bfloat16/cpu',
   'ops/linear_int8/cpu',
@@ -59,7 +60,7 @@ function canEmulate(): boolean {
       await run(compiler, [...objects, '-lpthread', '-o', program]);
       const { stdout } = await run(program);
       const lines = stdout.trim().split('\n');
-      expect(lines.length).toBe(2 * 7 * 11 * 2);
+      expect(lines.length).toBe(2 * (7 * 11 + 2) * 2);
       const wrong = lines.filter((line) => {
         const [difference = '', lone = ''] = line.split(' ').slice(-2);
         return !(Number(difference) < 4e-6) || lone !== '0';

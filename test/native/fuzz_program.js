@@ -90,6 +90,7 @@ const CALLS = {
     i('S'),
     u('B'),
     int(0.3),
+    int(1),
     f('B', 'M', 'H', 'K'),
     f('B', 'H', 'M'),
   ],

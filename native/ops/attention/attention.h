@@ -14,6 +14,8 @@
 // get zeros as gradients. Excludes a mask and segments.
 // causal (B) uint8, with Tq = Tk: in an example where it is not 0, query i attends to the keys 0 to i
 // alone. Excludes a mask and segments.
+// narrow, for inference: where Features::amx is set, products are of q · scale · log2 e, k, v and probabilities
+// rounded to bfloat16, summed up in float32; elsewhere, and with causal, it changes nothing.
 #pragma once
 
 #include "cpu/isa.h"
@@ -23,10 +25,10 @@ namespace siglip {
 SIGLIP_FOR_EACH_TARGET(
     // q (B, Tq, H, hd), k, v (B, Tk, H, hd) -> o (B, Tq, H, hd), lse (B, H, Tq).
     void attention_forward(Stream&, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
-                           MaybeIn key_segments, MaybeIn causal, double scale, Out o, Out lse,
-                           Scratch);
+                           MaybeIn key_segments, MaybeIn causal, double scale, int64_t narrow,
+                           Out o, Out lse, Scratch);
     size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments,
-                                     MaybeIn key_segments);
+                                     MaybeIn key_segments, int64_t narrow);
     void attention_backward(Stream&, In dout, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
                             MaybeIn key_segments, MaybeIn causal, In o, In lse, double scale,
                             Out dq, Out dk, Out dv, Scratch);

@@ -7,7 +7,10 @@
 // With fewer queries than half the lanes (pooling at one token) the lanes run over the head width.
 #include "ops/attention/attention.h"
 
+#include <optional>
+
 #include "cpu/check.h"
+#include "cpu/matrix_tiles.h"
 #include "cpu/segments.h"
 #include "cpu/simd.h"
 #include "cpu/tile.h"
@@ -315,6 +318,7 @@ void prefetch_rows(Rows rows, int64_t begin, int64_t end, int64_t width) {
 // Operands of the forward, as pointers.
 struct Forward {
   Items items;
+  bool tiles;  // of bfloat16
   const float* q;
   const float* k;
   const float* v;
@@ -326,26 +330,92 @@ struct Forward {
   const uint8_t* mask_of(const Item& item) const {
     return mask == nullptr ? nullptr : mask + item.mask;
   }
+  bool by_tiles(const Item& item) const { return tiles && !few_queries(item); }
+};
+
+// One head's keys as left operands of matrix tiles, filled up with zeros: K (keys, width) in pairs of
+// the width, Vᵀ (width, keys) in pairs of keys.
+struct TileKeys {
+  Cell* k;
+  int64_t k_stride;
+  Cell* v;
+  int64_t v_stride;
+  int64_t count;
+};
+
+// What a panel multiplies with them: c · Q in pairs of the width and probabilities in pairs of keys,
+// rows of kPanel cells.
+struct TilePanel {
+  Cell* queries;
+  Cell* probabilities;
 };
 
 struct ForwardWorkspace {
   int64_t* item;  // whose keys are packed now
   Keys* keys;
   KeyStore store;
+  TileKeys* tile_keys;
+  TilePanel tile_panel;
   float* queries;  // (padded width, kPanel): a panel of c · Q; or one query
-  float* scores;   // (kKeyBlock, kPanel); or all scores of one query
+  float* scores;   // (kKeyBlock, kPanel), with tiles for all keys; or all scores of one query
   float* outputs;  // (padded width, kPanel), not yet divided by the sum
 };
 
-ForwardWorkspace forward_workspace(const Extents& e, Carver& carver) {
-  ForwardWorkspace w;
+#if defined(SIGLIP_ISA_AVX512)
+constexpr int64_t kTileTokens = 2 * kTileCells;  // of a tile's pairs
+
+int64_t whole_tiles(int64_t size) { return ceil_div(size, kTileTokens) * kTileTokens; }
+
+// A distance between rows that are not all in the same sets of L1.
+int64_t tile_stride(int64_t cells) { return cells % 256 == 0 ? cells + kTileCells : cells; }
+
+void take_tiles(const Extents& e, ForwardWorkspace& w, Carver& carver) {
+  const int64_t keys = whole_tiles(e.keys);
+  const int64_t width = whole_tiles(e.width);
+  w.tile_keys = carver.take<TileKeys>(1);
+  Cell* k = carver.take<Cell>(keys * tile_stride(width / 2));
+  Cell* v = carver.take<Cell>(e.padded_width() * tile_stride(keys / 2));
+  w.tile_panel.queries = carver.take<Cell>(width / 2 * kPanel);
+  w.tile_panel.probabilities = carver.take<Cell>(keys / 2 * kPanel);
+  if (k != nullptr) {
+    *w.tile_keys = {k, tile_stride(width / 2), v, tile_stride(keys / 2), 0};
+  }
+}
+#endif
+
+ForwardWorkspace forward_workspace(const Extents& e, bool tiles, Carver& carver) {
+  ForwardWorkspace w = {};
   w.item = carver.take<int64_t>(1);
   w.keys = carver.take<Keys>(1);
   w.store = take_keys(e, e.keys, carver);
   w.queries = carver.take<float>(e.padded_width() * kPanel);
-  w.scores = carver.take<float>(larger(kKeyBlock * kPanel, e.keys + kLanes));
   w.outputs = carver.take<float>(e.padded_width() * kPanel);
+#if defined(SIGLIP_ISA_AVX512)
+  if (tiles) {
+    take_tiles(e, w, carver);
+    w.scores = carver.take<float>(whole_tiles(e.keys) * kPanel);
+    return w;
+  }
+#else
+  static_cast<void>(tiles);
+#endif
+  w.scores = carver.take<float>(larger(kKeyBlock * kPanel, e.keys + kLanes));
   return w;
+}
+
+// Rows of o and lse from a panel's products, maxima and sums.
+template <int kVectors>
+void finish_panel(const Vec (&highest)[kVectors], const Vec (&total)[kVectors], int64_t count,
+                  int64_t width, const float* outputs, float* o, float* lse, int64_t stride) {
+  Vec inverse[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    inverse[j] = splat(1.0F) / total[j];
+    const int64_t first = j * kLanes;
+    if (first < count) {
+      store_up_to(lse + first, highest[j] * splat(kLn2) + log_of_sum(total[j]), count - first);
+    }
+  }
+  lanes_to_rows<kVectors>(outputs, inverse, count, width, o, stride);
 }
 
 // Up to kVectors · kLanes queries: `count` rows from q, o and lse on, the first of which attends to the
@@ -415,16 +485,135 @@ void forward_panel(const Keys& keys, int64_t last, Rows q, int64_t count, int64_
     });
   }
 
-  Vec inverse[kVectors];
-  for (int j = 0; j < kVectors; ++j) {
-    inverse[j] = splat(1.0F) / total[j];
-    const int64_t first = j * kLanes;
-    if (first < count) {
-      store_up_to(lse + first, highest[j] * splat(kLn2) + log_of_sum(total[j]), count - first);
+  finish_panel<kVectors>(highest, total, count, width, w.outputs, o, lse, q.stride);
+}
+
+#if defined(SIGLIP_ISA_AVX512)
+// ---- Forward by matrix tiles -------------------------------------------------------------------
+
+// kTileTokens numbers from p, `left` of which there are, as bfloat16; nothing where p is null.
+Vec load_pairs(const float* p, int64_t left) {
+  alignas(64) uint16_t pairs[kTileTokens] = {};
+  for (int64_t d = 0; p != nullptr && d < smaller(left, kTileTokens); d += kLanes) {
+    const HalfUshortVec halves = narrow_to_bfloat16(load_up_to(p + d, left - d));
+    std::memcpy(pairs + d, &halves, sizeof(halves));
+  }
+  return load(reinterpret_cast<const float*>(pairs));
+}
+
+// Of keys.count rows of K and V.
+void pack_tile_keys(const Extents& e, const Keys& keys, TileKeys& to) {
+  to.count = keys.count;
+  for (int64_t key = 0; key < whole_tiles(keys.count); ++key) {
+    const float* row = key < keys.count ? keys.k.at(key) : nullptr;
+    for (int64_t d = 0; d < e.width; d += kTileTokens) {
+      store(reinterpret_cast<float*>(to.k + key * to.k_stride + d / 2),
+            load_pairs(row == nullptr ? nullptr : row + d, e.width - d));
     }
   }
-  lanes_to_rows<kVectors>(w.outputs, inverse, count, width, o, q.stride);
+  for (int64_t key = 0; key < keys.count; key += kTileTokens) {
+    for (int64_t d = 0; d < e.width; d += kLanes) {
+      const auto row = [&](int64_t i) {
+        return i < keys.count ? load_up_to(keys.v.at(i) + d, e.width - d) : Vec{};
+      };
+      Vec v[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        v[i] = reinterpret_cast<Vec>(pair_bfloat16(row(key + 2 * i), row(key + 2 * i + 1)));
+      }
+      transpose(v);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        store(reinterpret_cast<float*>(to.v + (d + i) * to.v_stride + key / 2), v[i]);
+      }
+    }
+  }
 }
+
+// `count` queries, times c, side by side in the lanes.
+template <int kVectors>
+void pack_tile_queries(Rows q, int64_t count, int64_t width, float c, float* row, Cell* to) {
+  for (int64_t j = 0; j < kVectors; ++j) {
+    for (int64_t d = 0; d < width; d += kTileTokens) {
+      const int64_t size = smaller(width - d, kTileTokens);
+      Vec v[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const int64_t query = j * kLanes + i;
+        if (query < count) scale_row(q.at(query) + d, c, size, row);
+        v[i] = load_pairs(query < count ? row : nullptr, size);
+      }
+      transpose(v);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        store(reinterpret_cast<float*>(to + (d / 2 + i) * kPanel + j * kLanes), v[i]);
+      }
+    }
+  }
+}
+
+// sums (kTileHeight, kVectors · 16) of a panel = left (kTileHeight, steps · kTileCells) · right
+template <int kVectors>
+void multiply_panel_tiles(const Cell* left, int64_t stride, const Cell* right, int64_t steps,
+                          float* sums) {
+  zero_tile<0>();
+  if constexpr (kVectors > 1) zero_tile<1>();
+  if constexpr (kVectors > 2) zero_tile<2>();
+  for (int64_t step = 0; step < steps; ++step) {
+    load_tile<3>(left + step * kTileCells, stride);
+    const Cell* from = right + step * kTileCells * kPanel;
+    load_tile<4>(from, kPanel);
+    Bfloat16Tiles::add_tile<0, 3, 4>();
+    if constexpr (kVectors > 1) {
+      load_tile<5>(from + kLanes, kPanel);
+      Bfloat16Tiles::add_tile<1, 3, 5>();
+    }
+    if constexpr (kVectors > 2) {
+      load_tile<6>(from + 2 * kLanes, kPanel);
+      Bfloat16Tiles::add_tile<2, 3, 6>();
+    }
+  }
+  Cell* to = reinterpret_cast<Cell*>(sums);
+  store_tile<0>(to, kPanel);
+  if constexpr (kVectors > 1) store_tile<1>(to + kLanes, kPanel);
+  if constexpr (kVectors > 2) store_tile<2>(to + 2 * kLanes, kPanel);
+}
+
+// As forward_panel, with all scores of the panel at once. At least one key.
+template <int kVectors>
+void forward_panel_tiles(const TileKeys& keys, Rows q, int64_t count, int64_t width, float c,
+                         const ForwardWorkspace& w, float* o, float* lse) {
+  const auto& [queries, probabilities] = w.tile_panel;
+  pack_tile_queries<kVectors>(q, count, width, c, w.queries, queries);
+  Vec highest[kVectors];
+  for (int j = 0; j < kVectors; ++j) highest[j] = splat(-__builtin_huge_valf());
+  for (int64_t key = 0; key < keys.count; key += kTileHeight) {
+    multiply_panel_tiles<kVectors>(keys.k + key * keys.k_stride, keys.k_stride, queries,
+                                   whole_tiles(width) / kTileTokens, w.scores + key * kPanel);
+    for (int64_t i = key; i < smaller(key + kTileHeight, keys.count); ++i) {
+      for (int j = 0; j < kVectors; ++j) {
+        highest[j] = max(load(w.scores + i * kPanel + j * kLanes), highest[j]);
+      }
+    }
+  }
+
+  Vec total[kVectors] = {};
+  for (int64_t key = 0; key < whole_tiles(keys.count); key += 2) {
+    for (int j = 0; j < kVectors; ++j) {
+      const auto probability = [&](int64_t i) {
+        if (i >= keys.count) return Vec{};
+        return exp2_nonpositive(load(w.scores + i * kPanel + j * kLanes) - highest[j]);
+      };
+      const Vec lower = probability(key);
+      const Vec upper = probability(key + 1);
+      total[j] += lower + upper;
+      store_cells(probabilities + key / 2 * kPanel + j * kLanes, pair_bfloat16(lower, upper));
+    }
+  }
+
+  for (int64_t d = 0; d < width; d += kTileHeight) {
+    multiply_panel_tiles<kVectors>(keys.v + d * keys.v_stride, keys.v_stride, probabilities,
+                                   whole_tiles(keys.count) / kTileTokens, w.outputs + d * kPanel);
+  }
+  finish_panel<kVectors>(highest, total, count, width, w.outputs, o, lse, q.stride);
+}
+#endif
 
 // y (padded) = Σ_i weights[i] · rows[i]
 void mix_rows(const float* weights, Rows rows, int64_t count, int64_t padded_width, float* y) {
@@ -472,7 +661,10 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
   const Item item = call.items.at(index);
   if (*w.item != index) {
     *w.keys = select_keys(e, item, 0, item.keys, call.k, call.v, call.mask_of(item),
-                          wants_packing(e, item), w.store);
+                          !call.by_tiles(item) && wants_packing(e, item), w.store);
+#if defined(SIGLIP_ISA_AVX512)
+    if (call.by_tiles(item)) pack_tile_keys(e, *w.keys, *w.tile_keys);
+#endif
     *w.item = index;
   }
   const Rows q = {call.q + item.query, e.stride()};
@@ -507,6 +699,14 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
                     e.width);
     }
     const int64_t at = begin + first;
+#if defined(SIGLIP_ISA_AVX512)
+    if (call.tiles) {
+      forward_panel_tiles<decltype(vectors)::value>(*w.tile_keys, {q.at(at), q.stride}, size,
+                                                    e.width, call.c, w, o + at * e.stride(),
+                                                    lse + at);
+      return;
+    }
+#endif
     Keys seen = *w.keys;
     if (item.causal) seen.count = item.last_key(at + size - 1) + 1;
     forward_panel<decltype(vectors)::value>(seen, item.last_key(at), {q.at(at), q.stride}, size,
@@ -791,9 +991,18 @@ void backward_unit(const Backward& call, const Item& item, int64_t begin, int64_
   }
 }
 
-size_t forward_worker_bytes(const Extents& e) {
+// Whether a call that may be narrow multiplies by matrix tiles.
+bool has_tiles() {
+#if defined(SIGLIP_ISA_AVX512)
+  return configured_features().amx && configured_features().bf16;
+#else
+  return false;
+#endif
+}
+
+size_t forward_worker_bytes(const Extents& e, bool tiles) {
   Carver carver(nullptr);
-  forward_workspace(e, carver);
+  forward_workspace(e, tiles, carver);
   return carver.bytes();
 }
 
@@ -829,25 +1038,29 @@ size_t shared_bytes(const Extents& e, int64_t partial) {
 
 }  // namespace
 
-size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments, MaybeIn key_segments) {
+size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments, MaybeIn key_segments,
+                                 int64_t narrow) {
   const Extents e = extents_of(q, k, segments, key_segments);
-  return shared_bytes(e, 0) + static_cast<size_t>(threads) * forward_worker_bytes(e);
+  return shared_bytes(e, 0) +
+         static_cast<size_t>(threads) * forward_worker_bytes(e, narrow != 0 && has_tiles());
 }
 
 void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
-                       MaybeIn key_segments, MaybeIn causal, double scale, Out o, Out lse,
-                       Scratch scratch) {
+                       MaybeIn key_segments, MaybeIn causal, double scale, int64_t narrow, Out o,
+                       Out lse, Scratch scratch) {
   constexpr char kName[] = "attention_forward";
   const Limits limits = {key_mask, segments, key_segments, causal};
   const Extents e = check_operands(kName, q, k, v, limits);
   check_elements(kName, "o", o, q.elements());
   check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
   check_scratch(kName, scratch,
-                attention_forward_scratch(stream.threads(), q, k, segments, key_segments));
+                attention_forward_scratch(stream.threads(), q, k, segments, key_segments, narrow));
   Carver carver(scratch.data);
   const Shared shared = take_shared(e, 0, carver);
   std::byte* const workers = scratch.data + carver.bytes();
+  const bool tiles = narrow != 0 && has_tiles();
   const Forward call = {items_of(e, limits, shared.order),
+                        tiles && !causal.present(),
                         q.data(),
                         k.data(),
                         v.data(),
@@ -856,10 +1069,10 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
                         o.data(),
                         lse.data()};
 
-  const size_t worker_bytes = forward_worker_bytes(e);
+  const size_t worker_bytes = forward_worker_bytes(e, tiles);
   const auto workspace = [&](int worker) {
     Carver part(workers + static_cast<size_t>(worker) * worker_bytes);
-    return forward_workspace(e, part);
+    return forward_workspace(e, tiles, part);
   };
   for (int worker = 0; worker < stream.threads(); ++worker) *workspace(worker).item = -1;
 
@@ -870,6 +1083,10 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   const Parts tasks = share_out(call.items, e.items() * chunks);
   parallel_as_free(stream, tasks.count, [&](int64_t task, int worker) {
     const ForwardWorkspace w = workspace(worker);
+#if defined(SIGLIP_ISA_AVX512)
+    std::optional<TileRegisters> registers;
+    if (call.tiles) registers.emplace();
+#endif
     for (int64_t unit = tasks.begin(task); unit < tasks.end(task); ++unit) {
       const int64_t index = unit / chunks;
       const Item item = call.items.at(index);

@@ -207,12 +207,12 @@ Family family_of(const CudaContext& cuda, const Shape& shape, bool packed, DType
 
 }  // namespace
 
-size_t attention_forward_scratch(int, In q, In, MaybeIn segments, MaybeIn) {
+size_t attention_forward_scratch(int, In q, In, MaybeIn segments, MaybeIn, int64_t) {
   return tiles_bytes(q, segments);
 }
 
 void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
-                       MaybeIn key_segments, MaybeIn causal, double scale, Out o, Out lse,
+                       MaybeIn key_segments, MaybeIn causal, double scale, int64_t, Out o, Out lse,
                        Scratch scratch) {
   constexpr char kName[] = "attention_forward";
   ForwardCall call = {};

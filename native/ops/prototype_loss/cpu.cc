@@ -492,6 +492,10 @@ void sinkhorn_centre(Stream& stream, In teacher, In prototypes, In temperature, 
   check_elements(kName, "temperature", temperature, 1);
   const Extents e = sinkhorn_extents(teacher, prototypes);
   check_elements(kName, "centre", centre, e.prototypes);
+  if (iterations < 1 || iterations > kMostSinkhornIterations) {
+    fail("ERR_ARGUMENT", "%s: iterations must be from 1 to %lld, got %lld", kName,
+         static_cast<long long>(kMostSinkhornIterations), static_cast<long long>(iterations));
+  }
   check_scratch(kName, scratch, sinkhorn_centre_scratch(stream.threads(), teacher, prototypes));
   const float* teacher_data = teacher.data();
   const float* prototypes_data = prototypes.data();

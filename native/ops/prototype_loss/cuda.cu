@@ -543,6 +543,10 @@ void sinkhorn_centre(Stream& stream, In teacher, In prototypes, In temperature, 
   check_elements(kName, "temperature", temperature, 1);
   const Extents e = sinkhorn_extents(teacher, prototypes);
   check_elements(kName, "centre", centre, e.prototypes);
+  if (iterations < 1 || iterations > kMostSinkhornIterations) {
+    fail("ERR_ARGUMENT", "%s: iterations must be from 1 to %lld, got %lld", kName,
+         static_cast<long long>(kMostSinkhornIterations), static_cast<long long>(iterations));
+  }
   if (e.teachers < 1 || e.prototypes < 1 || e.width < 1 || e.teachers >= kMostRows) {
     fail("ERR_SHAPE", "%s: extents of teacher must be from 1 to 2^31, got %lld", kName,
          static_cast<long long>(e.teachers));

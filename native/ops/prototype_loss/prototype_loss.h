@@ -18,6 +18,9 @@
 
 namespace siglip {
 
+// Of Sinkhorn-Knopp; a few suffice.
+inline constexpr int64_t kMostSinkhornIterations = 1000;
+
 SIGLIP_FOR_EACH_TARGET(
     // student (n, F), student_prototypes (K, F), teacher (m, F), teacher_prototypes (K, F), centre (K),
     // weights (n), teacher_rows (n) int32, teacher_temperature (1)
@@ -37,7 +40,8 @@ SIGLIP_FOR_EACH_TARGET(
     size_t prototype_loss_backward_scratch(int threads, In student, In teacher,
                                            In teacher_prototypes);
     // teacher (m, F), prototypes (K, F), temperature (1) -> centre (K) with which
-    // softmax_k((t_jk − centre_k) / τ_T) is what so many iterations of Sinkhorn-Knopp give.
+    // softmax_k((t_jk − centre_k) / τ_T) is what so many iterations of Sinkhorn-Knopp give, 1 to
+    // kMostSinkhornIterations.
     void sinkhorn_centre(Stream&, In teacher, In prototypes, In temperature, int64_t iterations,
                          Out centre, Scratch);
     size_t sinkhorn_centre_scratch(int threads, In teacher, In prototypes);)

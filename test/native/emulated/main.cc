@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "ops/attention/attention.h"
 #include "ops/linear/linear.h"
 #include "ops/linear_bfloat16/linear_bfloat16.h"
 #include "ops/linear_int8/linear_int8.h"
@@ -68,8 +69,9 @@ struct ScratchMemory {
   Scratch scratch;
 };
 
+// `coarse` is by how much more than float32 the two may differ.
 void report(const char* name, const Shape& sizes, const Array<float>& actual,
-            const Array<float>& expected) {
+            const Array<float>& expected, double coarse = 1) {
   double worst = 0;
   double largest = 1e-30;
   int64_t lone = 0;
@@ -83,7 +85,7 @@ void report(const char* name, const Shape& sizes, const Array<float>& actual,
   }
   std::printf("%s", name);
   for (const int64_t size : sizes) std::printf(" %lld", static_cast<long long>(size));
-  std::printf(" %.3g %lld\n", worst / largest, static_cast<long long>(lone));
+  std::printf(" %.3g %lld\n", worst / largest / coarse, static_cast<long long>(lone));
 }
 
 // Rows of 127 levels.
@@ -196,6 +198,30 @@ void compare_sizes(Stream& stream, int64_t m, int64_t k, int64_t n) {
   }
 }
 
+// Attention by tiles of bfloat16 beside that of float32.
+void compare_attention(Stream& stream, int64_t tokens, int64_t heads, int64_t width) {
+  const Shape shape = {1, tokens, heads, width};
+  Array<float> q = drawn(shape);
+  Array<float> k = drawn(shape);
+  Array<float> v = drawn(shape);
+  Array<float> o[2] = {Array<float>(shape), Array<float>(shape)};
+  Array<float> lse[2] = {Array<float>({1, heads, tokens}), Array<float>({1, heads, tokens})};
+  emulated = {true, true, true};
+  const double scale = 1 / std::sqrt(static_cast<double>(width));
+  const MaybeIn none;
+#define ATTENTION(target, i)                                                                    \
+  {                                                                                             \
+    ScratchMemory memory(                                                                       \
+        target::attention_forward_scratch(stream.threads(), q.in(), k.in(), none, none, 1));    \
+    target::attention_forward(stream, q.in(), k.in(), v.in(), none, none, none, none, scale, 1, \
+                              o[i].out(), lse[i].out(), memory.scratch);                        \
+  }
+  ATTENTION(cpu_generic, 0)
+  ATTENTION(cpu_avx512, 1)
+  report("attention", shape, o[1], o[0], 1e4);
+  report("attention", shape, lse[1], lse[0], 1e4);
+}
+
 }  // namespace
 }  // namespace siglip
 
@@ -212,5 +238,7 @@ int main() {
                                   {9, 3200, 65}}) {
       siglip::compare_sizes(stream, m, k, n);
     }
+    siglip::compare_attention(stream, 70, 2, 72);
+    siglip::compare_attention(stream, 33, 1, 16);
   }
 }

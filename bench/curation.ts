@@ -132,7 +132,7 @@ async function accuracyOf(
   parameters: TwoTowersParameters<DeviceArray>,
 ): Promise<number> {
   const { preset, model, data, tokenizer, pixelTable } = world;
-  const images = await data.images(preset.testStyle, 'train');
+  const { pixels: images } = await data.images(preset.testStyle, 'train');
   const names = preset.locales.map((locale) => data.names(locale, 'train'));
   const texts = names.flatMap((name) => name.texts);
   const count = data.emoji.train.length;

@@ -3,7 +3,7 @@
 // chosen on the training styles, leaving one of them out at a time.
 import { SiglipError } from '../errors';
 import type { AugmentOptions } from './augment';
-import type { EmojiGroup, EmojiStyle } from './emoji';
+import type { CompleteStyle, EmojiGroup, EmojiStyle } from './emoji';
 
 /** Languages that training never sees, by how much it can know about them. */
 export interface UnseenLocales {
@@ -24,7 +24,7 @@ export interface EmojiPreset {
   readonly size: number;
   readonly trainStyles: readonly EmojiStyle[];
   /** The style that is only ever measured. */
-  readonly testStyle: EmojiStyle;
+  readonly testStyle: CompleteStyle;
   /** CLDR locales to train on, each drawn equally often. */
   readonly locales: readonly string[];
   readonly unseenLocales: UnseenLocales;

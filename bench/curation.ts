@@ -86,7 +86,7 @@ interface World {
 }
 
 async function prepare(batch: number): Promise<World> {
-  const preset = emojiPreset('animals-food');
+  const preset = emojiPreset('animals-food-3');
   const data = new EmojiData(preset);
   const { tokenizer } = TokenizerSubset.from(await gemmaTokenizer(), data.texts());
   const recipe = emojiRecipe(preset, 'towers', tokenizer.vocabulary, { batch });

@@ -209,7 +209,7 @@ async function main(): Promise<void> {
     .parse()
     .opts<{ steps?: string; output: string; results: string }>();
   const training = await trainOnEmoji({
-    preset: emojiPreset('animals-food'),
+    preset: emojiPreset('animals-food-3'),
     recipe: 'ablation',
     changes: { steps: flags.steps === undefined ? undefined : integer('steps', flags.steps, 10) },
     folder: flags.output,

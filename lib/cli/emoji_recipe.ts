@@ -46,7 +46,7 @@ const animalsFood: EmojiSizes = {
   mlpWidth: 256,
   heads: 4,
   batch: 64,
-  steps: 4000,
+  steps: 8000,
 };
 
 const sizes: Readonly<Record<string, EmojiSizes>> = {

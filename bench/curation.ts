@@ -86,7 +86,7 @@ interface World {
 }
 
 async function prepare(batch: number): Promise<World> {
-  const preset = emojiPreset('animals-food');
+  const preset = emojiPreset('animals-food-3');
   const data = new EmojiData(preset);
   const { tokenizer } = TokenizerSubset.from(await gemmaTokenizer(), data.texts());
   const recipe = emojiRecipe(preset, 'towers', tokenizer.vocabulary, { batch });
@@ -132,7 +132,7 @@ async function accuracyOf(
   parameters: TwoTowersParameters<DeviceArray>,
 ): Promise<number> {
   const { preset, model, data, tokenizer, pixelTable } = world;
-  const images = await data.images(preset.testStyle, 'train');
+  const { pixels: images } = await data.images(preset.testStyle, 'train');
   const names = preset.locales.map((locale) => data.names(locale, 'train'));
   const texts = names.flatMap((name) => name.texts);
   const count = data.emoji.train.length;

@@ -72,7 +72,7 @@ async function lossTable(most: number, width: number): Promise<void> {
 }
 
 async function stepTable(batch: number): Promise<void> {
-  const preset = emojiPreset('animals-food');
+  const preset = emojiPreset('animals-food-3');
   const { model, optimizer, initialLogits } = emojiRecipe(preset, 'towers', 2048, { batch });
   const pixels = new Uint8Array(batch * preset.size ** 2 * 3);
   const table = Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2);

@@ -79,13 +79,13 @@ async function denseScore(model: Siglip2, data: EmojiData): Promise<number> {
   const { trainStyles, testStyle } = data.preset;
   const training: RgbImage[] = [];
   for (const style of trainStyles) {
-    training.push(...drawings(await data.images(style, 'train', SIDE), SIDE));
+    training.push(...drawings((await data.images(style, 'train', SIDE)).pixels, SIDE));
   }
   const probe = trainDenseProbe(await denseExamples(model, training), {
     classes: drawingPalette.length,
     steps: probeSteps,
   });
-  const test = drawings(await data.images(testStyle, 'train', SIDE), SIDE);
+  const test = drawings((await data.images(testStyle, 'train', SIDE)).pixels, SIDE);
   return evaluateDenseProbe(probe, await denseExamples(model, test)).meanIoU;
 }
 
@@ -101,7 +101,7 @@ function overlap(a: Box, b: Box): number {
 async function constantBoxScore(data: EmojiData): Promise<number> {
   const { trainStyles, testStyle } = data.preset;
   const boxesOf = async (style: (typeof trainStyles)[number]): Promise<Box[]> =>
-    drawings(await data.images(style, 'train', SIDE), SIDE).map(drawnBox);
+    drawings((await data.images(style, 'train', SIDE)).pixels, SIDE).map(drawnBox);
   const training = (await Promise.all(trainStyles.map(boxesOf))).flat();
   const mean = (k: 0 | 1 | 2 | 3): number =>
     training.reduce((sum, box) => sum + box[k], 0) / training.length;
@@ -117,7 +117,7 @@ async function decoderScores(
 ): Promise<{ captions: number; boxes?: number }> {
   const captioner = await Captioner.load(folder, { device: 'cpu' });
   try {
-    const images = drawings(await data.images(data.preset.testStyle, 'train', SIDE), SIDE);
+    const images = drawings((await data.images(data.preset.testStyle, 'train', SIDE)).pixels, SIDE);
     const names = images.map(() => new Set<string>());
     for (const locale of data.preset.locales) {
       const { rows, texts } = data.names(locale, 'train');
@@ -209,7 +209,7 @@ async function main(): Promise<void> {
     .parse()
     .opts<{ steps?: string; output: string; results: string }>();
   const training = await trainOnEmoji({
-    preset: emojiPreset('animals-food'),
+    preset: emojiPreset('animals-food-3'),
     recipe: 'ablation',
     changes: { steps: flags.steps === undefined ? undefined : integer('steps', flags.steps, 10) },
     folder: flags.output,

@@ -3,7 +3,7 @@
 import { Command } from 'commander';
 import { join } from 'node:path';
 import sharp from 'sharp';
-import type { EmojiData } from '../data';
+import type { EmojiData, EmojiPreset, EmojiStyle } from '../data';
 import { Siglip2 } from '../embed';
 import type { EmojiReport, EmojiTask, Proportion, Rows } from '../eval';
 import { evaluateEmoji, forEachScores } from '../eval';
@@ -21,11 +21,25 @@ const confusedClasses = 10;
 // Languages named one by one in the summary and under a drawing; the tables have them all.
 const summaryLanguages = 4;
 
-const attribution = [
-  'Drawings: Noto Emoji by Google (Apache-2.0), Twemoji by Twitter and contributors (CC BY 4.0), OpenMoji by its contributors (CC BY-SA 4.0), Fluent Emoji by Microsoft (MIT).',
-  'Names: Unicode CLDR annotations (Unicode-3.0). Tokenizer: Gemma (Apache-2.0).',
-  'The numbers compare recipes on drawings of emoji. They say nothing about the quality of the published SigLIP 2 checkpoints.',
-];
+const credits: Readonly<Record<EmojiStyle, string>> = {
+  noto: 'Noto Emoji by Google (Apache-2.0)',
+  twemoji: 'Twemoji by Twitter and contributors (CC BY 4.0)',
+  openmoji: 'OpenMoji by its contributors (CC BY-SA 4.0)',
+  'fluent-emoji-flat': 'Fluent Emoji by Microsoft (MIT)',
+  'noto-v1': 'Noto Emoji of 2016 by Google (Apache-2.0)',
+  emojione: 'EmojiTwo by EmojiOne and contributors (CC BY 4.0)',
+  'emojione-v1': 'EmojiOne 1 by JoyPixels (CC BY-SA 4.0)',
+  fxemoji: 'FxEmoji by Mozilla (Apache-2.0)',
+  'streamline-emojis': 'Streamline Emojis by Streamline (CC BY 4.0)',
+};
+
+function attribution({ trainStyles, testStyle }: EmojiPreset): string[] {
+  return [
+    `Drawings: ${[...trainStyles, testStyle].map((style) => credits[style]).join(', ')}.`,
+    'Names: Unicode CLDR annotations (Unicode-3.0). Tokenizer: Gemma (Apache-2.0).',
+    'The numbers compare recipes on drawings of emoji. They say nothing about the quality of the published SigLIP 2 checkpoints.',
+  ];
+}
 
 /** The command. */
 export function demoCommand(): Command {
@@ -125,7 +139,7 @@ async function reportOf(
     tables: tables(measured),
     gallery: views.gallery,
     confusion: views.confusion,
-    attribution,
+    attribution: attribution(preset),
   };
 }
 
@@ -200,7 +214,7 @@ async function viewsOf(
 ): Promise<{ gallery: GalleryItem[]; confusion: Confusion }> {
   const { preset, emoji } = data;
   const count = emoji.train.length;
-  const pixels = await data.images(preset.testStyle, 'train');
+  const { pixels } = await data.images(preset.testStyle, 'train');
   const images = await embedder.images(pixels, preset.size);
   const best = new Map<
     string,

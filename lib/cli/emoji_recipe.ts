@@ -46,7 +46,7 @@ const animalsFood: EmojiSizes = {
   mlpWidth: 256,
   heads: 4,
   batch: 64,
-  steps: 4000,
+  steps: 8000,
 };
 
 const sizes: Readonly<Record<string, EmojiSizes>> = {
@@ -56,11 +56,11 @@ const sizes: Readonly<Record<string, EmojiSizes>> = {
     patch: 8,
     vision: { depth: 3 },
     text: { depth: 1, length: 16 },
-    width: 192,
-    mlpWidth: 384,
-    heads: 6,
-    batch: 128,
-    steps: 8000,
+    width: 128,
+    mlpWidth: 256,
+    heads: 4,
+    batch: 256,
+    steps: 6000,
   },
 };
 

@@ -158,7 +158,7 @@ const SAMPLE = { count: 8, side: 64 } as const;
 // Of the unseen style, spread over the emoji.
 async function sampleOf(data: EmojiData): Promise<NamedImage[]> {
   const { count, side } = SAMPLE;
-  const pixels = await data.images(data.preset.testStyle, 'train', side);
+  const { pixels } = await data.images(data.preset.testStyle, 'train', side);
   const { train } = data.emoji;
   const bytes = side * side * 3;
   return Array.from({ length: Math.min(count, train.length) }, (_, i) => {

@@ -47,7 +47,11 @@ type Curation = NonNullable<EmojiRecipeChanges['curation']>;
 /** Adds the options of a training run to a command. */
 export function withTrainFlags(command: Command, output: string): Command {
   return command
-    .option('-p, --preset <name>', 'data and recipe: animals-food or full', 'animals-food')
+    .option(
+      '-p, --preset <name>',
+      'data and recipe: animals-food, animals-food-3 or full',
+      'animals-food',
+    )
     .option('-o, --output <folder>', 'run folder; one with checkpoints is continued', output)
     .option('--steps <n>', 'optimizer steps; default the recipe’s')
     .option('--batch <n>', 'pairs per step; default the recipe’s')

@@ -1,23 +1,38 @@
 // Emoji as training data: which ones there are, what they are called in a hundred languages.
 //
 // Everything is read from installed npm packages: code points and subgroups from `emoji.json`
-// (Unicode's emoji-test.txt), names and keywords from CLDR, and which emoji a style draws from the
-// style's `chars.json`. The three spell code points differently, so the key of an emoji everywhere
-// here is its code points in lower-case hexadecimal joined by '-', without the variation selector
-// fe0f.
+// (Unicode's emoji-test.txt), names and keywords from CLDR, and which emoji a complete style draws
+// from the style's `chars.json`. The three spell code points differently, so the key of an emoji
+// everywhere here is its code points in lower-case hexadecimal joined by '-', without the variation
+// selector fe0f.
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { SiglipError } from '../errors';
 
-/** The four drawing styles: each is the npm package `@iconify-json/<style>`. */
-export const emojiStyles = ['noto', 'twemoji', 'openmoji', 'fluent-emoji-flat'] as const;
+/** The styles that draw every emoji here: each is the npm package `@iconify-json/<style>`. */
+export const completeStyles = ['noto', 'twemoji', 'openmoji', 'fluent-emoji-flat'] as const;
+
+/** Styles that draw some of them: most are older than the rest of the emoji. */
+export const partialStyles = [
+  'noto-v1',
+  'emojione',
+  'emojione-v1',
+  'fxemoji',
+  'streamline-emojis',
+] as const;
+
+/** All drawing styles. */
+export const emojiStyles = [...completeStyles, ...partialStyles] as const;
+
+/** One of {@link completeStyles}. */
+export type CompleteStyle = (typeof completeStyles)[number];
 
 /** One of {@link emojiStyles}. */
 export type EmojiStyle = (typeof emojiStyles)[number];
 
 /**
- * Unicode's groups of emoji as they occur among those that all four styles draw, in Unicode's
- * order.
+ * Unicode's groups of emoji as they occur among those that all complete styles draw, in
+ * Unicode's order.
  */
 export const emojiGroups = [
   'Smileys & Emotion',
@@ -34,7 +49,7 @@ export const emojiGroups = [
 /** One of {@link emojiGroups}. */
 export type EmojiGroup = (typeof emojiGroups)[number];
 
-/** One emoji: a concept with up to four drawings and a name per language. */
+/** One emoji: a concept with a drawing in every complete style and a name per language. */
 export interface Emoji {
   /** Code points in lower-case hexadecimal, joined by '-', without fe0f: `1f469-200d-1f33e`. */
   readonly key: string;
@@ -142,7 +157,7 @@ function withoutSelector(character: string): string {
 }
 
 /**
- * The emoji that all four styles can draw, skin tones aside, in Unicode's order: 1,592 with the
+ * The emoji that all complete styles draw, skin tones aside, in Unicode's order: 1,592 with the
  * package versions this was written for.
  *
  * @param options `groups`: only these groups, default all; `root`: where to resolve packages
@@ -163,7 +178,7 @@ export function readEmoji(
     }
   }
   const wanted = new Set<string>(options.groups ?? emojiGroups);
-  const drawn = emojiStyles.map(
+  const drawn = completeStyles.map(
     (style) =>
       readEmojiJson(resolveEmojiPackage(`@iconify-json/${style}/chars.json`, options)) as Readonly<
         Partial<Record<string, string>>

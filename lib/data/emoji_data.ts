@@ -1,6 +1,7 @@
 // A preset turned into data: what to train on, and what to measure on.
 import { readEmoji, readEmojiNames, type Emoji, type EmojiNames, type EmojiStyle } from './emoji';
 import { emojiDrawings, type DrawingOptions } from './emoji_drawings';
+import { drawnRows } from './emoji_icons';
 import type { EmojiPreset } from './emoji_presets';
 import { splitEmoji } from './emoji_split';
 import { pairTable, type PairTable, type WeightedText } from './pair_table';
@@ -10,10 +11,18 @@ export type EmojiPart = 'train' | 'heldOut';
 
 /** What one language calls the emoji of a part. */
 export interface EmojiTexts {
-  /** Rows of the part's images that have a name here, ascending. */
+  /** Rows of the part's emoji that have a name here, ascending. */
   readonly rows: Int32Array;
   /** The names, one per row of `rows`. */
   readonly texts: readonly string[];
+}
+
+/** What one style draws of a part. */
+export interface EmojiImages {
+  /** Rows of the part's emoji that are drawn here, ascending; all of them in a complete style. */
+  readonly rows: Int32Array;
+  /** The drawings, one per row of `rows`: (N, S, S, 3). */
+  readonly pixels: Uint8Array;
 }
 
 /**
@@ -22,7 +31,7 @@ export interface EmojiTexts {
  * @example
  * const data = new EmojiData(emojiPreset('animals-food'));
  * const table = await data.trainingTable((texts) => tokenizer.encode(texts));
- * const images = await data.images('twemoji', 'train');        // (259, 32, 32, 3)
+ * const { pixels } = await data.images('twemoji', 'train');    // (259, 32, 32, 3)
  * const { texts } = data.names('en', 'train');                  // 259 names
  */
 export class EmojiData {
@@ -43,12 +52,15 @@ export class EmojiData {
   }
 
   /**
-   * Drawings of a part in one style, (N, S, S, 3); drawn once, then cached.
+   * Drawings of a part in one style; drawn once, then cached.
    *
    * @param size S, default that of the preset
    */
-  images(style: EmojiStyle, part: EmojiPart, size = this.preset.size): Promise<Uint8Array> {
-    return emojiDrawings(this.emoji[part], style, size, this.options);
+  async images(style: EmojiStyle, part: EmojiPart, size = this.preset.size): Promise<EmojiImages> {
+    const emoji = this.emoji[part];
+    const rows = drawnRows(emoji, style, this.options);
+    const drawn = [...rows].map((row) => emoji[row]);
+    return { rows, pixels: await emojiDrawings(drawn, style, size, this.options) };
   }
 
   /** Names of a part in one language. */
@@ -81,7 +93,7 @@ export class EmojiData {
   }
 
   /**
-   * The training pairs: every trained emoji in every training style, with its names (and keywords,
+   * The training pairs: every trained emoji in every training style that draws it, with its names (and keywords,
    * where the preset has a share for them) in the trained languages, each language equally likely.
    *
    * @param tokenize gives (M, T) token ids for M texts; left out, batches carry texts only
@@ -92,16 +104,12 @@ export class EmojiData {
     size = this.preset.size,
   ): Promise<PairTable> {
     const { name, trainStyles, locales, keywordShare } = this.preset;
-    const count = this.emoji.train.length;
-    const bytes = count * size * size * 3;
-    const pixels = new Uint8Array(trainStyles.length * bytes);
-    const concepts = new Int32Array(trainStyles.length * count);
-    for (const [i, style] of trainStyles.entries()) {
-      pixels.set(await this.images(style, 'train', size), i * bytes);
-      for (let row = 0; row < count; row++) concepts[i * count + row] = row;
-    }
+    const drawn: EmojiImages[] = [];
+    for (const style of trainStyles) drawn.push(await this.images(style, 'train', size));
+    const pixels = Buffer.concat(drawn.map((style) => style.pixels));
+    const concepts = drawn.flatMap(({ rows }) => [...rows]);
     const annotations = locales.map((locale) => this.annotations(locale, 'train'));
-    const texts = Array.from({ length: count }, (_, row) =>
+    const texts = this.emoji.train.map((_, row) =>
       annotations.flatMap((one): WeightedText[] => textsOf(one, row, keywordShare)),
     );
     return pairTable({ name, size, pixels, concepts, texts, tokenize });

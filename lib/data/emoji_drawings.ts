@@ -18,24 +18,13 @@ import {
   type EmojiPackageOptions,
   type EmojiStyle,
 } from './emoji';
+import { iconNames, readIconSet, type IconSet } from './emoji_icons';
 
 const MAGIC = 'SGLPDRAW';
 /** Raised whenever the pixels of the same drawing would come out differently. */
 const VERSION = 1;
 /** A drawing with fewer pixels than this share unlike the background counts as blank. */
 const LEAST_INK = 0.01;
-
-interface Icon {
-  readonly body: string;
-  readonly width?: number;
-  readonly height?: number;
-}
-
-interface IconSet {
-  readonly icons: Readonly<Partial<Record<string, Icon>>>;
-  readonly width?: number;
-  readonly height?: number;
-}
 
 interface Header {
   readonly version: number;
@@ -68,9 +57,10 @@ export function emojiCacheFolder(options: Pick<DrawingOptions, 'cache'> = {}): s
 
 /**
  * Pixels of these emoji in one style: (N, S, S, 3) uint8 RGB, centred on a white square. The first
- * call for a style and size draws all emoji that {@link readEmoji} knows (about 2.5 ms each) and
- * writes the cache; later ones read it.
+ * call for a style and size draws all emoji that the style has (about 2.5 ms each) and writes the
+ * cache; later ones read it.
  *
+ * @param emoji of those that the style draws; see {@link drawnRows}
  * @param size pixels per side, 8 to 1024
  * @throws ERR_FILE when a package is missing or the cache folder cannot be written; ERR_IMAGE when
  *   a drawing cannot be made or comes out blank; ERR_ARGUMENT; ERR_ABORTED
@@ -93,7 +83,8 @@ export async function emojiDrawings(
       `emojiDrawings: size must be an integer from 8 to 1024, got ${String(size)}`,
     );
   }
-  const all = readEmoji(options);
+  const names = iconNames(style, options);
+  const all = readEmoji(options).filter(({ key }) => names.has(key));
   const rowOf = new Map(all.map(({ key }, row) => [key, row]));
   const { version } = readEmojiJson(
     resolveEmojiPackage(`@iconify-json/${style}/package.json`, options),
@@ -109,7 +100,7 @@ export async function emojiDrawings(
   const path = join(folder, `${style}-${String(size)}.drawings`);
   let pixels = await readCache(path, wanted);
   if (pixels === undefined) {
-    pixels = await draw(all, style, size, options);
+    pixels = await draw(all, names, style, size, options);
     await writeCache(folder, path, wanted, pixels);
   }
   const bytes = size * size * 3;
@@ -119,7 +110,7 @@ export async function emojiDrawings(
     if (row === undefined) {
       throw new SiglipError(
         'ERR_ARGUMENT',
-        `emojiDrawings: emoji must be of those readEmoji gives, got ${key}`,
+        `emojiDrawings: emoji must be of those that ${style} draws, got ${key}`,
       );
     }
     chosen.set(pixels.subarray(row * bytes, (row + 1) * bytes), i * bytes);
@@ -180,15 +171,12 @@ function sha256(bytes: Uint8Array): string {
 
 async function draw(
   emoji: readonly Emoji[],
+  names: ReadonlyMap<string, string>,
   style: EmojiStyle,
   size: number,
   options: DrawingOptions,
 ): Promise<Uint8Array> {
-  const charsPath = resolveEmojiPackage(`@iconify-json/${style}/chars.json`, options);
-  const nameOf = readEmojiJson(charsPath) as Readonly<Partial<Record<string, string>>>;
-  const set = readEmojiJson(
-    resolveEmojiPackage(`@iconify-json/${style}/icons.json`, options),
-  ) as IconSet;
+  const set = readIconSet(style, options);
   const bytes = size * size * 3;
   const pixels = new Uint8Array(emoji.length * bytes);
   let next = 0;
@@ -202,7 +190,7 @@ async function draw(
         });
       }
       const { key } = emoji[i];
-      const icon = nameOf[key] ?? '';
+      const icon = names.get(key) ?? '';
       pixels.set(await drawIcon(set, style, icon, size), i * bytes);
       options.onProgress?.(++done, emoji.length);
     }

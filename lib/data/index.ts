@@ -19,9 +19,24 @@ export type {
 export { CorpusBatchStream, openCorpusBatches } from './corpus_batches';
 export type { CorpusStageOptions } from './corpus_stage';
 export { openCorpusStage } from './corpus_stage';
-export type { Emoji, EmojiGroup, EmojiNames, EmojiPackageOptions, EmojiStyle } from './emoji';
-export { emojiGroups, emojiPackages, emojiStyles, readEmoji, readEmojiNames } from './emoji';
-export type { EmojiPart, EmojiTexts } from './emoji_data';
+export type {
+  CompleteStyle,
+  Emoji,
+  EmojiGroup,
+  EmojiNames,
+  EmojiPackageOptions,
+  EmojiStyle,
+} from './emoji';
+export {
+  completeStyles,
+  emojiGroups,
+  emojiPackages,
+  emojiStyles,
+  partialStyles,
+  readEmoji,
+  readEmojiNames,
+} from './emoji';
+export type { EmojiImages, EmojiPart, EmojiTexts } from './emoji_data';
 export { EmojiData } from './emoji_data';
 export type { DrawingOptions } from './emoji_drawings';
 export { emojiCacheFolder, emojiDrawings } from './emoji_drawings';

@@ -1,6 +1,6 @@
 // What a model trained on emoji can do with drawings, emoji and languages it has not seen.
 import type { EmojiStyle } from '../data/emoji';
-import type { EmojiData, EmojiPart } from '../data/emoji_data';
+import type { EmojiData, EmojiImages, EmojiPart } from '../data/emoji_data';
 import { pixelNeighbour, type PixelNeighbourResult } from './pixel_neighbour';
 import { meanProportion, type Proportion } from './proportion';
 import { retrieval, type RetrievalResult } from './retrieval';
@@ -89,16 +89,18 @@ export async function evaluateEmoji(
   for (const part of ['train', 'heldOut'] as const) {
     const count = data.emoji[part].length;
     if (count === 0) continue;
-    const images = new Map<EmojiStyle, Rows>();
+    const images = new Map<EmojiStyle, { readonly rows: Int32Array; readonly embeddings: Rows }>();
     for (const style of [testStyle, ...trainStyles]) {
-      images.set(style, await embedder.images(await data.images(style, part), size));
+      const { rows, pixels } = await data.images(style, part);
+      if (rows.length === 0) continue; // a partial style may draw none of a small part
+      images.set(style, { rows, embeddings: await embedder.images(pixels, size) });
     }
     const texts = new Map<string, { readonly rows: Int32Array; readonly embeddings: Rows }>();
     for (const locale of data.locales) {
       const { rows, texts: names } = data.names(locale, part);
       texts.set(locale, { rows, embeddings: await embedder.texts(names) });
     }
-    for (const [style, embeddings] of images) {
+    for (const [style, { rows, embeddings }] of images) {
       for (const [kind, wanted] of Object.entries(kinds)) {
         if (wanted.length === 0) continue;
         const results: EmojiLanguageResult[] = [];
@@ -106,8 +108,8 @@ export async function evaluateEmoji(
         for (const locale of wanted) {
           const named = texts.get(locale);
           if (named === undefined) continue;
-          const labels = new Int32Array(count).fill(-1);
-          for (const [label, row] of named.rows.entries()) labels[row] = label;
+          const labelOf = new Map([...named.rows].map((row, label) => [row, label]));
+          const labels = rows.map((row) => labelOf.get(row) ?? -1);
           const result = zeroShot(embeddings, named.embeddings, labels);
           results.push({ locale, top1: result.top1, top5: result.top5 });
           hits.push(result.hits);
@@ -129,15 +131,18 @@ export async function evaluateEmoji(
       }
     }
     if (part === 'heldOut') continue;
-    const own = Int32Array.from({ length: count }, (_, row) => row);
     for (const locale of locales) {
       const [unseen, named] = [images.get(testStyle), texts.get(locale)];
       if (unseen === undefined || named === undefined) continue;
-      recalls.push({ locale, ...retrieval(unseen, named.embeddings, own, named.rows) });
+      recalls.push({
+        locale,
+        ...retrieval(unseen.embeddings, named.embeddings, unseen.rows, named.rows),
+      });
       if (retrievalAllStyles !== undefined) continue;
       const seen = trainStyles.flatMap((style) => images.get(style) ?? []);
-      const concepts = Int32Array.from({ length: seen.length * count }, (_, row) => row % count);
-      retrievalAllStyles = retrieval(stack(seen), named.embeddings, concepts, named.rows);
+      const concepts = Int32Array.from(seen.flatMap(({ rows }) => [...rows]));
+      const embeddings = stack(seen.map((one) => one.embeddings));
+      retrievalAllStyles = retrieval(embeddings, named.embeddings, concepts, named.rows);
     }
   }
   return {
@@ -152,13 +157,12 @@ export async function evaluateEmoji(
 /** The baseline of a preset: unseen style against all training styles, 32 × 32 pixels. */
 export async function pixelBaseline(data: EmojiData): Promise<PixelNeighbourResult> {
   const { testStyle, trainStyles } = data.preset;
-  const count = data.emoji.train.length;
-  const labels = Int32Array.from({ length: count }, (_, row) => row);
-  const known: Uint8Array[] = [];
+  const known: EmojiImages[] = [];
   for (const style of trainStyles) known.push(await data.images(style, 'train', BASELINE_SIZE));
-  const galleryLabels = Int32Array.from({ length: known.length * count }, (_, row) => row % count);
-  const images = await data.images(testStyle, 'train', BASELINE_SIZE);
-  return pixelNeighbour(images, labels, Buffer.concat(known), galleryLabels, BASELINE_SIZE);
+  const test = await data.images(testStyle, 'train', BASELINE_SIZE);
+  const gallery = Buffer.concat(known.map(({ pixels }) => pixels));
+  const galleryLabels = Int32Array.from(known.flatMap(({ rows }) => [...rows]));
+  return pixelNeighbour(test.pixels, test.rows, gallery, galleryLabels, BASELINE_SIZE);
 }
 
 function spellOut(confusions: readonly Confusion[], names: readonly string[]): EmojiConfusion[] {

@@ -10,8 +10,9 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import {
+  completeStyles,
   emojiGroups,
-  emojiStyles,
+  partialStyles,
   readEmoji,
   readEmojiNames,
   resolveEmojiPackage,
@@ -19,6 +20,7 @@ import {
 } from '../../lib/data/emoji';
 import { EmojiData } from '../../lib/data/emoji_data';
 import { emojiDrawings } from '../../lib/data/emoji_drawings';
+import { drawnRows, iconNames, readIconSet } from '../../lib/data/emoji_icons';
 import { emojiLocales, emojiPreset, emojiPresets } from '../../lib/data/emoji_presets';
 import { splitEmoji } from '../../lib/data/emoji_split';
 import { evaluateEmoji } from '../../lib/eval/emoji';
@@ -34,13 +36,42 @@ afterAll(() => {
 describe('the emoji packages', () => {
   const all = readEmoji();
 
-  test('1,592 emoji are drawn in all four styles', () => {
+  test('1,592 emoji are drawn in all complete styles', () => {
     expect(all.length).toBe(1592);
     expect(new Set(all.map(({ key }) => key)).size).toBe(1592);
     const counts = emojiGroups.map((group) => all.filter((one) => one.group === group).length);
     expect(counts).toEqual([168, 342, 158, 130, 218, 85, 261, 223, 7]);
     expect(new Set(all.map(({ subgroup }) => subgroup)).size).toBe(95);
     expect(all.some(({ key }) => key.includes('fe0f') || key === '1f4e6')).toBe(false);
+  });
+
+  test('complete styles draw all of them, partial ones those whose Unicode name they have', () => {
+    const counts = new Map(
+      [...completeStyles, ...partialStyles].map((style) => [style, drawnRows(all, style).length]),
+    );
+    expect(Object.fromEntries(counts)).toEqual({
+      noto: 1592,
+      twemoji: 1592,
+      openmoji: 1592,
+      'fluent-emoji-flat': 1592,
+      'noto-v1': 1172,
+      emojione: 1049,
+      'emojione-v1': 895,
+      fxemoji: 464,
+      'streamline-emojis': 360,
+    });
+    const iconOf = (style: (typeof partialStyles)[number], character: string) =>
+      iconNames(style).get(all.find((one) => one.character === character)?.key ?? '');
+    expect(iconOf('fxemoji', '🍇')).toBe('grapes');
+    expect(iconOf('fxemoji', '⏰')).toBe('alarmclock'); // Unicode: alarm clock
+    expect(iconOf('emojione', '🐻')).toBe('bear-face'); // through the alias bear
+    expect(iconOf('emojione', '🫠')).toBeUndefined(); // of 2021
+    for (const style of partialStyles) {
+      const { icons } = readIconSet(style);
+      const names = [...iconNames(style).values()];
+      expect(names.filter((name) => icons[name] === undefined)).toEqual([]);
+      expect(new Set(names).size).toBe(names.length); // no drawing stands for two emoji
+    }
   });
 
   test('gender, direction and clocks make families', () => {
@@ -140,7 +171,7 @@ function writeSmallPackages(root: string): void {
     })),
     { codes: '1F3FB', char: '🏻', name: 'light skin tone', group: 'Component', subgroup: 'skin' },
   ]);
-  for (const [i, style] of emojiStyles.entries()) {
+  for (const [i, style] of completeStyles.entries()) {
     const icons = Object.fromEntries(
       emoji.map(({ fill }, j) => [
         `icon-${String(j)}`,
@@ -154,6 +185,17 @@ function writeSmallPackages(root: string): void {
     write(`@iconify-json/${style}/chars.json`, chars);
     write(`@iconify-json/${style}/icons.json`, { icons, width: 20, height: 20 });
   }
+  write('@iconify-json/fxemoji/package.json', { version: '1.0.0' });
+  write('@iconify-json/fxemoji/icons.json', {
+    icons: {
+      redapple: { body: '<path fill="#d00" d="M0 0h20v20h-20z"/>' },
+      'heavy-heart': { body: '<path fill="#f00" d="M0 0h20v15h-20z"/>' },
+      unnamed: { body: '' },
+    },
+    aliases: { 'red-heart': { parent: 'heavy-heart' } },
+    width: 20,
+    height: 20,
+  });
   for (const kind of ['', '-derived']) {
     const inner = kind === '' ? 'annotations' : 'annotationsDerived';
     write(`cldr-annotations${kind}-full/package.json`, {});
@@ -245,6 +287,9 @@ describe('drawings', () => {
     await expect(draw(emoji, 'noto', 7)).rejects.toMatchObject({ code: 'ERR_ARGUMENT' });
     const stranger = { ...emoji[0], key: '0' };
     await expect(draw([stranger], 'noto', 8)).rejects.toMatchObject({ code: 'ERR_ARGUMENT' });
+    await expect(draw(emoji, 'fxemoji', 8)).rejects.toThrow(
+      /of those that fxemoji draws, got 1f34c/,
+    );
     const signal = AbortSignal.abort();
     await expect(draw(emoji, 'noto', 9, { signal })).rejects.toMatchObject({ code: 'ERR_ABORTED' });
     expect(existsSync(join(cache, 'noto-9.drawings'))).toBe(false);
@@ -279,6 +324,7 @@ describe('drawings', () => {
         groups: undefined,
         size: 8,
         heldOut: 0.25,
+        trainStyles: ['noto', 'fluent-emoji-flat', 'fxemoji'],
         locales: ['en', 'de'],
         unseenLocales: { near: ['nl'], far: [], ownScript: [] },
         keywordShare: 0.5,
@@ -287,29 +333,50 @@ describe('drawings', () => {
     );
     expect([data.emoji.train.length, data.emoji.heldOut.length]).toEqual([3, 1]);
     const table = await data.trainingTable((texts) => new Int32Array(texts.length * 2));
-    expect([table.concepts.length, table.pixels.length]).toEqual([9, 9 * 8 * 8 * 3]);
+    const drawn = await data.images('fxemoji', 'train'); // red apple, red heart
+    const pairs = 6 + drawn.rows.length;
+    expect(drawn.pixels.length).toBe(drawn.rows.length * 8 * 8 * 3);
+    expect([table.concepts.length, table.pixels.length]).toEqual([pairs, pairs * 8 * 8 * 3]);
+    expect([...table.concepts]).toEqual([0, 1, 2, 0, 1, 2, ...drawn.rows]);
     expect(table.texts.length).toBe(3 * 3); // two names and one keyword, equal in both languages
     expect(data.texts()).toEqual(expect.arrayContaining([...table.texts]));
     // A model that knows everything: an emoji's embedding is its row.
-    const rows = [...data.emoji.train, ...data.emoji.heldOut].map(({ name }) => name);
+    const names = [...data.emoji.train, ...data.emoji.heldOut].map(({ name }) => name);
+    const bytes = 8 * 8 * 3;
+    const drawings = (pixels: Uint8Array): string[] =>
+      Array.from({ length: pixels.length / bytes }, (_, i) =>
+        Buffer.from(pixels.subarray(i * bytes, (i + 1) * bytes)).toString('latin1'),
+      );
+    const shown = new Map<string, number>();
+    for (const style of [data.preset.testStyle, ...data.preset.trainStyles]) {
+      for (const part of ['train', 'heldOut'] as const) {
+        const { rows, pixels } = await data.images(style, part);
+        for (const [i, drawing] of drawings(pixels).entries()) {
+          shown.set(drawing, names.indexOf(data.emoji[part][rows[i]].name));
+        }
+      }
+    }
     const point = (list: readonly number[]): { data: Float32Array; width: number } => {
       const embeddings = new Float32Array(list.length * 4);
       for (const [i, row] of list.entries()) embeddings[i * 4 + row] = 1;
       return { data: embeddings, width: 4 };
     };
     const report = await evaluateEmoji(data, {
-      images: (pixels) => Promise.resolve(point(pixels.length === 3 * 192 ? [0, 1, 2] : [3])),
+      images: (pixels) =>
+        Promise.resolve(point(drawings(pixels).map((drawing) => shown.get(drawing) ?? NaN))),
       texts: (texts) =>
         Promise.resolve(
-          point(texts.map((text) => rows.indexOf(text.slice(0, text.lastIndexOf(' '))))),
+          point(texts.map((text) => names.indexOf(text.slice(0, text.lastIndexOf(' '))))),
         ),
     });
-    expect(report.tasks.length).toBe(4 * 2 * 2);
+    const parts = drawn.rows.length === 2 ? 4 + 3 : 4 + 4; // where fxemoji draws nothing is no task
+    expect(report.tasks.length).toBe(parts * 2);
+    expect(report.tasks.find(({ style }) => style === 'fxemoji')?.classes).toBe(3);
     expect(report.tasks.every(({ top1 }) => top1.value === 1)).toBe(true);
     const unseen = report.tasks.find(({ seenStyle, part }) => !seenStyle && part === 'train');
     expect([unseen?.style, unseen?.classes, unseen?.chance]).toEqual(['twemoji', 3, 1 / 3]);
     expect(report.retrieval.map(({ locale }) => locale)).toEqual(['en', 'de']);
-    expect(report.retrievalAllStyles.imageToText.at1.total).toBe(9);
+    expect(report.retrievalAllStyles.imageToText.at1.total).toBe(pairs);
     expect(report.retrievalAllStyles.textToImage.at1.value).toBe(1);
     expect(report.confusions).toEqual([]);
     expect(report.pixels.top1.total).toBe(3);

@@ -5,6 +5,7 @@
     'runtime': [
       '<!@(node -p "require(\'./native/sources.json\').runtime.map((x) => \'native/runtime/\' + x + \'.cc\').join(\' \')")',
       '<!@(node -p "require(\'./native/sources.json\').image.map((x) => \'native/image/\' + x + \'.cc\').join(\' \')")',
+      '<!@(node -p "require(\'./native/sources.json\').comm.map((x) => \'native/comm/\' + x + \'.cc\').join(\' \')")',
       '<!@(node -p "require(\'./native/sources.json\').binding.map((x) => \'native/binding/\' + x + \'.cc\').join(\' \')")',
     ],
     'kernels': [

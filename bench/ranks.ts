@@ -16,6 +16,7 @@ import {
   StepOverRanks,
   compileTwoTowersStep,
   defaultOptimizer,
+  pairObjective,
   rowsOfRank,
   scheduleInput,
 } from '../lib/train';
@@ -26,8 +27,10 @@ const steps = 3;
 const batch = 32;
 const models: readonly VariantName[] = ['Ti/16'];
 
+const pixelTable = Float32Array.from({ length: 768 }, (_, i) => (i % 256) / 127.5 - 1);
+
 /** What a job runs. */
-type Way = 'alone' | 'ranks' | 'sharded';
+type Way = 'alone' | 'ranks' | 'one part' | 'optimizer' | 'parameters';
 
 function configOf(name: VariantName): ReturnType<typeof variant> {
   return variant(name, { imageSize: 224, vocabulary: 8192, length: 64 });
@@ -49,7 +52,7 @@ function pairs(rows: number): StepBatch<Float32Array | Int32Array | Uint8Array> 
   return {
     images: {
       pixels: Uint8Array.from({ length: rows * 224 * 224 * 3 }, () => random.integer(256)),
-      table: Float32Array.from({ length: 768 }, (_, i) => (i % 256) / 127.5 - 1),
+      table: pixelTable,
     },
     texts: Int32Array.from({ length: rows * 64 }, () => random.integer(8192)),
   };
@@ -59,26 +62,26 @@ async function bestStep(comm: Communicator, name: VariantName, way: Way): Promis
   const model = configOf(name);
   const optimizer = defaultOptimizer;
   const state = freshState(name);
-  const rows = Array.from({ length: comm.size }, (_, rank) => {
-    const [from, to] = rowsOfRank(batch, rank, comm.size);
-    return to - from;
-  });
-  const data = pairs(rows[comm.rank]);
+  const [from, to] = rowsOfRank(batch, comm.rank, comm.size);
+  const data = pairs(to - from);
   const schedule = scheduleInput(1, 0, optimizer);
   let alone: TwoTowersStep | undefined;
   let step: StepOverRanks | undefined;
   if (way === 'alone') {
     alone = compileTwoTowersStep({ model, batch, optimizer });
   } else {
-    const shard = way === 'sharded' ? 'optimizer' : 'none';
-    step = await StepOverRanks.create({ comm, model, rows, optimizer, shard }, state);
+    const shard = way === 'optimizer' || way === 'parameters' ? way : 'none';
+    // In one part all gradients travel at the end.
+    const partBytes = way === 'one part' ? { partBytes: Infinity } : {};
+    const objective = pairObjective({ model, batch, pixelTable });
+    step = await StepOverRanks.create({ comm, objective, optimizer, shard, ...partBytes }, state);
   }
   let best = Infinity;
   for (let i = 0; i <= steps; i++) {
     await comm.barrier();
     const began = performance.now();
     if (alone === undefined) {
-      await step?.run(schedule, data);
+      await step?.run('images', { all: schedule, entered: {} }, data);
     } else {
       const { parameters, moments } = state;
       const outputs = await alone.run({
@@ -137,7 +140,9 @@ function main(): void {
     ['one process', 1, 'alone'],
     ['1 rank', 1, 'ranks'],
     ['2 ranks', 2, 'ranks'],
-    ['2 ranks, sharded moments', 2, 'sharded'],
+    ['2 ranks, gradients at the end', 2, 'one part'],
+    ['2 ranks, sharded moments', 2, 'optimizer'],
+    ['2 ranks, sharded parameters', 2, 'parameters'],
   ];
   for (const name of models) {
     const best = contenders.map(() => Infinity);

@@ -19,6 +19,7 @@ import {
   compileStep,
   defaultOptimizer,
   freshState,
+  placedOn,
   parseRecipe,
   scheduleInput,
   stageDecoder,
@@ -75,7 +76,7 @@ class Training {
     private readonly program: Program,
     objective: ReturnType<typeof stageObjective>,
   ) {
-    this.state = freshState(objective, 0, undefined, 'cpu');
+    this.state = freshState(objective, 0, undefined, placedOn('cpu'));
     const specs = objective.step('images').batch;
     this.batches = mapTree<StepBatch<Spec>, Spec, HostArray>(specs, (spec, path) =>
       batchValues(path, spec),

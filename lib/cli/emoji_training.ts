@@ -20,7 +20,6 @@ import {
   naflexLengthOptions,
   overrideRecipe,
   readMetrics,
-  rowsOfRank,
   runRecipe,
   stageFolder,
   stageModel,
@@ -202,7 +201,7 @@ async function openStage(
     table,
     batch,
     perConcept,
-    rows: ranks && rowsOfRank(batch, ranks.comm.rank, ranks.comm.size),
+    ...(ranks === undefined ? {} : { rank: ranks.comm.rank, ranks: ranks.comm.size }),
     // Every stage sees the examples in an order of its own.
     seed: recipe.seed + recipe.stages.indexOf(stage),
     augment: data.preset.augment,

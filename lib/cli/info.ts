@@ -53,7 +53,7 @@ function machine(): Record<string, unknown> {
 
 const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 
-function describeCuda({ built, driver, runtime, devices, missing }: NativeCuda): object {
+function describeCuda({ built, driver, runtime, devices, missing, nccl }: NativeCuda): object {
   return {
     kernels: built ? `built with CUDA ${runtime ?? ''}` : 'none in this build',
     driver: driver === undefined ? 'none found' : `for CUDA ${driver}`,
@@ -69,6 +69,8 @@ function describeCuda({ built, driver, runtime, devices, missing }: NativeCuda):
         },
       ]),
     ),
+    // Of no use but to several ranks on GPUs.
+    nccl: nccl.version ?? { missing: [nccl.missing ?? 'not found'] },
     ...(missing.length === 0 ? {} : { missing }),
   };
 }

@@ -2,13 +2,17 @@
 import { Option } from 'commander';
 import type { Command } from 'commander';
 import type { Device } from '../array';
-import { deviceOfRank, launchedRank, openMpi } from '../comm';
+import type { Communicator, DeviceCommunicator, DeviceCommunicatorOptions } from '../comm';
+import { deviceOfRank, launchedRank, openDeviceCommunicator, openMpi } from '../comm';
+import { expectDevice } from '../embed/options';
 import type { RanksConfig, TextExchange } from '../train';
 
 /** Options of a command that can run on several ranks. */
 export interface RanksFlags {
   readonly exchange: 'gather' | 'ring' | 'two-way-ring';
-  readonly shard: 'none' | 'optimizer';
+  readonly shard: 'none' | 'optimizer' | 'parameters';
+  readonly transport: NonNullable<DeviceCommunicatorOptions['transport']>;
+  readonly device: 'auto' | Device;
 }
 
 const exchanges: Readonly<Record<RanksFlags['exchange'], TextExchange>> = {
@@ -27,14 +31,19 @@ export function withRanksFlags(command: Command): Command {
     )
     .addOption(
       new Option('--shard <what>', 'over ranks: what a rank keeps only its part of')
-        .choices(['none', 'optimizer'])
+        .choices(['none', 'optimizer', 'parameters'])
         .default('none'),
+    )
+    .addOption(
+      new Option('--transport <way>', 'over ranks: how arrays of GPUs travel')
+        .choices(['auto', 'nccl', 'host'])
+        .default('auto'),
     );
 }
 
 /** What the launcher gave this process. */
 export interface Ranks extends RanksConfig {
-  /** The rank's own, where none was asked for. */
+  /** The rank's own. */
   readonly device: Device;
 }
 
@@ -43,14 +52,18 @@ export interface Ranks extends RanksConfig {
  * ranks, with its reason.
  */
 export async function overRanks<T>(
-  { exchange, shard }: RanksFlags,
+  { exchange, shard, transport, device: choice }: RanksFlags,
   work: (ranks: Ranks | undefined) => Promise<T>,
 ): Promise<T> {
   const launched = launchedRank();
   if (launched === undefined || launched.size === 1) return work(undefined);
-  const comm = await openMpi();
+  const host = await openMpi();
+  let comm: Communicator = host;
   try {
-    const device = deviceOfRank(launched);
+    const device = deviceOfRank(expectDevice('ranks', '--device', choice), host.localRank);
+    const opened = await openDeviceCommunicator(host, device, { transport });
+    comm = opened;
+    if (comm.rank === 0 && device !== 'cpu') tellTransport(opened);
     const result = await work({ comm, exchange: exchanges[exchange], shard, device });
     await comm.close();
     return result;
@@ -58,4 +71,9 @@ export async function overRanks<T>(
     comm.abort(error);
     throw error;
   }
+}
+
+function tellTransport({ transport, reason }: DeviceCommunicator): void {
+  const way = transport === 'nccl' ? 'from GPU to GPU' : 'through host memory';
+  process.stderr.write(`arrays travel ${way}: ${reason}\n`);
 }

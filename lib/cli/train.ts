@@ -204,10 +204,7 @@ function sharedOf(flags: TrainFlags, ranks: Ranks | undefined) {
     folder: flags.output,
     notFinite: flags.notFinite,
     checkpointEvery: integer('checkpoint-every', flags.checkpointEvery, 0),
-    device:
-      flags.device === 'auto' && ranks !== undefined
-        ? ranks.device
-        : expectDevice('train', '--device', flags.device),
+    device: ranks?.device ?? expectDevice('train', '--device', flags.device),
     ranks,
     precision: flags.precision,
   };

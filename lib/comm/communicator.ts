@@ -85,3 +85,17 @@ export async function broadcastText(
   if (length[0] > 0) await comm.broadcast(bytes, root);
   return new TextDecoder().decode(bytes);
 }
+
+/** The texts of all ranks, in their order, on every rank. */
+export async function gatherTexts(comm: Communicator, text: string): Promise<string[]> {
+  const own = new TextEncoder().encode(text);
+  const lengths = new Int32Array(comm.size);
+  await comm.allGather(Int32Array.of(own.length), Array<number>(comm.size).fill(1), lengths);
+  const counts = [...lengths];
+  const starts = startsOf(counts);
+  const all = new Uint8Array(starts[comm.size]);
+  await comm.allGather(own, counts, all);
+  return counts.map((count, rank) =>
+    new TextDecoder().decode(all.subarray(starts[rank], starts[rank] + count)),
+  );
+}

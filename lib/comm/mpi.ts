@@ -6,6 +6,12 @@ import { loadMpi } from '../native/mpi';
 import type { Communicator, Message } from './communicator';
 import { launchedRank } from './launch';
 
+/** The ranks of a job, and where among those of its machine this one is. */
+export interface LaunchedCommunicator extends Communicator {
+  /** Counts the ranks of this machine from 0; which GPU to use. */
+  readonly localRank: number;
+}
+
 export interface MpiOptions {
   /**
    * Seconds an operation may take before the rank gives up waiting for the others. Default 1800; a
@@ -20,9 +26,11 @@ export interface MpiOptions {
  * @throws ERR_BINDING where the addon of MPI is missing; ERR_COMM when MPI refuses, or knows another
  * number of ranks than the launcher.
  */
-export async function openMpi({ limitSeconds = 1800 }: MpiOptions = {}): Promise<Communicator> {
+export async function openMpi({
+  limitSeconds = 1800,
+}: MpiOptions = {}): Promise<LaunchedCommunicator> {
   const native = loadMpi();
-  const { rank, size, library } = await native.open(limitSeconds);
+  const { rank, size, localRank, library } = await native.open(limitSeconds);
   const launched = launchedRank();
   if (launched !== undefined && launched.size !== size) {
     throw new SiglipError(
@@ -31,14 +39,15 @@ export async function openMpi({ limitSeconds = 1800 }: MpiOptions = {}): Promise
         'to do: start the job with the mpirun of the MPI that the addon was built with',
     );
   }
-  return new MpiCommunicator(native, rank, size);
+  return new MpiCommunicator(native, rank, size, localRank);
 }
 
-class MpiCommunicator implements Communicator {
+class MpiCommunicator implements LaunchedCommunicator {
   constructor(
     private readonly native: NativeMpi,
     readonly rank: number,
     readonly size: number,
+    readonly localRank: number,
   ) {}
 
   async barrier(): Promise<void> {

@@ -1,9 +1,11 @@
 // Batches for a stage of training from a source in memory: images at the stage's resolution or as patches,
 // token ids, and the parts that its losses ask for.
 import { Philox4x32 } from '../array/random';
+import { evenParts } from '../comm';
 import { SiglipError } from '../errors';
 import type { RgbImage } from '../image';
 import { NaflexProcessor } from '../image';
+import { packedRows } from '../model';
 import type { Box, Tokenizer } from '../text';
 import { loadTokenizer } from '../text';
 import type { NaflexPreprocessor } from '../weights';
@@ -17,18 +19,17 @@ import type { PairTable } from './pair_table';
 import { PairSource } from './pair_table';
 import type { BatchParts } from './parts';
 import { composeParts } from './parts';
+import type { Rank } from './row_stream';
 import { ConceptSampler, restoreSamplerStream, samplerStreamState } from './sampler';
 import type { Source } from './source';
 import type { Stream, StreamState } from './stream';
 
 /** What a stage's batches are. */
-export interface StageBatchOptions {
+export interface StageBatchOptions extends Partial<Rank> {
   /** Pairs of a full batch, at most the number of concepts of the source. */
   readonly batch: number;
   /** See {@link BatchOptions.perConcept}. */
   readonly perConcept?: number | undefined;
-  /** See {@link BatchOptions.rows}. */
-  readonly rows?: readonly [from: number, to: number] | undefined;
   /** Integer from 0 to 2^53 − 1. */
   readonly seed: number;
   /** Random changes to the image that both towers and the decoder see. */
@@ -59,7 +60,7 @@ interface Made {
 
 /**
  * Endless stream of a stage's batches over drawings on white: everything follows from the seed and the
- * number of the batch. The region of an image, for the decoder's grounded targets, is the box of its
+ * number of the batch. A rank gets its part of every batch; the states are those of one rank. The region of an image, for the decoder's grounded targets, is the box of its
  * drawing with its text; for NaFlex the image is cut down to it, so that shapes differ.
  */
 export class StageBatchStream implements Stream<Batch> {
@@ -85,9 +86,11 @@ export class StageBatchStream implements Stream<Batch> {
   async next(): Promise<Batch> {
     const { batch, seed, size, naflex, parts, tokenizer } = this.options;
     const form = naflex?.lengths.at(this.step);
-    const [from, to] = this.options.rows ?? [0, form?.batch ?? batch];
+    const { rank = 0, ranks = 1 } = this.options;
+    const pairs = form?.batch ?? batch;
+    const [from, to] = evenParts(pairs, ranks).slice(rank);
     const first = this.step * batch + from;
-    const indices = this.sampler.next(form?.batch ?? batch).subarray(from, to);
+    const indices = this.sampler.next(pairs).subarray(from, to);
     const made = await Promise.all(
       Array.from(indices, (index, row) => this.make(index, new Philox4x32(seed, first + row))),
     );
@@ -106,7 +109,7 @@ export class StageBatchStream implements Stream<Batch> {
         ? undefined
         : await naflex.processor.pack(
             made.map(({ image, box }) => cropped(image, box)),
-            form.rows,
+            packedRows(indices.length * form.length),
             { maxPatches: form.length },
           );
     return {
@@ -152,7 +155,7 @@ export class StageBatchStream implements Stream<Batch> {
 /** What a worker thread needs to make a stage's batches: the `input` of {@link openStageBatches}. */
 export interface StageBatchesInput extends Pick<
   StageBatchOptions,
-  'batch' | 'perConcept' | 'rows' | 'seed' | 'augment' | 'parts' | 'size'
+  'batch' | 'perConcept' | 'rank' | 'ranks' | 'seed' | 'augment' | 'parts' | 'size'
 > {
   readonly table: PairTable;
   readonly naflex?:

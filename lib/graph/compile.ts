@@ -336,8 +336,14 @@ function materialize<O>(
   }) as O;
 }
 
-// Turns nodes into native steps: kernel calls with their tensors as views.
-class Encoder {
+/** A kernel call and the kernel's name. */
+interface EncodedStep {
+  readonly step: NativeStep;
+  readonly kernel: string;
+}
+
+/** Turns nodes into native steps: kernel calls with their tensors as views. */
+export class Encoder {
   private readonly calls = new Map<Node, KernelCall>();
 
   constructor(
@@ -368,25 +374,29 @@ class Encoder {
     return loadAddon().scratchBytes(index, args, this.device);
   }
 
-  encode(planned: Plan): { readonly step: NativeStep; readonly kernel: string }[] {
-    return this.graph.nodes.flatMap((node) => {
-      const call = this.calls.get(node);
-      if (call === undefined) return [];
-      const { index } = kernelOf(call.kernel);
-      const place = planned.scratch.get(node);
-      const bytes = place === undefined ? 0 : this.scratchBytes(node);
-      const scratch: NativeView | null =
-        place === undefined ? null : { ...place, dtype: dtypeCode('uint8'), shape: [bytes] };
-      const args = this.arguments(call, scratch, (ref) => {
-        const tensor = ref instanceof Reshaped ? ref.of : ref;
-        const at = tensor instanceof Tensor ? planned.places.get(tensor) : undefined;
-        if (at === undefined) {
-          throw new SiglipError('ERR_ARGUMENT', `compile: ${node.label} must read computed values`);
-        }
-        return viewOf(ref, at.storage, at.offset);
-      });
-      return [{ step: { kernel: index, label: node.label, args }, kernel: call.kernel }];
+  /** The steps of the whole graph. */
+  encode(planned: Plan): EncodedStep[] {
+    return this.graph.nodes.flatMap((node) => this.step(node, planned));
+  }
+
+  /** The step of one operation; none for one that only renames memory. */
+  step(node: Node, planned: Plan): EncodedStep[] {
+    const call = this.calls.get(node);
+    if (call === undefined) return [];
+    const { index } = kernelOf(call.kernel);
+    const place = planned.scratch.get(node);
+    const bytes = place === undefined ? 0 : this.scratchBytes(node);
+    const scratch: NativeView | null =
+      place === undefined ? null : { ...place, dtype: dtypeCode('uint8'), shape: [bytes] };
+    const args = this.arguments(call, scratch, (ref) => {
+      const tensor = ref instanceof Reshaped ? ref.of : ref;
+      const at = tensor instanceof Tensor ? planned.places.get(tensor) : undefined;
+      if (at === undefined) {
+        throw new SiglipError('ERR_ARGUMENT', `compile: ${node.label} must read computed values`);
+      }
+      return viewOf(ref, at.storage, at.offset);
     });
+    return [{ step: { kernel: index, label: node.label, args }, kernel: call.kernel }];
   }
 
   private arguments(

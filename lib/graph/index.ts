@@ -13,6 +13,8 @@ export type {
   OpDefinition,
 } from './op';
 export { describe, elements, expectRank, expectSpec, extent, op, Reshaped } from './op';
+export type { Part, PartsOptions } from './parts';
+export { compileParts, ProgramInParts } from './parts';
 export type { ComputeDType } from './precision';
 export type { Specialize } from './rewrite';
 export { scope, tap, Tensor } from './tensor';

@@ -40,8 +40,8 @@ export function countUses({ nodes, results }: Graph): ReadonlyMap<Tensor, number
   return uses;
 }
 
-// A node like `node` with some parts replaced and outputs of its own.
-function rebuilt(
+/** A node like `node` with some parts replaced and outputs of its own. */
+export function rebuilt(
   node: Node,
   changes: Partial<Pick<Node, 'inputs' | 'attributes' | 'label'>>,
 ): Node {

@@ -9,6 +9,7 @@ export type {
   DistillationOptions,
   LocalViews,
   MaskedTokens,
+  TeacherLogits,
   TeacherTargets,
   TemperatureWarmup,
 } from './self_distillation';
@@ -18,6 +19,7 @@ export {
   distillationWeights,
   localLoss,
   maskedLoss,
+  sinkhornOf,
   STUDENT_TEMPERATURE,
   TEACHER_TEMPERATURE,
   teacherTemperature,

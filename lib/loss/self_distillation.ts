@@ -40,12 +40,23 @@ export interface TeacherTargets {
 
 export interface DistillationOptions extends ProjectionHeadOptions {
   /**
-   * How the teacher is kept from collapsing: the moving `'centre'` (DINO, SILC; default), or the
-   * `'sinkhorn'` normalisation of the batch (DINOv2, three iterations).
+   * How the teacher is kept from collapsing: the moving `'centre'` (DINO, SILC; default), the
+   * `'sinkhorn'` normalisation of the batch (DINOv2, three iterations), or a centre from elsewhere: where
+   * these examples are a part of a batch, that of all of it.
    */
-  readonly balance?: 'centre' | 'sinkhorn';
+  readonly balance?: 'centre' | 'sinkhorn' | ((teacher: TeacherLogits) => Tensor);
   /** Default {@link STUDENT_TEMPERATURE}. */
   readonly studentTemperature?: number;
+}
+
+/** Of what the teacher's logits are the products, and by what they are divided. */
+export interface TeacherLogits {
+  /** (m, F), unit rows. */
+  readonly features: Tensor;
+  /** (K, F), unit rows. */
+  readonly prototypes: Tensor;
+  /** (1) */
+  readonly temperature: Tensor;
 }
 
 export interface DistillationLoss {
@@ -190,20 +201,29 @@ function crossEntropy(
   { centre, temperature, weights, rows }: Comparison,
   { balance = 'centre', studentTemperature = STUDENT_TEMPERATURE }: DistillationOptions,
 ): Tensor {
+  const balanced = (): Tensor => {
+    if (balance === 'centre') return centre;
+    const given = { features, prototypes, temperature };
+    return balance === 'sinkhorn' ? sinkhornOf(given) : balance(given);
+  };
   return ops.prototypeLoss(
     {
       student,
       studentPrototypes,
       teacher: features,
       teacherPrototypes: prototypes,
-      centre:
-        balance === 'sinkhorn' ? ops.sinkhornCentre(features, prototypes, temperature) : centre,
+      centre: balanced(),
       weights,
       teacherRows: rows,
       teacherTemperature: temperature,
     },
     { studentTemperature },
   );
+}
+
+/** The centre of Sinkhorn-Knopp over these examples, (K). */
+export function sinkhornOf({ features, prototypes, temperature }: TeacherLogits): Tensor {
+  return ops.sinkhornCentre(features, prototypes, temperature);
 }
 
 // The mean of products is the product of the mean.

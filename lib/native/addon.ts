@@ -46,9 +46,18 @@ export interface NativeCuda {
     /** Opens a context on the device when it is read. */
     readonly freeBytes: number;
     readonly multiprocessors: number;
+    /** The same in every process and under every index. */
+    readonly uuid: string;
   }[];
   /** What is missing for there to be more: a line each, and below it a line with what to do. */
   readonly missing: readonly string[];
+  /** The library of collectives between GPUs; looked for when it is read. */
+  readonly nccl: {
+    /** Such as `2.30.7`; undefined where there is none. */
+    readonly version?: string;
+    /** Then why, and below it what to do. */
+    readonly missing?: string;
+  };
 }
 
 /** An array in the arena (`storage` −1) or in one of a run's buffers; `offset` in bytes. */
@@ -200,6 +209,44 @@ export interface NativeRecipe {
   readonly table: Float32Array | null;
 }
 
+/** Memory of a device from `offset` bytes on. */
+export interface NativePlace {
+  readonly buffer: NativeBuffer;
+  readonly offset: number;
+}
+
+/**
+ * A call of NCCL. `allReduce`, `reduceScatter` and `reduce` are sums of float32 and count floats, the
+ * others bytes; `reduceScatter` and `allGather` count those of one rank.
+ */
+export interface NativeTransfer {
+  readonly kind:
+    'allReduce' | 'reduceScatter' | 'allGather' | 'reduce' | 'broadcast' | 'send' | 'receive';
+  /** Null for `receive` alone. */
+  readonly from: NativePlace | null;
+  /** Null for `send` alone. */
+  readonly into: NativePlace | null;
+  readonly count: number;
+  /** The root of `reduce` and `broadcast`, the other side of `send` and `receive`, else 0. */
+  readonly peer: number;
+}
+
+/**
+ * A rank among those that NCCL connects. Its work follows what was queued on the device before and runs
+ * beside what comes after: buffers must be left alone until the promise settles. Promises reject with
+ * ERR_COMM when another rank has failed, and from then on always.
+ */
+export interface NativeNccl {
+  /** Joins ranks that have the same `id`; settles when all have come. */
+  open(id: Uint8Array, rank: number, size: number): Promise<void>;
+  /** One group of calls, the same on every rank; `name` is for messages. */
+  run(name: string, transfers: readonly NativeTransfer[]): Promise<void>;
+  /** Leaves; settles when all have come. */
+  close(): Promise<void>;
+  /** Cuts short what is under way, which then rejects with the reason. */
+  abort(reason: string): void;
+}
+
 /** Memory alive on devices of a kind. */
 export interface NativeMemoryOfKind {
   readonly buffers: number;
@@ -231,6 +278,13 @@ export interface Addon {
   /** ERR_DEVICE for a kernel the device has no form of. Its runs take buffers of that device. */
   readonly Program: new (description: ProgramDescription, device?: Device) => NativeProgram;
   readonly MappedFile: new (path: string) => NativeMappedFile;
+  /**
+   * What ranks that are to be connected share: 128 bytes, which one of them makes. Needs no GPU.
+   * ERR_COMM where NCCL is not there.
+   */
+  ncclId(): Uint8Array;
+  /** For a GPU; what takes longer than the limit fails. ERR_COMM where NCCL is not there. */
+  readonly Nccl: new (device: Device, limitSeconds: number) => NativeNccl;
   /**
    * Resizes pictures and writes them into `into` behind the work already queued. `into` must be
    * memory that nobody else holds until the promise settles.

@@ -137,6 +137,8 @@ function isAddon(module: unknown): module is Addon {
       'Buffer',
       'Program',
       'MappedFile',
+      'ncclId',
+      'Nccl',
     ].every((name) => typeof (module as Record<string, unknown>)[name] === 'function')
   );
 }

@@ -22,6 +22,8 @@ export interface NativeMpi {
   open(limitSeconds: number): Promise<{
     readonly rank: number;
     readonly size: number;
+    /** Among the ranks of this machine. */
+    readonly localRank: number;
     /** Name and version of the MPI library. */
     readonly library: string;
   }>;

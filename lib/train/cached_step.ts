@@ -21,6 +21,7 @@ import type {
   StepBatch,
   TrainedParameters,
 } from './objective';
+import { contrastOf } from './objective';
 import type { Schedules } from './optimizer';
 import { stateSpecs, updateParameters } from './optimizer';
 import type { Step, StepConfig, StepInputs, StepOutputs } from './step';
@@ -120,7 +121,7 @@ export function cachedStepFunctions(config: CachedStepConfig): CachedStepFunctio
   return {
     embed: ({ parameters, batch }) => config.towers(parameters, batch, {}).embeddings,
     loss: ({ parameters, embeddings }) => {
-      const contrast = config.contrast(embeddings, parameters);
+      const contrast = contrastOf(config, embeddings, parameters);
       if (contrast === undefined) {
         throw new SiglipError(
           'ERR_CONFIG',

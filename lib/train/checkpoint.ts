@@ -2,10 +2,11 @@
 // data. A file appears when it is complete, so that a crash at any moment leaves the last good one.
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Device, DeviceArray } from '../array';
-import { moved } from '../array';
+import type { Device } from '../array';
+import { DeviceArray } from '../array';
 import type { StreamState } from '../data';
 import { SiglipError } from '../errors';
+import type { HostArray, Spec } from '../graph';
 import { flatten } from '../graph';
 import type { StoredTensor } from '../weights';
 import { openSafetensors, writeSafetensors } from '../weights';
@@ -17,6 +18,26 @@ export interface TrainingState<Leaf> {
   readonly parameters: TrainedParameters<Leaf>;
   readonly moments: OptimizerState<TrainedParameters<Leaf>>;
   readonly averages: Averages<Leaf>;
+}
+
+/** The parts of a state. */
+export type StateKind = 'parameters' | 'm' | 'v' | 'averages';
+
+/** Makes the array that holds a leaf of a state, or what this process keeps of it. */
+export type Placement = (
+  kind: StateKind,
+  spec: Spec & { readonly path: string },
+  values: Float32Array,
+) => DeviceArray;
+
+/** All of every leaf, on a device. */
+export function placedOn(device: Device): Placement {
+  return (_, { shape }, values) => DeviceArray.from(values, shape, device);
+}
+
+/** An array that is there when it is read. */
+export interface LazyArray extends Spec {
+  read(): Promise<HostArray>;
 }
 
 /** The steps at which the first and the second moment of a parameter began at zero. */
@@ -61,14 +82,15 @@ export async function latestCheckpoint(folder: string): Promise<string | undefin
 export async function saveTraining(
   folder: string,
   objective: Objective,
-  state: TrainingState<DeviceArray>,
+  state: TrainingState<DeviceArray | LazyArray>,
   position: TrainingPosition,
   keep: number,
 ): Promise<void> {
   const tensors = new Map<string, StoredTensor>(
     flatten(state).map(({ path, leaf }) => {
-      const data = leaf as DeviceArray;
-      return [path, { dtype: 'F32', shape: data.shape, data }];
+      const array = leaf as DeviceArray | LazyArray;
+      const data = 'buffer' in array ? array : () => array.read();
+      return [path, { dtype: 'F32', shape: array.shape, data }];
     }),
   );
   await writeSafetensors(join(folder, fileName(position.step)), tensors, {
@@ -118,19 +140,25 @@ export function openTraining(path: string): OpenedTraining {
 }
 
 /**
- * Reads a checkpoint of a run of this objective to a device.
+ * Reads a checkpoint of a run of this objective.
  *
  * @throws ERR_WEIGHTS when the file is damaged, ERR_CONFIG when it is of another run.
  */
 export async function loadTraining(
   path: string,
   objective: Objective,
-  device: Device = 'cpu',
+  place: Placement = placedOn('cpu'),
 ): Promise<{ state: TrainingState<DeviceArray>; position: TrainingPosition }> {
   const file = openTraining(path);
   const loaded = new Map<string, DeviceArray>();
-  const load = async (name: string, shape: readonly number[]): Promise<void> => {
-    loaded.set(name, await moved(await file.tensors.load(name, { shape }), device));
+  const load = async (
+    kind: StateKind,
+    tree: string,
+    spec: Spec & { readonly path: string },
+  ): Promise<void> => {
+    const name = `${tree}.${spec.path}`;
+    const values = (await file.tensors.read(name, { shape: spec.shape })) as Float32Array;
+    loaded.set(name, place(kind, spec, values));
   };
   try {
     if (JSON.stringify(file.identity) !== JSON.stringify(objective.identity)) {
@@ -140,12 +168,12 @@ export async function loadTraining(
           'to do: use another run folder, or the options the run was started with',
       );
     }
-    const trees = ['parameters', 'moments.m', 'moments.v'];
-    for (const tree of trees) {
-      for (const spec of objective.parameters) await load(`${tree}.${spec.path}`, spec.shape);
+    const trees = { parameters: 'parameters', m: 'moments.m', v: 'moments.v' } as const;
+    for (const kind of ['parameters', 'm', 'v'] as const) {
+      for (const spec of objective.parameters) await load(kind, trees[kind], spec);
     }
-    for (const spec of objective.averages) await load(`averages.${spec.path}`, spec.shape);
-    const [parameters, m, v] = trees.map((tree) =>
+    for (const spec of objective.averages) await load('averages', 'averages', spec);
+    const [parameters, m, v] = Object.values(trees).map((tree) =>
       objective.parametersTree((spec) => at(loaded, `${tree}.${spec.path}`)),
     );
     const averages = objective.averagesTree((spec) => at(loaded, `averages.${spec.path}`));

@@ -1,6 +1,7 @@
 // Parameters one behind the other, so that a transfer is one, and a part of all is a range.
+import { SiglipError } from '../errors';
 import type { Spec } from '../graph';
-import { elements, flatten } from '../graph';
+import { elements } from '../graph';
 
 /** A parameter's place. */
 export interface FlatLeaf {
@@ -20,23 +21,33 @@ export interface Piece {
   readonly shape: readonly number[];
 }
 
-/** The places of a tree's parameters, in the order of the tree. */
+/** The places of parameters in the order in which they are given. */
 export class FlatLayout {
   readonly leaves: readonly FlatLeaf[];
   /** Elements in all. */
   readonly length: number;
   private readonly shapes: ReadonlyMap<string, readonly number[]>;
 
-  constructor(specs: object) {
+  constructor(specs: ReadonlyMap<string, Spec>) {
     let start = 0;
-    const found = flatten(specs).map(({ path, leaf }) => ({ path, spec: leaf as Spec }));
-    this.leaves = found.map(({ path, spec }) => {
+    this.leaves = [...specs].map(([path, spec]) => {
       const length = elements(spec);
       start += length;
       return { path, start: start - length, length };
     });
     this.length = start;
-    this.shapes = new Map(found.map(({ path, spec }) => [path, spec.shape]));
+    this.shapes = new Map([...specs].map(([path, { shape }]) => [path, shape]));
+  }
+
+  /** The place of a parameter. */
+  leaf(path: string): FlatLeaf {
+    const found = this.leaves.find((leaf) => leaf.path === path);
+    if (found !== undefined) return found;
+    throw new SiglipError('ERR_ARGUMENT', `train: parameters must include ${path}, got none`);
+  }
+
+  shape(path: string): readonly number[] {
+    return this.shapes.get(path) ?? [];
   }
 
   /** What the range [begin, end) has of each parameter it meets. */
@@ -45,8 +56,8 @@ export class FlatLayout {
       const from = Math.max(begin - start, 0);
       const to = Math.min(end - start, length);
       if (from >= to) return [];
-      const shape = to - from === length ? this.shapes.get(path) : undefined;
-      return [{ path, from, to, start: start + from - begin, shape: shape ?? [to - from] }];
+      const shape = to - from === length ? this.shape(path) : [to - from];
+      return [{ path, from, to, start: start + from - begin, shape }];
     });
   }
 }

@@ -1,7 +1,14 @@
 export type { CachedStepConfig, CachedStepMemory } from './cached_step';
 export { CachedStep, compileCachedStep } from './cached_step';
-export type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
-export { latestCheckpoint, loadTraining, openTraining, saveTraining } from './checkpoint';
+export type {
+  LazyArray,
+  MomentsEntry,
+  Placement,
+  StateKind,
+  TrainingPosition,
+  TrainingState,
+} from './checkpoint';
+export { latestCheckpoint, loadTraining, openTraining, placedOn, saveTraining } from './checkpoint';
 export type {
   CurationConfig,
   CurationMetrics,
@@ -70,5 +77,6 @@ export type {
 export { compileTwoTowersCachedStep, compileTwoTowersStep, pairObjective } from './two_towers';
 export type { LossOverRanksConfig, LossOverRanksResult, TextExchange } from './loss_over_ranks';
 export { LossOverRanks } from './loss_over_ranks';
-export type { RanksConfig, StepOverRanksConfig } from './step_over_ranks';
-export { StepOverRanks } from './step_over_ranks';
+export type { Sharding } from './state_over_ranks';
+export type { RanksConfig, ScheduleInputs, StepOverRanksConfig } from './step_over_ranks';
+export { placedOverRanks, StepOverRanks } from './step_over_ranks';

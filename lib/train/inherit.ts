@@ -3,14 +3,13 @@
 // What the other run has in the same form goes over as it is, moments and averages included. What an
 // adaptation changes (a position grid, a patch kernel) goes through it. What is new begins at its initial values, an
 // average at the parameter it follows; its moments are zero and its updates are counted from now.
-import type { Device } from '../array';
-import { DeviceArray } from '../array';
+import type { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { Spec } from '../graph';
 import { disposeArrays, elements } from '../graph';
 import type { Adaptation, InitialLogits, ParameterSpec } from '../model';
 import { initialValues } from '../model';
-import type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
+import type { MomentsEntry, Placement, TrainingPosition, TrainingState } from './checkpoint';
 import { latestCheckpoint, openTraining } from './checkpoint';
 import type { Averages, AverageSpec, Objective, TrainedParameters } from './objective';
 
@@ -28,7 +27,7 @@ export interface Inheritance {
   /** `undefined` for what the other run does not have. */
   parameter(spec: ParameterSpec): Promise<InheritedParameter | undefined>;
   /** `undefined` for what the other run does not have. */
-  average(spec: AverageSpec): Promise<Float32Array | undefined>;
+  average(spec: Omit<AverageSpec, 'momentum'>): Promise<Float32Array | undefined>;
   dispose(): void;
 }
 
@@ -100,24 +99,33 @@ export function freshState(
   objective: Objective,
   seed: number,
   initial: InitialLogits | undefined,
-  device: Device,
+  place: Placement,
 ): TrainingState<DeviceArray> {
-  const values = new Map<string, Float32Array>();
-  const followed = new Set(objective.averages.map(({ copyOf }) => copyOf));
+  const followers = followersOf(objective);
+  const followed = new Map<string, DeviceArray>();
   const parameters = objective.parametersTree((spec) => {
-    const own = initialValues(spec, seed);
-    if (followed.has(spec.path)) values.set(spec.path, own);
-    return DeviceArray.from(own, spec.shape, device);
+    const values = initialValues(spec, seed);
+    for (const average of followers.get(spec.path) ?? []) {
+      followed.set(average.path, place('averages', average, values));
+    }
+    return place('parameters', spec, values);
   }, initial);
-  const zeros = (): TrainedParameters<DeviceArray> =>
-    objective.parametersTree(({ dtype, shape }) => DeviceArray.zeros({ dtype, shape }, device));
-  const averages = objective.averagesTree((spec) => {
-    const copied = spec.copyOf === undefined ? undefined : values.get(spec.copyOf);
-    return copied === undefined
-      ? DeviceArray.zeros(spec, device)
-      : DeviceArray.from(copied, spec.shape, device);
-  });
-  return { parameters, moments: { m: zeros(), v: zeros() }, averages };
+  const zeros = (kind: 'm' | 'v'): TrainedParameters<DeviceArray> =>
+    objective.parametersTree((spec) => place(kind, spec, new Float32Array(elements(spec))));
+  const averages = objective.averagesTree(
+    (spec) => followed.get(spec.path) ?? place('averages', spec, new Float32Array(elements(spec))),
+  );
+  return { parameters, moments: { m: zeros('m'), v: zeros('v') }, averages };
+}
+
+/** The averages that follow a parameter, by the parameter's path. */
+function followersOf({ averages }: Objective): ReadonlyMap<string, readonly AverageSpec[]> {
+  const followers = new Map<string, AverageSpec[]>();
+  for (const spec of averages) {
+    if (spec.copyOf === undefined) continue;
+    followers.set(spec.copyOf, [...(followers.get(spec.copyOf) ?? []), spec]);
+  }
+  return followers;
 }
 
 /** The state of a run that goes on from another; disposes the inheritance. */
@@ -125,7 +133,7 @@ export async function inheritedState(
   objective: Objective,
   inheritance: Inheritance,
   seed: number,
-  device: Device,
+  place: Placement,
 ): Promise<{ state: TrainingState<DeviceArray>; position: Omit<TrainingPosition, 'data'> }> {
   const { step, pairs } = inheritance.position;
   const entered = new Map<string, MomentsEntry>();
@@ -135,27 +143,30 @@ export async function inheritedState(
     v: new Map<string, DeviceArray>(),
     averages: new Map<string, DeviceArray>(),
   };
+  const followers = followersOf(objective);
   try {
     for (const spec of objective.parameters) {
       const found = await inheritance.parameter(spec);
       const values = found?.values ?? initialValues(spec, seed);
-      arrays.parameters.set(spec.path, DeviceArray.from(values, spec.shape, device));
+      arrays.parameters.set(spec.path, place('parameters', spec, values));
+      for (const average of followers.get(spec.path) ?? []) {
+        const known = await inheritance.average(average);
+        arrays.averages.set(average.path, place('averages', average, known ?? values));
+      }
       const before = entryOf(inheritance.position.entered, spec);
       const entry = { ...before };
       for (const moment of ['m', 'v'] as const) {
-        const values = found?.moments[moment];
-        if (values === undefined) entry[moment] = step;
-        arrays[moment].set(
-          spec.path,
-          values === undefined
-            ? DeviceArray.zeros(spec, device)
-            : DeviceArray.from(values, spec.shape, device),
-        );
+        const known = found?.moments[moment];
+        if (known === undefined) entry[moment] = step;
+        const values = known ?? new Float32Array(elements(spec));
+        arrays[moment].set(spec.path, place(moment, spec, values));
       }
       if (entry.m !== 0 || entry.v !== 0) entered.set(spec.path, entry);
     }
     for (const spec of objective.averages) {
-      arrays.averages.set(spec.path, await averageOf(spec, inheritance, arrays.parameters, device));
+      if (spec.copyOf !== undefined) continue;
+      const values = (await inheritance.average(spec)) ?? new Float32Array(elements(spec));
+      arrays.averages.set(spec.path, place('averages', spec, values));
     }
   } catch (error) {
     disposeArrays(Object.values(arrays).map((map) => Object.fromEntries(map)));
@@ -176,19 +187,6 @@ export async function inheritedState(
     },
     position: { step, updates: 0, pairs, entered: grouped(entered, objective.parameters) },
   };
-}
-
-async function averageOf(
-  spec: AverageSpec,
-  inheritance: Inheritance,
-  parameters: ReadonlyMap<string, DeviceArray>,
-  device: Device,
-): Promise<DeviceArray> {
-  const found = await inheritance.average(spec);
-  if (found !== undefined) return DeviceArray.from(found, spec.shape, device);
-  if (spec.copyOf === undefined) return DeviceArray.zeros(spec, device);
-  const values = await taken(parameters, spec.copyOf).read();
-  return DeviceArray.from(values, spec.shape, device);
 }
 
 function entryOf(

@@ -9,12 +9,13 @@
 // in every run: contributions are added in the order of ranks (gather) or of hops (ring).
 import type { Device } from '../array';
 import { DeviceArray } from '../array';
-import type { Communicator } from '../comm';
-import { startsOf } from '../comm';
+import type { Communicator, DeviceCommunicator } from '../comm';
+import { deviceCommunicator, startsOf } from '../comm';
 import { SiglipError } from '../errors';
 import type { Program, Spec, Tensor } from '../graph';
 import { compile, disposeArrays, float32, gradient } from '../graph';
-import { accumulate, sigmoidLoss } from '../ops';
+import { accumulate, scaleBy, sigmoidLoss } from '../ops';
+import { Additions } from './additions';
 
 /** How the texts of other ranks come to a rank. */
 export type TextExchange = 'gather' | 'ring' | 'twoWayRing';
@@ -30,9 +31,11 @@ export interface LossOverRanksConfig {
    * one is on its way; twice that in both directions), and neighbours alone talk to each other, but
    * for the gradients' way home in both directions.
    */
-  readonly exchange?: TextExchange;
+  readonly exchange?: TextExchange | undefined;
+  /** By which the gradients are multiplied; the loss is not. Default 1. */
+  readonly weight?: number;
   /** Where the embeddings are. Default `'cpu'`. */
-  readonly device?: Device;
+  readonly device?: Device | undefined;
 }
 
 /** The loss over all ranks and the gradients of the own rows, which the caller disposes. */
@@ -81,8 +84,9 @@ interface UnderWay {
 interface Lane {
   readonly direction: 1 | -1;
   readonly hops: number;
-  texts: Float32Array;
-  gradient: Float32Array;
+  texts: DeviceArray;
+  /** What the ranks so far have put to these texts. */
+  gradient: DeviceArray | undefined;
 }
 
 /**
@@ -92,10 +96,11 @@ interface Lane {
  * @throws ERR_ARGUMENT when rows are not one positive integer per rank.
  */
 export class LossOverRanks {
-  private readonly comm: Communicator;
+  private readonly comm: DeviceCommunicator;
   private readonly starts: readonly number[];
   private readonly batch: number;
   private readonly blocks = new Map<string, Block>();
+  private readonly additions: Additions;
 
   constructor(private readonly config: LossOverRanksConfig) {
     const { comm, rows } = config;
@@ -105,7 +110,8 @@ export class LossOverRanks {
         `lossOverRanks: rows must be positive for each of ${String(comm.size)} ranks, got [${rows.join(', ')}]`,
       );
     }
-    this.comm = comm;
+    this.comm = deviceCommunicator(comm);
+    this.additions = new Additions(config.device ?? 'cpu');
     this.starts = startsOf(rows);
     this.batch = this.starts[comm.size];
   }
@@ -127,7 +133,6 @@ export class LossOverRanks {
     }: { readonly logitScale: DeviceArray; readonly logitBias: DeviceArray },
   ): Promise<LossOverRanksResult> {
     const { exchange = 'gather', embedding, rows, device = 'cpu' } = this.config;
-    const own = (await texts.read()) as Float32Array;
     const begin = async (): Promise<UnderWay> => ({
       images: await images(),
       logitScale,
@@ -136,14 +141,14 @@ export class LossOverRanks {
       scalars: [0, 0, 0],
     });
     const { state, gradient: dtexts } =
-      exchange === 'gather' ? await this.gather(own, begin) : await this.ring(own, begin);
+      exchange === 'gather' ? await this.gather(texts, begin) : await this.ring(texts, begin);
     const scalars = Float32Array.from(state.scalars);
     await this.comm.allReduce(scalars);
     const [loss, scale, bias] = scalars;
     return {
       loss,
       images: state.sum,
-      texts: DeviceArray.from(dtexts, [rows[this.comm.rank], embedding], device),
+      texts: dtexts,
       logitScale: scale,
       logitBias: bias,
     };
@@ -153,34 +158,36 @@ export class LossOverRanks {
   dispose(): void {
     for (const block of this.blocks.values()) block.dispose();
     this.blocks.clear();
+    this.additions.dispose();
   }
 
   private async gather(
-    own: Float32Array,
+    own: DeviceArray,
     begin: () => Promise<UnderWay>,
-  ): Promise<{ state: UnderWay; gradient: Float32Array }> {
+  ): Promise<{ state: UnderWay; gradient: DeviceArray }> {
     const { embedding, rows } = this.config;
     const counts = rows.map((n) => n * embedding);
-    const all = new Float32Array(this.batch * embedding);
+    using all = this.room(this.batch);
     const [, state] = await Promise.all([this.comm.allGather(own, counts, all), begin()]);
-    const gradients = await this.work(state, all, 0, this.batch);
-    const gradient = new Float32Array(counts[this.comm.rank]);
+    using gradients = await this.work(state, all, 0, this.batch);
+    const gradient = this.room(rows[this.comm.rank]);
     await this.comm.reduceScatter(gradients, counts, gradient);
     return { state, gradient };
   }
 
   private async ring(
-    own: Float32Array,
+    own: DeviceArray,
     begin: () => Promise<UnderWay>,
-  ): Promise<{ state: UnderWay; gradient: Float32Array }> {
+  ): Promise<{ state: UnderWay; gradient: DeviceArray }> {
     const { rank, size } = this.comm;
     const others = size - 1;
     const backward = this.config.exchange === 'twoWayRing' ? Math.floor(others / 2) : 0;
     const lanes: Lane[] = [];
-    const none = new Float32Array(0);
-    if (others > 0)
-      lanes.push({ direction: 1, hops: others - backward, texts: own, gradient: none });
-    if (backward > 0) lanes.push({ direction: -1, hops: backward, texts: own, gradient: none });
+    const lane = (direction: 1 | -1, hops: number): Lane => ({
+      ...{ direction, hops, texts: own, gradient: undefined },
+    });
+    if (others > 0) lanes.push(lane(1, others - backward));
+    if (backward > 0) lanes.push(lane(-1, backward));
 
     // The texts of the next hop are on their way while those of this one are worked.
     let next = this.hop(lanes, 1, ({ texts }) => texts);
@@ -189,32 +196,38 @@ export class LossOverRanks {
     for (let hop = 1; hop <= others - backward; hop++) {
       const active = lanes.filter(({ hops }) => hop <= hops);
       const arrived = await next;
-      active.forEach((lane, i) => (lane.texts = arrived[i]));
+      active.forEach((lane, i) => {
+        if (hop > 1) lane.texts.dispose();
+        lane.texts = arrived[i];
+      });
       next = this.hop(lanes, hop + 1, ({ texts }) => texts);
       // And so are the gradients that other ranks have put to this hop's texts.
-      const before = hop === 1 ? undefined : this.hop(lanes, hop, (lane) => lane.gradient);
-      const added: Float32Array[] = [];
+      const before = hop === 1 ? undefined : this.hop(lanes, hop, gradientOf);
+      const added: DeviceArray[] = [];
       for (const { texts, direction } of active) {
         added.push(await this.workRank(state, texts, this.neighbour(direction * hop)));
       }
       const sums = await before;
-      active.forEach((lane, i) => {
-        lane.gradient = sums === undefined ? added[i] : addedTo(sums[i], added[i]);
-      });
+      for (const [i, lane] of active.entries()) {
+        lane.gradient?.dispose();
+        lane.gradient = sums?.[i] ?? added[i];
+        if (sums !== undefined) await this.additions.add(sums[i], added[i]);
+      }
     }
     await next;
-    const home = lanes.map(() => new Float32Array(own.length));
+    const home = lanes.map(() => this.room(this.config.rows[rank]));
     await this.comm.exchange(
       lanes.map((lane) => ({
         rank: this.neighbour(lane.direction * lane.hops),
-        data: lane.gradient,
+        data: gradientOf(lane),
       })),
       lanes.map((lane, i) => ({
         rank: this.neighbour(-lane.direction * lane.hops),
         data: home[i],
       })),
     );
-    for (const part of home) addedTo(gradient, part);
+    for (const part of home) await this.additions.add(gradient, part);
+    disposeArrays(lanes.flatMap((lane) => [lane.texts, gradientOf(lane)]));
     return { state, gradient };
   }
 
@@ -222,12 +235,12 @@ export class LossOverRanks {
   private async hop(
     lanes: readonly Lane[],
     hop: number,
-    what: (lane: Lane) => Float32Array,
-  ): Promise<Float32Array[]> {
-    const { rows, embedding } = this.config;
+    what: (lane: Lane) => DeviceArray,
+  ): Promise<DeviceArray[]> {
+    const { rows } = this.config;
     const active = lanes.filter(({ hops }) => hop <= hops);
-    const arriving = active.map(
-      ({ direction }) => new Float32Array(rows[this.neighbour(direction * hop)] * embedding),
+    const arriving = active.map(({ direction }) =>
+      this.room(rows[this.neighbour(direction * hop)]),
     );
     if (active.length === 0) return [];
     await this.comm.exchange(
@@ -242,44 +255,48 @@ export class LossOverRanks {
     return (((rank + distance) % size) + size) % size;
   }
 
-  private workRank(state: UnderWay, texts: Float32Array, rank: number): Promise<Float32Array> {
+  private workRank(state: UnderWay, texts: DeviceArray, rank: number): Promise<DeviceArray> {
     return this.work(state, texts, this.starts[rank], this.config.rows[rank]);
   }
 
   /** Works the texts [start, start + columns) of the batch and gives their gradient from the own images. */
   private async work(
     state: UnderWay,
-    texts: Float32Array,
+    texts: DeviceArray,
     start: number,
     columns: number,
-  ): Promise<Float32Array> {
+  ): Promise<DeviceArray> {
     const { images, logitScale, logitBias, sum } = state;
     const block = this.block(this.starts[this.comm.rank] - start, columns);
     const outputs = await block.run({ images, texts, logitScale, logitBias, sum });
-    const made = [outputs.texts, outputs.loss, outputs.logitScale, outputs.logitBias];
+    const made = [outputs.loss, outputs.logitScale, outputs.logitBias];
     try {
-      const [gradient, ...scalars] = (await Promise.all(
-        made.map((array) => array.read()),
-      )) as Float32Array[];
+      const scalars = await Promise.all(made.map((array) => array.read()));
       scalars.forEach((scalar, i) => (state.scalars[i] += scalar[0]));
-      return gradient;
+      return outputs.texts;
     } finally {
       disposeArrays(made);
     }
+  }
+
+  /** Rows of embeddings, or of their gradient. */
+  private room(rows: number): DeviceArray {
+    const { embedding, device = 'cpu' } = this.config;
+    return DeviceArray.empty(float32(rows, embedding), device);
   }
 
   private block(offset: number, columns: number): Block {
     const key = `${String(offset)} ${String(columns)}`;
     const existing = this.blocks.get(key);
     if (existing !== undefined) return existing;
-    const { rows, embedding, device = 'cpu' } = this.config;
+    const { rows, embedding, weight = 1, device = 'cpu' } = this.config;
     const { batch } = this;
     const own = float32(rows[this.comm.rank], embedding);
     const block: Block = compile(
       'loss over ranks',
       ({ images, texts, logitScale, logitBias, sum }: BlockInputs<Tensor>): BlockOutputs => {
         const loss = sigmoidLoss(images, texts, logitScale, logitBias, { offset, batch });
-        const { images: dimages, ...others } = gradient(loss, {
+        const { images: dimages, ...others } = gradient(scaleBy(loss, weight), {
           images,
           texts,
           logitScale,
@@ -301,7 +318,7 @@ export class LossOverRanks {
   }
 }
 
-function addedTo(sum: Float32Array, x: Float32Array): Float32Array {
-  for (let i = 0; i < sum.length; i++) sum[i] += x[i];
-  return sum;
+function gradientOf({ gradient }: Lane): DeviceArray {
+  if (gradient !== undefined) return gradient;
+  throw new SiglipError('ERR_COMM', 'lossOverRanks: texts must be worked before they go, got none');
 }

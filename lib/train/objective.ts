@@ -1,8 +1,10 @@
 // What a run trains, and by which losses: its parameters, the averages that follow them, the form of its
 // batches and the step made of them. The trainer knows no more of a recipe than this.
 import type { Batch } from '../data';
-import type { HostArray, Spec, Tensor } from '../graph';
-import { add } from '../graph';
+import { SiglipError } from '../errors';
+import type { HostArray, MapTree, Spec, Tensor } from '../graph';
+import { add, flatten, mapTree, scope } from '../graph';
+import type { TeacherLogits } from '../loss';
 import type {
   DecoderParameters,
   InitialLogits,
@@ -15,6 +17,7 @@ import type {
   TwoTowersParameters,
   VisionInput,
 } from '../model';
+import { movingAverage, scaleBy, sigmoidLoss } from '../ops';
 import type { StepConfig } from './step';
 
 /** All that is trained by gradients. */
@@ -34,8 +37,13 @@ export interface Averages<Leaf> {
 export interface AverageSpec extends Spec {
   readonly path: string;
   readonly dtype: 'float32';
-  /** The path of the parameter that it is a copy of when it enters; else it begins at zero. */
+  /**
+   * The path of the parameter that it follows, and is a copy of when it enters. Else it follows the
+   * statistic of its own path and begins at zero.
+   */
   readonly copyOf?: string;
+  /** m of average ← m · average + (1 − m) · what it follows, after every update. */
+  readonly momentum: number;
 }
 
 /** One micro-batch as a step takes it. */
@@ -93,9 +101,15 @@ export interface TowersEvaluation {
   readonly loss?: Tensor | undefined;
   /** Those losses by name, (1) each, before they are weighted. */
   readonly terms?: Readonly<Record<string, Tensor>>;
-  /** See {@link StepConfig.average}. */
-  readonly statistics?: unknown;
+  /** What averages that are no copies follow, by their paths: means over the micro-batch. */
+  readonly statistics?: Statistics<Tensor>;
 }
+
+/** Gives the centre of a name from the teacher's features of a part of the batch. */
+export type Balance = (name: string, teacher: TeacherLogits) => Tensor;
+
+/** By the path of the average that follows it. */
+export type Statistics<Leaf> = Readonly<Record<string, Leaf>>;
 
 /** The loss that all pairs of a batch share. */
 export interface Contrast {
@@ -111,20 +125,67 @@ export interface Contrast {
  */
 export interface ObjectiveStep extends Pick<
   StepConfig<TrainedParameters<Spec>, Averages<Spec>, StepBatch<Spec>>,
-  'name' | 'parameters' | 'averages' | 'batch' | 'decays' | 'average'
+  'name' | 'parameters' | 'averages' | 'batch' | 'decays'
 > {
+  /** Of every leaf of `averages`. */
+  readonly averageSpecs: readonly AverageSpec[];
+  /**
+   * Centres that Sinkhorn-Knopp makes of a whole batch, (K) each by name; none where the teacher is
+   * balanced otherwise.
+   */
+  readonly balanced: Readonly<Record<string, Spec>>;
+  /** Weight of the sigmoid loss, which takes all pairs of a batch; 0 for none. */
+  readonly sigmoid: number;
   /** Of a micro-batch. */
   readonly embeddings: Embeddings<Spec>;
+  /**
+   * @param balance - gives the centres of `balanced` where the batch is a part of another. Default: from
+   * the batch itself.
+   */
   towers(
     parameters: TrainedParameters<Tensor>,
     batch: StepBatch<Tensor>,
     averages: Averages<Tensor>,
+    balance?: Balance,
   ): TowersEvaluation;
-  /** `undefined` where the sigmoid loss has no weight. */
-  contrast(
-    embeddings: Embeddings<Tensor>,
-    parameters: TrainedParameters<Tensor>,
-  ): Contrast | undefined;
+}
+
+/** The sigmoid loss of the embeddings of a whole batch; `undefined` where it has no weight. */
+export function contrastOf(
+  { sigmoid }: Pick<ObjectiveStep, 'sigmoid'>,
+  { images, texts }: Embeddings<Tensor>,
+  { logitScale, logitBias }: TrainedParameters<Tensor>,
+): Contrast | undefined {
+  if (sigmoid === 0) return undefined;
+  const loss = scope('loss', () => sigmoidLoss(images, texts, logitScale, logitBias));
+  return { loss, weighted: sigmoid === 1 ? loss : scaleBy(loss, sigmoid) };
+}
+
+/**
+ * Averages after an update, in the memory of the former.
+ *
+ * @param averages - by path, some or all; so are what they follow.
+ */
+export function moveAverages<T>(
+  specs: readonly AverageSpec[],
+  averages: T,
+  parameters: ReadonlyMap<string, Tensor>,
+  statistics: Statistics<Tensor>,
+): MapTree<T, Tensor, Tensor> {
+  const table = new Map(specs.map((spec) => [spec.path, spec]));
+  return mapTree<T, Tensor, Tensor>(averages, (average, path) => {
+    const spec = table.get(path);
+    const source = spec?.copyOf === undefined ? statistics[path] : parameters.get(spec.copyOf);
+    if (spec !== undefined && source !== undefined) {
+      return movingAverage(average, source, spec.momentum);
+    }
+    throw new SiglipError('ERR_ARGUMENT', `train: ${path} must have what it follows, got none`);
+  });
+}
+
+/** The tensors of a tree by their paths. */
+export function tensorsByPath(tree: unknown): ReadonlyMap<string, Tensor> {
+  return new Map(flatten(tree).map(({ path, leaf }) => [path, leaf as Tensor]));
 }
 
 /** An objective's step over batches that the towers hold whole, as compileStep takes it. */
@@ -139,7 +200,7 @@ export function wholeStep(
     evaluate: (parameters, batch, averages) => {
       const tree = parameters as TrainedParameters<Tensor>;
       const { embeddings, loss, terms, statistics } = step.towers(tree, batch, averages);
-      const contrast = step.contrast(embeddings, tree);
+      const contrast = contrastOf(step, embeddings, tree);
       const parts = [contrast?.weighted, loss].filter((part) => part !== undefined);
       return {
         loss: parts.reduce((sum, part) => add(sum, part)),
@@ -147,6 +208,17 @@ export function wholeStep(
         statistics,
       };
     },
+    ...(step.averageSpecs.length === 0
+      ? {}
+      : {
+          average: (averages, parameters, statistics) =>
+            moveAverages(
+              step.averageSpecs,
+              averages,
+              tensorsByPath(parameters),
+              statistics as Statistics<Tensor>,
+            ),
+        }),
   };
 }
 
@@ -165,21 +237,24 @@ export interface Objective {
   readonly forms: readonly string[];
   parametersTree<Leaf>(build: LeafBuilder<Leaf>, initial?: InitialLogits): TrainedParameters<Leaf>;
   averagesTree<Leaf>(build: (spec: AverageSpec) => Leaf): Averages<Leaf>;
-  /** The step of the batches of one form, or of micro-batches of so many pairs of them. */
+  /** Pairs of a batch of a form. @throws ERR_DATA for none of its forms */
+  pairs(form: string): number;
+  /** The step of the batches of one form, or of so many pairs of them: a micro-batch, a rank's part. */
   step(form: string, pairs?: number): ObjectiveStep;
   /**
    * A batch as its step takes it.
    *
+   * @param own - how many of a batch's pairs were given: a rank's part. Default all.
    * @throws ERR_DATA when it does not fit
    */
-  admit(batch: Batch): AdmittedBatch;
+  admit(batch: Batch, own?: (pairs: number) => number): AdmittedBatch;
 }
 
 /** A batch that was found to fit. */
 export interface AdmittedBatch {
   /** One of the objective's forms. */
   readonly form: string;
-  /** Pairs in it. */
+  /** Pairs of the whole batch. */
   readonly pairs: number;
   readonly inputs: StepBatch<HostArray>;
 }

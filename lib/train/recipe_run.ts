@@ -41,7 +41,10 @@ export interface RecipeRunOptions extends Pick<
   /** The batches of a stage; `batchParts` says what they must bring. The run closes them. */
   readonly openStream: (stage: Stage) => Promise<Stream<Batch>>;
   readonly onStep?: (stage: Stage, metrics: StepMetrics) => void;
-  /** Called when a stage has ended, with its trainer still open: to save and look at its model. */
+  /**
+   * Called when a stage has ended, with its trainer still open: to save and look at its model, on rank 0
+   * where ranks have parts of it alone.
+   */
   readonly onStageEnd?: (stage: Stage, trainer: Trainer) => Promise<void>;
   /** Ends the run after the current step, with a checkpoint. */
   readonly signal?: AbortSignal | undefined;
@@ -155,6 +158,7 @@ async function trainStage(
       onStep: (metrics) => onStep?.(stage, metrics),
     });
     if (!ended) return false;
+    await trainer.gather();
     await onStageEnd?.(stage, trainer);
     if (isFirst(options)) {
       await writeJson(stageFolder(folder, stage), END_FILE, { step: trainer.step });

@@ -11,7 +11,7 @@ import { SiglipError } from '../errors';
 import type { HostArray, Spec, Tensor } from '../graph';
 import { add, float32, int32, scope, uint8 } from '../graph';
 import type { DistillationOptions } from '../loss';
-import { captionLoss, localLoss, maskedLoss, updateCentre } from '../loss';
+import { captionLoss, localLoss, maskedLoss } from '../loss';
 import type {
   DecoderConfig,
   LeafBuilder,
@@ -28,13 +28,13 @@ import {
   localViewSize,
   normalizedInput,
   packedInputSpecs,
+  packedRows,
   pixelInputSpecs,
   selfDistillationParameters,
   teacherPart,
   textInputSpec,
   twoTowers,
   twoTowersParameters,
-  updateTeacher,
   visionParameters,
   visionTower,
 } from '../model';
@@ -43,6 +43,7 @@ import type {
   AdmittedBatch,
   Averages,
   AverageSpec,
+  Balance,
   Objective,
   ObjectiveStep,
   StepBatch,
@@ -54,7 +55,7 @@ import type {
 import { decoderTasks } from './objective';
 import type { Recipe, Stage } from './recipe';
 import { trainsDecoder, trainsSelfDistillation, stageModel } from './recipe';
-import { admitPacked, admitPairs, embeddingSpecs, pairLoss } from './two_towers';
+import { admitPacked, admitPairs, embeddingSpecs } from './two_towers';
 
 export interface StageObjectiveOptions {
   /** (3, 256): the value of each byte of each colour. */
@@ -201,8 +202,9 @@ class StageObjective implements Objective {
   private averageTable(): AverageSpec[] {
     if (this.heads === undefined) return [];
     const table: AverageSpec[] = [];
+    const { momentum, centreMomentum } = this.recipe.distillation;
     const follow = ({ path, shape }: ParameterSpec): void => {
-      table.push({ path: teacherPath(path), dtype: 'float32', shape, copyOf: path });
+      table.push({ path: teacherPath(path), dtype: 'float32', shape, copyOf: path, momentum });
     };
     for (const spec of this.parameters) {
       const ofHeads = /^selfDistillation\.(?:pooledHead|patchHead)\./u.test(spec.path);
@@ -212,6 +214,7 @@ class StageObjective implements Objective {
       path: `centres.${path}`,
       dtype: 'float32',
       shape: [prototypes],
+      momentum: centreMomentum,
     });
     const { local, masked } = this.stage.losses;
     if (local > 0) table.push(centre('pooled', this.heads.prototypes));
@@ -223,25 +226,37 @@ class StageObjective implements Objective {
     return this.options.pixelTable;
   }
 
-  step(form: string, pairs = this.lengthOf(form)?.batch ?? this.batch): ObjectiveStep {
+  pairs(form: string): number {
+    if (this.forms.includes(form)) return this.lengthOf(form)?.batch ?? this.batch;
+    throw new SiglipError(
+      'ERR_DATA',
+      `train: form of a batch must be one of ${this.forms.join(', ')}, got ${form}`,
+    );
+  }
+
+  step(form: string, pairs = this.pairs(form)): ObjectiveStep {
     const decaying = new Set(this.parameters.flatMap(({ path, decay }) => (decay ? [path] : [])));
     return {
       name: `train ${this.stage.name}, ${form}`,
       parameters: this.parametersTree<Spec>(({ dtype, shape }) => ({ dtype, shape })),
       averages: this.averagesTree<Spec>(({ dtype, shape }) => ({ dtype, shape })),
       batch: this.batchSpecs(form, pairs),
+      averageSpecs: this.averages,
+      balanced: this.balanced(),
+      sigmoid: this.stage.losses.sigmoid,
       decays: (path) => decaying.has(path),
       embeddings: embeddingSpecs(this.model, pairs),
-      towers: (parameters, batch, averages) => this.towers(parameters, batch, averages),
-      contrast: (embeddings, parameters) => {
-        const { sigmoid } = this.stage.losses;
-        if (sigmoid === 0) return undefined;
-        const loss = pairLoss(embeddings, parameters);
-        return { loss, weighted: scaleBy(loss, sigmoid) };
-      },
-      average: (averages, parameters, statistics) =>
-        this.average(averages, parameters, statistics as Centres<Tensor>),
+      towers: (parameters, batch, averages, balance) =>
+        this.towers(parameters, batch, averages, balance),
     };
+  }
+
+  private balanced(): Record<string, Spec> {
+    if (this.recipe.distillation.centring !== 'sinkhorn') return {};
+    const centres = this.averages.filter(({ path }) => path.startsWith('centres.'));
+    return Object.fromEntries(
+      centres.map(({ path, shape }) => [path.slice('centres.'.length), float32(...shape)]),
+    );
   }
 
   private lengthOf(form: string): NaflexLength | undefined {
@@ -256,7 +271,7 @@ class StageObjective implements Objective {
       images:
         length === undefined
           ? pixelInputSpecs(model, images)
-          : packedInputSpecs(model, images, length.rows),
+          : packedInputSpecs(model, images, packedRows(images * length.length)),
       texts: textInputSpec(model, images),
       targets: targets && targetSpecs(images, targets.length),
       views: views && viewSpecs(images, views),
@@ -267,6 +282,7 @@ class StageObjective implements Objective {
     parameters: TrainedParameters<Tensor>,
     batch: StepBatch<Tensor>,
     averages: Averages<Tensor>,
+    balance: Balance | undefined,
   ): TowersEvaluation {
     const { losses } = this.stage;
     const output = twoTowers(
@@ -275,7 +291,7 @@ class StageObjective implements Objective {
       { vision: normalizedInput(batch.images), ids: batch.texts },
       { checkpoint: this.options.checkpoint, pooledOnly: true },
     );
-    const distilled = this.distillationTerms(parameters, batch, averages);
+    const distilled = this.distillationTerms(parameters, batch, averages, balance);
     const terms = { ...this.decoderTerms(parameters, batch, output), ...distilled.terms };
     const weighted = Object.entries(terms).map(([name, term]) =>
       scaleBy(term, losses[name as keyof Stage['losses']]),
@@ -285,7 +301,7 @@ class StageObjective implements Objective {
       embeddings: { images: output.vision.embedding, texts: output.text.embedding },
       loss: first && rest.reduce((sum, term) => add(sum, term), first),
       terms,
-      statistics: distilled.centres,
+      statistics: distilled.statistics,
     };
   }
 
@@ -328,21 +344,28 @@ class StageObjective implements Objective {
     { vision, selfDistillation: heads }: TrainedParameters<Tensor>,
     { images, views }: StepBatch<Tensor>,
     { teacher, centres }: Averages<Tensor>,
-  ): { terms: Record<string, Tensor>; centres: Centres<Tensor> } {
+    balance: Balance | undefined,
+  ): { terms: Record<string, Tensor>; statistics: Record<string, Tensor> } {
+    const terms: Record<string, Tensor> = {};
+    const statistics: Record<string, Tensor> = {};
     if (views === undefined || heads === undefined || teacher === undefined) {
-      return { terms: {}, centres: {} };
+      return { terms, statistics };
     }
     if (!('table' in images)) throw notFixed();
     const { table } = images;
     const { model } = this;
     const { checkpoint } = this.options;
     const { studentTemperature, centring } = this.recipe.distillation;
-    const options: DistillationOptions = { balance: centring, studentTemperature };
+    const options = (name: string): DistillationOptions => ({
+      balance:
+        centring === 'sinkhorn' && balance !== undefined
+          ? (logits) => balance(name, logits)
+          : centring,
+      studentTemperature,
+    });
     const { temperature } = views;
     const global = { images: normalizePixels(views.global, table) };
     const whole = scope('teacher', () => visionTower(teacher.vision, model, global));
-    const terms: Record<string, Tensor> = {};
-    const statistics: { pooled?: Tensor; patch?: Tensor } = {};
     if (centres?.pooled !== undefined) {
       const local = scope('local', () =>
         visionTower(
@@ -357,10 +380,10 @@ class StageObjective implements Objective {
         heads,
         teacher,
         { centre: centres.pooled, temperature },
-        options,
+        options('pooled'),
       );
       terms.local = loss;
-      statistics.pooled = meanLogits;
+      statistics['centres.pooled'] = meanLogits;
     }
     if (centres?.patch !== undefined) {
       const { mask, rows, weights } = views;
@@ -375,48 +398,25 @@ class StageObjective implements Objective {
         heads,
         teacher,
         { centre: centres.patch, temperature },
-        options,
+        options('patch'),
       );
       terms.masked = loss;
-      statistics.patch = meanLogits;
+      statistics['centres.patch'] = meanLogits;
     }
-    return { terms, centres: statistics };
+    return { terms, statistics };
   }
 
-  private average(
-    { teacher, centres }: Averages<Tensor>,
-    { vision, selfDistillation: heads }: TrainedParameters<Tensor>,
-    statistics: Centres<Tensor>,
-  ): Averages<Tensor> {
-    if (teacher === undefined || heads === undefined) return {};
-    const { momentum, centreMomentum } = this.recipe.distillation;
-    const follow = (centre?: Tensor, mean?: Tensor): Tensor | undefined =>
-      centre && mean && updateCentre(centre, mean, centreMomentum);
-    return {
-      teacher: updateTeacher(teacher, teacherPart(vision, heads), momentum),
-      centres: {
-        pooled: follow(centres?.pooled, statistics.pooled),
-        patch: follow(centres?.patch, statistics.patch),
-      },
-    };
-  }
-
-  admit(batch: Batch): AdmittedBatch {
+  admit(batch: Batch, own = (pairs: number): number => pairs): AdmittedBatch {
     const { packed } = batch;
     const form = packed === undefined ? IMAGES : String(packed.length);
-    if (!this.forms.includes(form)) {
-      throw new SiglipError(
-        'ERR_DATA',
-        `train: form of a batch must be one of ${this.forms.join(', ')}, got ${form}`,
-      );
-    }
-    const length = this.lengthOf(form);
-    const pairs = length?.batch ?? this.batch;
-    const pixels = { model: this.model, batch: pairs, pixelTable: this.options.pixelTable };
+    const pairs = this.pairs(form);
+    const rows = own(pairs);
+    const pixels = { model: this.model, batch: rows, pixelTable: this.options.pixelTable };
+    const length = this.lengthOf(form)?.length;
     const inputs: StepBatch<HostArray> = {
       ...(packed === undefined || length === undefined
         ? admitPairs(pixels, batch)
-        : admitPacked(this.model, length, packed, batch.tokens)),
+        : admitPacked(this.model, { length, batch: rows }, packed, batch.tokens)),
       targets: this.parts.targets && targetsOf(batch),
       views: this.parts.views && this.viewsOf(batch),
     };
@@ -432,8 +432,6 @@ class StageObjective implements Objective {
     };
   }
 }
-
-type Centres<Leaf> = NonNullable<Averages<Leaf>['centres']>;
 
 function teacherPath(path: string): string {
   return `teacher.${path.replace(/^selfDistillation\./u, '')}`;

@@ -1,95 +1,154 @@
-// A training step whose pairs are spread over ranks, each with a copy of the weights:
+// A training step whose pairs are spread over ranks, of any objective. Forward and backward of a rank's own
+// pairs are one program in parts (lib/graph/parts.ts), a few blocks each:
 //
-//   texts forward ─ texts travel ┐
-//   images forward ──────────────┴ loss over ranks ─ texts backward ─ gradients travel ┐
-//                                                    images backward ─────────────────┴ update
+//   towers forward, part by part ─ embeddings ─ sigmoid loss over ranks ─ its gradient ┐
+//   ┌──────────────────────────────────────────────────────────────────────────────────┘
+//   backward, part by part ── gradients of a part travel while the next part runs ── update
 //
-// A program runs from its first call to its last, so the towers run twice: once for the embeddings,
-// which the loss needs of all ranks, and once for the gradients. Every number that ranks share is the
-// same bits on each, so their weights never part.
+// Losses that need no other pair are means over the pairs of a rank, so the batch's is the mean of them by
+// rows, and so are the statistics that averages follow. Every number that ranks share is the same bits on
+// each, so their weights never part.
 //
-// With `shard: 'optimizer'` (ZeRO stage 1, arXiv 1910.02054) a rank holds Adam's moments of its part of
-// the parameters alone, updates that part and gets the others' from them. As many bytes travel.
+// What a rank keeps of the state is said in state_over_ranks.ts. With `shard: 'parameters'` the weights of a
+// part are gathered while the part before it runs, given back behind it, and gathered again for the
+// backward.
 import type { Device, HostArray } from '../array';
 import { DeviceArray } from '../array';
 import type { Communicator } from '../comm';
-import { evenParts, startsOf } from '../comm';
-import { SiglipError } from '../errors';
-import type { ComputeDType, MapTree, Program, Spec, Tensor } from '../graph';
-import { compile, disposeArrays, flatten, float32, gradient, mapTree } from '../graph';
-import type { ModelConfig, TextParameters, TwoTowersParameters, VisionParameters } from '../model';
+import { deviceCommunicator, evenParts } from '../comm';
+import type { ComputeDType, Part, Program, ProgramInParts, Spec, Tensor } from '../graph';
 import {
-  normalizedInput,
-  parameterTable,
-  pixelInputSpecs,
-  textInputSpec,
-  textTower,
-  twoTowersParameters,
-  visionInputSpecs,
-  visionTower,
-} from '../model';
-import { dot, globalNorm } from '../ops';
-import type { TrainingState } from './checkpoint';
-import { FlatLayout } from './flat_layout';
-import type { Piece } from './flat_layout';
+  compile,
+  compileParts,
+  disposeArrays,
+  elements,
+  fill,
+  flatten,
+  float32,
+  pullback,
+} from '../graph';
+import type { TeacherLogits } from '../loss';
+import { globalNorm } from '../ops';
+import { BalanceOverRanks } from './balance_over_ranks';
+import type { LazyArray, Placement, TrainingState } from './checkpoint';
 import type { TextExchange } from './loss_over_ranks';
 import { LossOverRanks } from './loss_over_ranks';
+import type {
+  Averages,
+  Embeddings,
+  Objective,
+  ObjectiveStep,
+  Statistics,
+  StepBatch,
+  TrainedParameters,
+} from './objective';
+import { moveAverages, tensorsByPath } from './objective';
 import type { OptimizerConfig, OptimizerState } from './optimizer';
 import { updateParameters } from './optimizer';
+import type { ArraysByPath, Sharding, Term, Unit, WholeWeights } from './state_over_ranks';
+import { at, partsPlacedOn, StateOverRanks, unitOf, unitOfAverage } from './state_over_ranks';
 import type { StepScalars } from './step';
-import type { StepBatch } from './objective';
+import { enteredSpecs } from './step';
 
 /** How a run is spread over ranks. */
 export interface RanksConfig {
   readonly comm: Communicator;
   /** How the texts of other ranks come to a rank. Default `gather`; see {@link LossOverRanks}. */
   readonly exchange?: TextExchange;
-  /** What a rank keeps only a part of. Default `none`: every rank has all weights and moments. */
-  readonly shard?: 'none' | 'optimizer';
+  /** What a rank keeps only a part of. Default `none`: every rank has all. */
+  readonly shard?: Sharding;
+  /**
+   * Bytes of parameters that a part of the step reads, a block at least: its gradients travel while the
+   * next part runs, and with sharded parameters a rank has those of two parts at a time. Default 4 MiB.
+   */
+  readonly partBytes?: number;
 }
 
 export interface StepOverRanksConfig extends RanksConfig {
-  readonly model: ModelConfig;
-  /** Pairs of every rank, each at least one. */
-  readonly rows: readonly number[];
+  readonly objective: Objective;
   readonly optimizer: OptimizerConfig;
+  /** See StepConfig. */
+  readonly entered?: readonly string[];
   /** Default `'cpu'`. */
   readonly device?: Device;
   /** Default `'float32'`. */
   readonly precision?: ComputeDType;
-  /** Compute blocks again in the backward instead of keeping their inside. Default false. */
-  readonly checkpoint?: boolean;
 }
 
-type Arrays = Record<string, DeviceArray>;
+/** What a rank keeps of every leaf of a state; {@link StepOverRanks} takes it over. */
+export function placedOverRanks(
+  objective: Objective,
+  { comm, shard = 'none' }: RanksConfig,
+  device: Device,
+): Placement {
+  return partsPlacedOn({ comm: deviceCommunicator(comm), objective, shard, device });
+}
+
+/** The host's part of a step's schedule; see scheduleInput. */
+export interface ScheduleInputs {
+  readonly all: Float32Array;
+  readonly entered: Readonly<Record<string, Float32Array>>;
+}
+
+const PART_BYTES = 4 * 2 ** 20;
+
+type Specs = Readonly<Record<string, Spec>>;
+
+interface TowersInputs {
+  readonly parameters: TrainedParameters<Spec>;
+  readonly averages: Averages<Spec>;
+  readonly batch: StepBatch<Spec>;
+  /** Gradient of the loss of all pairs by the own embeddings. */
+  readonly upstream: Partial<Embeddings<Spec>>;
+  /** See {@link ObjectiveStep.balanced}. */
+  readonly balance: Specs;
+}
+
+interface TowersOutputs {
+  readonly embeddings: Partial<Embeddings<Tensor>>;
+  /** By path; the terms of a sum where it is made in several places. */
+  readonly gradients: Readonly<Record<string, readonly Tensor[]>>;
+  readonly loss: Tensor | undefined;
+  readonly terms: Readonly<Record<string, Tensor>>;
+  readonly statistics: Statistics<Tensor>;
+  /** What the centres of `balance` are made of. */
+  readonly teacher: Readonly<Record<string, Omit<TeacherLogits, 'temperature'>>>;
+}
 
 interface UpdateInputs<Leaf> {
-  readonly parameters: Record<string, Leaf>;
-  readonly state: OptimizerState<Record<string, Leaf>>;
-  readonly gradients: Record<string, Leaf>;
+  readonly parameters: Readonly<Record<string, Leaf>>;
+  readonly state: OptimizerState<Readonly<Record<string, Leaf>>>;
+  readonly gradients: Readonly<Record<string, Leaf>>;
   readonly gradientNorm: Leaf;
   readonly schedule: Leaf;
+  readonly entered: Readonly<Record<string, Leaf>>;
 }
 
 interface UpdateOutputs {
-  readonly parameters: Record<string, Tensor>;
-  readonly state: OptimizerState<Record<string, Tensor>>;
+  readonly parameters: Readonly<Record<string, Tensor>>;
+  readonly state: OptimizerState<Readonly<Record<string, Tensor>>>;
   readonly updateNorm: Tensor;
   readonly parameterNorm: Tensor;
 }
 
-/** The two programs of a tower. */
-interface Tower<P, I> {
-  readonly forward: Program<{ parameters: P; input: I }, { embedding: Tensor }>;
-  readonly backward: Program<
-    { parameters: P; input: I; dembedding: Spec },
-    { gradients: MapTree<P, Spec, Tensor> }
-  >;
+interface AverageInputs<Leaf> {
+  readonly averages: Readonly<Record<string, Leaf>>;
+  readonly parameters: Readonly<Record<string, Leaf>>;
+  readonly statistics: Readonly<Record<string, Leaf>>;
 }
 
-type Vision = VisionParameters<Spec>;
-type Text = TextParameters<Spec>;
-type Images = StepBatch<Spec>['images'];
+/** What a rank runs for the batches of one form. */
+interface Form {
+  readonly towers: ProgramInParts;
+  /** Of the sigmoid loss; `undefined` where it has no weight. */
+  readonly loss: LossOverRanks | undefined;
+  readonly sigmoid: number;
+  /** The own pairs' share of the batch. */
+  readonly share: number;
+  readonly batch: StepBatch<Spec>;
+  /** Sinkhorn-Knopp over the whole batch, by the name of the centre. */
+  readonly balance: ReadonlyMap<string, BalanceOverRanks>;
+}
 
 /**
  * Step of a run over ranks. All ranks make it with the same configuration and take the same steps.
@@ -98,441 +157,612 @@ type Images = StepBatch<Spec>['images'];
  */
 export class StepOverRanks {
   private readonly comm: Communicator;
-  private readonly vision: Tower<Vision, Images>;
-  private readonly text: Tower<Text, Spec>;
-  private readonly loss: LossOverRanks;
-  private readonly norm: Program<{ gradients: Record<string, Spec> }, { norm: Tensor }>;
+  private readonly device: Device;
+  private readonly forms = new Map<string, Form>();
+  private readonly norm: Program<{ gradients: Specs }, { norm: Tensor }>;
   private readonly update: Program<UpdateInputs<Spec>, UpdateOutputs>;
-  /** Of each tower and of the logits' two scalars: parameters one behind the other. */
-  private readonly layouts: readonly [FlatLayout, FlatLayout, FlatLayout];
-  /** What this rank updates: of its part, or of all, in the order of the layouts. */
-  private readonly pieces: readonly (readonly Piece[])[];
-  private readonly parameters: TwoTowersParameters<DeviceArray>;
-  private readonly leaves: ReadonlyMap<string, DeviceArray>;
-  private readonly batchSpecs: StepBatch<Spec>;
-  /** By path: what the update works on. Without shards the parameters themselves. */
-  private owned: { parameters: Arrays; moments: OptimizerState<Arrays> } = {
-    parameters: {},
-    moments: { m: {}, v: {} },
-  };
-  private readonly moments: OptimizerState<TwoTowersParameters<DeviceArray>>;
+  private readonly average:
+    Program<AverageInputs<Spec>, { averages: Readonly<Record<string, Tensor>> }> | undefined;
+  /** What passes between the operations of a form's program. */
+  private readonly work: DeviceArray | undefined;
 
   private constructor(
     private readonly config: StepOverRanksConfig,
-    state: TrainingState<DeviceArray>,
+    private readonly state: StateOverRanks,
   ) {
-    const { comm, model, rows, device = 'cpu', precision = 'float32' } = config;
+    const { comm, objective, device = 'cpu', precision = 'float32' } = config;
     this.comm = comm;
-    this.parameters = state.parameters;
-    this.moments = state.moments;
-    this.leaves = arraysByPath(state.parameters);
-    const own = rows[comm.rank];
-    this.loss = new LossOverRanks({ ...config, embedding: model.embedding });
-    const specs = twoTowersParameters<Spec>(model, ({ dtype, shape }) => ({ dtype, shape }));
-    const images =
-      model.vision.layout === 'fixed' ? pixelInputSpecs(model, own) : visionInputSpecs(model, own);
-    this.batchSpecs = { images, texts: textInputSpec(model, own) };
-    const options = { checkpoint: config.checkpoint, pooledOnly: true };
-    const dembedding = float32(own, model.embedding);
-    this.text = tower('text', specs.text, this.batchSpecs.texts, dembedding, config, (p, ids) => {
-      return textTower(p, model, ids, options).embedding;
-    });
-    this.vision = tower('vision', specs.vision, images, dembedding, config, (p, input) => {
-      const normalized = normalizedInput(input);
-      const { embedding } = visionTower(p, model, normalized, options);
-      if (embedding !== undefined) return embedding;
-      throw new SiglipError(
-        'ERR_CONFIG',
-        `train: vision.pool must be map, got ${model.vision.pool}: a tower without a head gives no embedding`,
+    this.device = device;
+    try {
+      for (const form of objective.forms) this.forms.set(form, this.form(form));
+      const owned = specsOf(state.owned.parameters);
+      this.norm = compile(
+        'gradient norm',
+        ({ gradients }: { gradients: Readonly<Record<string, Tensor>> }) => ({
+          norm: globalNorm(Object.values(gradients)),
+        }),
+        { gradients: owned },
+        { device },
       );
-    });
-    const { logitScale, logitBias } = specs;
-    this.layouts = [
-      new FlatLayout({ vision: specs.vision }),
-      new FlatLayout({ text: specs.text }),
-      new FlatLayout({ logitScale, logitBias }),
-    ];
-    this.pieces = this.layouts.map((layout) => {
-      const parts = this.parts(layout);
-      return layout.pieces(parts[comm.rank], parts[comm.rank + 1]);
-    });
-    const ownedSpecs = Object.fromEntries(
-      this.pieces.flat().map(({ path, shape }) => [path, float32(...shape)]),
-    );
-    this.norm = compile(
-      'gradient norm',
-      ({ gradients }: { gradients: Record<string, Tensor> }) => ({
-        norm: globalNorm(Object.values(gradients)),
-      }),
-      { gradients: ownedSpecs },
-      { device },
-    );
-    const decaying = new Set(
-      parameterTable(model)
-        .filter(({ decay }) => decay)
-        .map(({ path }) => path),
-    );
-    this.update = compile(
-      'update',
-      (inputs: UpdateInputs<Tensor>): UpdateOutputs => {
-        const { state: newState, ...update } = updateParameters(
-          inputs.parameters,
-          inputs.gradients,
-          inputs.state,
-          { all: inputs.schedule, entered: {} },
-          config.optimizer,
-          (path) => decaying.has(path),
-          inputs.gradientNorm,
-        );
-        const { parameters, updateNorm, parameterNorm } = update;
-        return { parameters, state: newState, updateNorm, parameterNorm };
-      },
-      {
-        parameters: ownedSpecs,
-        state: { m: ownedSpecs, v: ownedSpecs },
-        gradients: ownedSpecs,
-        gradientNorm: float32(1),
-        schedule: float32(3),
-      },
-      { donate: ['parameters', 'state'], device, precision },
-    );
+      const decaying = new Set(objective.parameters.flatMap((p) => (p.decay ? [p.path] : [])));
+      this.update = compile(
+        'update',
+        (inputs: UpdateInputs<Tensor>) => updated(inputs, config.optimizer, decaying),
+        {
+          parameters: owned,
+          state: { m: owned, v: owned },
+          gradients: owned,
+          gradientNorm: float32(1),
+          schedule: float32(3),
+          entered: enteredSpecs(config.entered),
+        },
+        { donate: ['parameters', 'state'], device, precision },
+      );
+      this.average = objective.averages.length === 0 ? undefined : this.averageProgram();
+      const bytes = Math.max(...[...this.forms.values()].map(({ towers }) => towers.workBytes));
+      this.work = DeviceArray.empty({ dtype: 'uint8', shape: [Math.max(bytes, 1)] }, device);
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
   }
 
   /**
-   * Takes over a state, the same on every rank. With sharded moments the rank keeps its part and
-   * disposes those given.
+   * Takes over a state, the same on every rank, or what {@link placedOverRanks} made of it. What the rank
+   * keeps only a part of is disposed in the state that was given.
    */
   static async create(
     config: StepOverRanksConfig,
-    state: TrainingState<DeviceArray>,
+    given: TrainingState<DeviceArray>,
   ): Promise<StepOverRanks> {
-    const step = new StepOverRanks(config, state);
-    const trees = [state.parameters, state.moments.m, state.moments.v];
-    const [parameters, m, v] = await Promise.all(trees.map((tree) => step.owning(tree)));
-    step.owned = { parameters, moments: { m, v } };
-    if (step.sharded) {
-      disposeArrays(state.moments);
-    }
-    return step;
+    const { objective, shard = 'none', device = 'cpu' } = config;
+    // All that follows goes by one communicator, which keeps the order.
+    const comm = deviceCommunicator(config.comm);
+    const state = await StateOverRanks.create({ comm, objective, shard, device }, given);
+    return new StepOverRanks({ ...config, comm }, state);
   }
 
-  /** Bytes of weights, moments and gradients, and of the largest program's arena. */
+  /** Bytes of what a rank keeps, and of what a step adds to it at its peak. */
   get peakBytes(): number {
-    const arenas = [this.vision.backward, this.text.backward, this.update].map(
-      ({ memory }) => memory.arenaBytes,
-    );
-    const weights = this.layouts.reduce((sum, { length }) => sum + 4 * length, 0);
-    const owned = this.pieces.flat().reduce((sum, { from, to }) => sum + 4 * (to - from), 0);
-    return Math.max(...arenas) + 2 * weights + (this.sharded ? 3 : 2) * owned;
+    const { owned, units, averageUnits } = this.state;
+    const lengths = new Map([...units, ...averageUnits].map((u) => [u.name, u.layout.length]));
+    const gradients = [...owned.parameters.values()].reduce((sum, { bytes }) => sum + bytes, 0);
+    // Of two parts in a row: gradients on their way, and weights that were gathered.
+    const travelling = [...this.forms.values()].flatMap(({ towers: { parts } }) => {
+      const sizes = parts.map((part) =>
+        part.units.reduce((sum, name) => sum + 4 * (lengths.get(name) ?? 0), 0),
+      );
+      return sizes.map((size, i) => (this.fleeting ? 2 : 1) * (size + (sizes.at(i + 1) ?? 0)));
+    });
+    return this.state.bytes + gradients + Math.max(0, ...travelling) + (this.work?.bytes ?? 0);
+  }
+
+  /** The weights that every rank has whole; with sharded parameters those of the logits alone. */
+  get logits(): { readonly logitScale: DeviceArray; readonly logitBias: DeviceArray } {
+    const { parameters } = this.state.whole;
+    return { logitScale: at(parameters, 'logitScale'), logitBias: at(parameters, 'logitBias') };
   }
 
   /**
    * One step.
    *
-   * @param schedule - see scheduleInput.
-   * @param batch - the rank's own pairs.
+   * @param form - of the batch.
+   * @param batch - the rank's own pairs of it.
    * @returns loss and norms over all ranks, the same on each.
    * @throws ERR_COMM when another rank has ended.
    */
-  async run(schedule: Float32Array, batch: StepBatch<HostArray>): Promise<StepScalars<number>> {
-    const { device = 'cpu' } = this.config;
-    const { vision, text, ...logits } = this.parameters;
-    const uploaded = upload(this.batchSpecs, batch, device);
-    const made: DeviceArray[] = [];
-    try {
-      const texts = await this.text.forward.run({ parameters: text, input: uploaded.texts });
-      made.push(texts.embedding);
-      const images = async (): Promise<DeviceArray> => {
-        const run = { parameters: vision, input: uploaded.images };
-        const { embedding } = await this.vision.forward.run(run);
-        made.push(embedding);
-        return embedding;
-      };
-      const loss = await this.loss.run(texts.embedding, images, logits);
-      made.push(loss.images, loss.texts);
-
-      const [visionLayout, textLayout] = this.layouts;
-      const dtext = await this.text.backward.run({
-        parameters: text,
-        input: uploaded.texts,
-        dembedding: loss.texts,
-      });
-      const flatText = await taken(textLayout, { text: dtext.gradients });
-      // While they travel, the other tower works.
-      const [textSum, dvision] = await Promise.all([
-        this.reduced(textLayout, flatText),
-        this.vision.backward.run({
-          parameters: vision,
-          input: uploaded.images,
-          dembedding: loss.images,
-        }),
-      ]);
-      const flatVision = await taken(visionLayout, { vision: dvision.gradients });
-      const visionSum = await this.reduced(visionLayout, flatVision);
-      const logitSum = Float32Array.of(loss.logitScale, loss.logitBias);
-      const [from, to] = this.own(this.layouts[2]);
-      const sums = [visionSum, textSum, logitSum.subarray(from, to)];
-      const updated = await this.updated(sums, schedule);
-      return { loss: loss.loss, terms: { sigmoid: loss.loss }, ...updated };
-    } finally {
-      disposeArrays([...made, uploaded]);
-    }
+  async run(
+    form: string,
+    schedule: ScheduleInputs,
+    batch: StepBatch<HostArray>,
+  ): Promise<StepScalars<number>> {
+    const towers = new TowersRun(at(this.forms, form), this.state, {
+      comm: this.comm,
+      device: this.device,
+      fleeting: this.fleeting,
+      work: this.work,
+      logits: this.logits,
+    });
+    const { loss, terms, gradients, statistics } = await towers.run(batch);
+    const norms = await this.updated(gradients, schedule);
+    if (this.average !== undefined) await this.moved(this.average, statistics);
+    return { loss, terms, ...norms };
   }
 
-  /** Hands the whole state to `write` on rank 0, and gathers it there where it is in parts. */
-  async save(write: (state: TrainingState<DeviceArray>) => Promise<void>): Promise<void> {
-    const moments = this.sharded ? await this.gatheredMoments() : this.moments;
-    try {
-      if (this.comm.rank === 0 && moments !== undefined) {
-        await write({ parameters: this.parameters, moments, averages: {} });
-      }
-    } finally {
-      if (this.sharded) disposeArrays(moments);
-    }
-    await this.comm.barrier();
+  /** See {@link StateOverRanks.save}. */
+  async save(
+    write: (state: TrainingState<DeviceArray | LazyArray>) => Promise<void>,
+  ): Promise<void> {
+    await this.state.save(write);
   }
 
-  /** Frees the programs, and what the rank keeps beside the state it was made with. */
+  /** See {@link StateOverRanks.gatheredAtRoot}. */
+  gatheredAtRoot(): Promise<WholeWeights | undefined> {
+    return this.state.gatheredAtRoot();
+  }
+
+  /** Frees the programs and the state. */
   dispose(): void {
-    for (const program of [this.vision, this.text]) {
-      program.forward.dispose();
-      program.backward.dispose();
+    for (const { towers, loss, balance } of this.forms.values()) {
+      towers.dispose();
+      loss?.dispose();
+      for (const centre of balance.values()) centre.dispose();
     }
-    this.loss.dispose();
-    this.norm.dispose();
-    this.update.dispose();
-    if (this.sharded) disposeArrays(this.owned);
+    // After a failure to make them some are not there.
+    const programs: ({ dispose(): void } | undefined)[] = [this.norm, this.update, this.average];
+    for (const program of programs) program?.dispose();
+    this.work?.dispose();
+    this.state.dispose();
   }
 
-  private get sharded(): boolean {
-    return this.config.shard === 'optimizer';
+  private get fleeting(): boolean {
+    return this.config.shard === 'parameters';
   }
 
-  /** Where the parts of ranks begin in a layout, and the end; without shards each has all. */
-  private parts(layout: FlatLayout): readonly number[] {
-    if (this.sharded) return evenParts(layout.length, this.comm.size);
-    return [...Array.from({ length: this.comm.rank + 1 }, () => 0), layout.length];
-  }
-
-  private own(layout: FlatLayout): readonly [number, number] {
-    const parts = this.parts(layout);
-    return [parts[this.comm.rank], parts[this.comm.rank + 1]];
-  }
-
-  private counts(layout: FlatLayout): number[] {
-    const parts = evenParts(layout.length, this.comm.size);
-    return parts.slice(1).map((end, r) => end - parts[r]);
-  }
-
-  /** What this rank works on of a tree: its arrays themselves, or copies of its pieces. */
-  private async owning(tree: TwoTowersParameters<DeviceArray>): Promise<Arrays> {
-    const leaves = arraysByPath(tree);
-    const owned: Arrays = {};
-    for (const { path, from, to, shape } of this.pieces.flat()) {
-      const whole = at(leaves, path);
-      if (this.sharded) {
-        const values = (await whole.read()) as Float32Array;
-        owned[path] = DeviceArray.from(values.subarray(from, to), shape, whole.device);
-      } else {
-        owned[path] = whole;
-      }
+  private form(name: string): Form {
+    const { comm, objective, exchange, device, precision, partBytes = PART_BYTES } = this.config;
+    const pairs = objective.pairs(name);
+    const parts = evenParts(pairs, comm.size);
+    const rows = parts.slice(1).map((end, rank) => end - parts[rank]);
+    const own = rows[comm.rank];
+    const step = objective.step(name, own);
+    const { sigmoid } = step;
+    const share = own / pairs;
+    const averages = new Map(step.averageSpecs.map((spec) => [spec.path, unitOfAverage(spec)]));
+    const towers = compileParts<TowersInputs>(
+      step.name,
+      (inputs) => towersAndBackward(step, share, inputs, this.fleeting),
+      {
+        parameters: step.parameters,
+        averages: step.averages,
+        batch: step.batch,
+        upstream: sigmoid === 0 ? {} : step.embeddings,
+        balance: step.balanced,
+      },
+      {
+        device,
+        precision,
+        limitBytes: partBytes,
+        late: ['upstream', 'balance'],
+        fleeting: this.fleeting,
+        unit: (path) => {
+          const [kind, ...below] = path.split('.');
+          if (kind === 'parameters') return unitOf(below.join('.'));
+          return kind === 'averages' ? averages.get(below.join('.')) : undefined;
+        },
+      },
+    );
+    try {
+      const { embedding } = objective.model;
+      const loss =
+        sigmoid === 0
+          ? undefined
+          : new LossOverRanks({ comm, rows, embedding, exchange, device, weight: sigmoid });
+      const balance = new Map(
+        Object.keys(step.balanced).map((centre) => {
+          const [features, prototypes] = ['features', 'prototypes'].map((part) =>
+            at(towers.results, `${TEACHER}${centre}.${part}`),
+          );
+          return [centre, new BalanceOverRanks(comm, rows, features, prototypes, this.device)];
+        }),
+      );
+      return { towers, loss, sigmoid, share, batch: step.batch, balance };
+    } catch (error) {
+      towers.dispose();
+      throw error;
     }
-    return owned;
   }
 
-  /** The rank's own part of the sum over ranks. */
-  private async reduced(layout: FlatLayout, flat: Float32Array): Promise<Float32Array> {
-    if (!this.sharded) {
-      await this.comm.allReduce(flat);
-      return flat;
-    }
-    const counts = this.counts(layout);
-    const own = new Float32Array(counts[this.comm.rank]);
-    await this.comm.reduceScatter(flat, counts, own);
-    return own;
+  private averageProgram(): NonNullable<StepOverRanks['average']> {
+    const { objective } = this.config;
+    const { averages, parameters } = this.averaged;
+    const statistics: Specs = Object.fromEntries(
+      objective.averages.flatMap((spec) => (spec.copyOf === undefined ? [[spec.path, spec]] : [])),
+    );
+    return compile(
+      'averages',
+      (inputs: AverageInputs<Tensor>) => ({
+        averages: moveAverages(
+          objective.averages,
+          inputs.averages,
+          tensorsByPath(inputs.parameters),
+          inputs.statistics,
+        ),
+      }),
+      { averages: specsOf(averages), parameters: specsOf(parameters), statistics },
+      { donate: ['averages'], device: this.device },
+    );
+  }
+
+  /** What the averages' update works on: wholes, or with sharded parameters the rank's parts of both. */
+  private get averaged(): Pick<StateOverRanks['owned'], 'averages' | 'parameters'> {
+    const { owned, whole } = this.state;
+    const all = this.fleeting ? owned.parameters : whole.parameters;
+    const followed = this.config.objective.averages.flatMap(({ copyOf }) => copyOf ?? []);
+    const parameters = new Map([...all].filter(([path]) => followed.includes(path)));
+    return { averages: owned.averages, parameters };
   }
 
   private async updated(
-    sums: readonly Float32Array[],
-    schedule: Float32Array,
+    sums: ReadonlyMap<Unit, ArraysByPath>,
+    { all, entered }: ScheduleInputs,
   ): Promise<Omit<StepScalars<number>, 'loss' | 'terms'>> {
-    const { device = 'cpu' } = this.config;
-    const gradients: Arrays = {};
+    const gradients: Record<string, DeviceArray> = {};
+    const { owned } = this.state;
     try {
-      for (const [i, pieces] of this.pieces.entries()) {
-        for (const { path, start, from, to, shape } of pieces) {
-          const part = sums[i].subarray(start, start + to - from);
-          gradients[path] = DeviceArray.from(part, shape, device);
-        }
+      for (const path of owned.parameters.keys()) {
+        gradients[path] = this.gradientOf(path, sums);
       }
       const [gradientNorm] = await this.overRanks([(await this.norm.run({ gradients })).norm]);
-      const { parameters, moments: state } = this.owned;
       const outputs = await this.update.run({
-        parameters,
-        state,
+        parameters: Object.fromEntries(owned.parameters),
+        state: { m: Object.fromEntries(owned.m), v: Object.fromEntries(owned.v) },
         gradients,
         gradientNorm: Float32Array.of(gradientNorm),
-        schedule,
+        schedule: all,
+        entered,
       });
       const [updateNorm, parameterNorm] = await this.overRanks([
         outputs.updateNorm,
         outputs.parameterNorm,
       ]);
-      if (this.sharded) await this.gatherParameters();
+      await this.state.refresh();
       return { gradientNorm, updateNorm, parameterNorm };
     } finally {
       disposeArrays(gradients);
     }
   }
 
+  private gradientOf(path: string, sums: ReadonlyMap<Unit, ArraysByPath>): DeviceArray {
+    const unit = this.state.unitOfName(unitOf(path));
+    const { shape } = at(this.state.owned.parameters, path);
+    return sums.get(unit)?.get(path) ?? DeviceArray.zeros(float32(...shape), this.device);
+  }
+
+  private async moved(
+    program: NonNullable<StepOverRanks['average']>,
+    statistics: Statistics<Float32Array>,
+  ): Promise<void> {
+    const { averages, parameters } = this.averaged;
+    await program.run({
+      averages: Object.fromEntries(averages),
+      parameters: Object.fromEntries(parameters),
+      statistics,
+    });
+  }
+
   /** Norms of what the ranks own together. Disposes the arrays. */
   private async overRanks(norms: readonly DeviceArray[]): Promise<number[]> {
     const own = await Promise.all(norms.map(async (norm) => (await norm.read())[0]));
     disposeArrays(norms);
-    if (!this.sharded) return own;
+    if ((this.config.shard ?? 'none') === 'none') return own;
     const squares = Float32Array.from(own, (norm) => norm * norm);
     await this.comm.allReduce(squares);
     return Array.from(squares, Math.sqrt);
   }
+}
 
-  private async gatherParameters(): Promise<void> {
-    for (const [i, layout] of this.layouts.entries()) {
-      const counts = this.counts(layout);
-      const part = await this.ownPart(i, this.owned.parameters);
-      const flat = new Float32Array(layout.length);
-      await this.comm.allGather(part, counts, flat);
-      for (const { path, start, length } of layout.leaves) {
-        at(this.leaves, path).write(flat.subarray(start, start + length));
-      }
+/** What the towers of a step give, over all ranks. */
+interface TowersResult {
+  readonly loss: number;
+  readonly terms: Readonly<Record<string, number>>;
+  /** What the rank updates by: its part of every unit, or all. */
+  readonly gradients: ReadonlyMap<Unit, ArraysByPath>;
+  readonly statistics: Statistics<Float32Array>;
+}
+
+interface TowersRunOptions {
+  readonly comm: Communicator;
+  readonly device: Device;
+  readonly fleeting: boolean;
+  readonly work: DeviceArray | undefined;
+  readonly logits: { readonly logitScale: DeviceArray; readonly logitBias: DeviceArray };
+}
+
+/** One run of the towers, forward and backward, part by part. */
+class TowersRun {
+  private readonly inputs = new Map<string, DeviceArray>();
+  private readonly results = new Map<string, DeviceArray>();
+  /** Units that are here or on their way, by name. */
+  private readonly gathered = new Map<string, Promise<ReadonlyMap<string, DeviceArray>>>();
+  private readonly reductions: { readonly unit: Unit; readonly sum: Promise<ArraysByPath> }[] = [];
+  private contrast: { loss: number; logitScale: number; logitBias: number } | undefined;
+
+  constructor(
+    private readonly form: Form,
+    private readonly state: StateOverRanks,
+    private readonly options: TowersRunOptions,
+  ) {}
+
+  async run(batch: StepBatch<HostArray>): Promise<TowersResult> {
+    const { towers } = this.form;
+    const { parts } = towers;
+    const uploaded = this.upload(batch);
+    const { whole, owned } = this.state;
+    for (const [path, array] of whole.parameters) this.inputs.set(`parameters.${path}`, array);
+    for (const [path, array] of this.options.fleeting ? owned.averages : whole.averages) {
+      this.inputs.set(`averages.${path}`, array);
     }
-  }
-
-  /** The rank's part of a layout in host memory. */
-  private async ownPart(layout: number, arrays: Arrays): Promise<Float32Array> {
-    const [from, to] = this.own(this.layouts[layout]);
-    const part = new Float32Array(to - from);
-    await Promise.all(
-      this.pieces[layout].map(async ({ path, start }) => {
-        part.set(await arrays[path].read(), start);
-      }),
-    );
-    return part;
-  }
-
-  /** Moments of all ranks, in host memory of rank 0. */
-  private async gatheredMoments(): Promise<TrainingState<DeviceArray>['moments'] | undefined> {
-    const { m, v } = this.owned.moments;
-    const wholes: ReadonlyMap<string, Float32Array>[] = [];
-    for (const arrays of [m, v]) {
-      const whole = new Map<string, Float32Array>();
-      for (const [i, layout] of this.layouts.entries()) {
-        const flat = await this.gatheredAtRoot(await this.ownPart(i, arrays), this.counts(layout));
-        for (const { path, start, length } of layout.leaves) {
-          if (flat !== undefined) whole.set(path, flat.subarray(start, start + length));
+    try {
+      for (const [i, part] of parts.entries()) {
+        for (const path of part.inputs) {
+          if (path.startsWith(UPSTREAM)) await this.meet();
+          if (path.startsWith(BALANCE)) await this.balance(path.slice(BALANCE.length));
         }
+        await this.bring(part, parts.at(i + 1));
+        this.open(part);
+        await towers.run(i, this.inputs, this.results, this.options.work);
+        this.takeGradients(part);
+        this.giveBack(part, parts.at(i + 1));
       }
-      wholes.push(whole);
+      return await this.result();
+    } finally {
+      // Without waiting: after a failure here the other ranks may wait for this one.
+      for (const arrays of this.gathered.values()) void arrays.then(disposeMap, () => undefined);
+      disposeArrays([...uploaded, ...this.results.values()]);
     }
-    if (this.comm.rank !== 0) return undefined;
-    const [wholeM, wholeV] = wholes.map((whole) =>
-      twoTowersParameters<DeviceArray>(this.config.model, ({ path, shape }) =>
-        DeviceArray.from(at(whole, path), shape),
-      ),
-    );
-    return { m: wholeM, v: wholeV };
   }
 
-  private async gatheredAtRoot(
-    part: Float32Array,
-    counts: readonly number[],
-  ): Promise<Float32Array | undefined> {
-    if (this.comm.rank !== 0) {
-      await this.comm.exchange([{ rank: 0, data: part }], []);
-      return undefined;
+  private upload(batch: StepBatch<HostArray>): DeviceArray[] {
+    const specs = flatten(this.form.batch).map(({ leaf }) => leaf as Spec);
+    return flatten(batch).map(({ path, leaf }, i) => {
+      const array = DeviceArray.from(leaf as HostArray, specs[i].shape, this.options.device);
+      this.inputs.set(`batch.${path}`, array);
+      return array;
+    });
+  }
+
+  /** The loss of all pairs, when the embeddings are there; once. */
+  private async meet(): Promise<void> {
+    const { loss } = this.form;
+    if (loss === undefined || this.contrast !== undefined) return;
+    const images = at(this.results, `${EMBEDDINGS}images`);
+    const texts = at(this.results, `${EMBEDDINGS}texts`);
+    const met = await loss.run(texts, () => Promise.resolve(images), this.options.logits);
+    this.contrast = met;
+    this.results.set('upstream.images', met.images).set('upstream.texts', met.texts);
+    this.inputs.set('upstream.images', met.images).set('upstream.texts', met.texts);
+  }
+
+  /** A centre over the teacher's features of all ranks, when they are there; once. */
+  private async balance(name: string): Promise<void> {
+    if (this.results.has(`${BALANCE}${name}`)) return;
+    const [features, prototypes] = ['features', 'prototypes'].map((part) =>
+      at(this.results, `${TEACHER}${name}.${part}`),
+    );
+    const temperature = at(this.inputs, 'batch.views.temperature');
+    const centre = await at(this.form.balance, name).run(features, prototypes, temperature);
+    this.results.set(`${BALANCE}${name}`, centre);
+    this.inputs.set(`${BALANCE}${name}`, centre);
+  }
+
+  /** Has the units of a part here, and sends for those of the next. */
+  private async bring(part: Part, next: Part | undefined): Promise<void> {
+    if (!this.options.fleeting) return;
+    for (const name of part.units) this.gather(name);
+    // What all ranks do between two parts has the ranks to itself.
+    const late = next?.inputs.some((path) => path.startsWith(UPSTREAM) || path.startsWith(BALANCE));
+    if (late !== true) for (const name of next?.units ?? []) this.gather(name);
+    for (const name of part.units) {
+      const arrays = await this.gathered.get(name);
+      for (const [path, array] of arrays ?? []) this.inputs.set(path, array);
     }
-    const starts = startsOf(counts);
-    const flat = new Float32Array(starts[this.comm.size]);
-    flat.set(part);
-    const others = counts.map((_, rank) => ({
-      rank,
-      data: flat.subarray(starts[rank], starts[rank + 1]),
-    }));
-    await this.comm.exchange([], others.slice(1));
-    return flat;
+  }
+
+  private gather(name: string): void {
+    const unit = this.state.unitOfName(name);
+    if (unit.whole || this.gathered.has(name)) return;
+    const kind = this.state.averageUnits.includes(unit) ? 'averages' : 'parameters';
+    const arrays = this.state
+      .gathered(unit)
+      .then((all) => new Map([...all].map(([path, array]) => [`${kind}.${path}`, array])));
+    arrays.catch(() => undefined);
+    this.gathered.set(name, arrays);
+  }
+
+  private giveBack(part: Part, next: Part | undefined): void {
+    for (const name of part.units) {
+      if (next?.units.includes(name) === true) continue;
+      const arrays = this.gathered.get(name);
+      this.gathered.delete(name);
+      void arrays?.then(disposeMap, () => undefined);
+    }
+  }
+
+  /** Makes room for what a part writes. */
+  private open({ results }: Part): void {
+    const { towers } = this.form;
+    for (const path of results) {
+      if (this.results.has(path)) continue;
+      this.results.set(path, DeviceArray.empty(at(towers.results, path), this.options.device));
+    }
+  }
+
+  /** Sends the gradients that a part has completed on their way, a unit at a time. */
+  private takeGradients({ ends }: Part): void {
+    const byUnit = new Map<string, Term[]>();
+    for (const result of ends) {
+      if (!result.startsWith(GRADIENTS)) continue;
+      const path = result.slice(GRADIENTS.length, result.lastIndexOf('.'));
+      const name = unitOf(path);
+      const array = at(this.results, result);
+      byUnit.set(name, [...(byUnit.get(name) ?? []), { path, array }]);
+      this.results.delete(result);
+    }
+    for (const [name, terms] of byUnit) {
+      const unit = this.state.unitOfName(name);
+      const sum = this.state.reduced(unit, terms);
+      // Awaited with the result.
+      sum.catch(() => undefined);
+      this.reductions.push({ unit, sum });
+    }
+  }
+
+  private async result(): Promise<TowersResult> {
+    const { loss: pairs, sigmoid, share } = this.form;
+    const gradients = new Map<Unit, ArraysByPath>();
+    for (const { unit, sum } of this.reductions) {
+      const before = gradients.get(unit);
+      const arrays = await sum;
+      if (before === undefined) gradients.set(unit, arrays);
+      for (const [path, total] of before ?? []) {
+        await this.state.additions.add(total, at(arrays, path));
+      }
+    }
+    const others = [GRADIENTS, EMBEDDINGS, TEACHER];
+    const names = [...this.form.towers.results.keys()].filter(
+      (name) => !others.some((prefix) => name.startsWith(prefix)),
+    );
+    const means = await this.means(names, share);
+    const named = (prefix: string): [string, Float32Array][] =>
+      [...means].flatMap(([name, mean]) =>
+        name.startsWith(prefix) ? [[name.slice(prefix.length), mean]] : [],
+      );
+    const { contrast } = this;
+    const loss = (means.get('loss')?.[0] ?? 0) + sigmoid * (contrast?.loss ?? 0);
+    if (pairs !== undefined && contrast !== undefined) this.addLogits(gradients, contrast);
+    const own = named('terms.').map(([name, mean]): [string, number] => [name, mean[0]]);
+    return {
+      loss,
+      terms: {
+        ...(contrast === undefined ? {} : { sigmoid: contrast.loss }),
+        ...Object.fromEntries(own),
+      },
+      gradients,
+      statistics: Object.fromEntries(named('statistics.')),
+    };
+  }
+
+  /** Means over the batch of what are means over the own pairs. */
+  private async means(
+    names: readonly string[],
+    share: number,
+  ): Promise<ReadonlyMap<string, Float32Array>> {
+    const { towers } = this.form;
+    const own = new Map<string, Float32Array>();
+    const lengths = names.map((name) => elements(at(towers.results, name)));
+    const all = new Float32Array(lengths.reduce((sum, n) => sum + n, 0));
+    let start = 0;
+    for (const [i, name] of names.entries()) {
+      const part = all.subarray(start, start + lengths[i]);
+      part.set(await at(this.results, name).read());
+      own.set(name, part);
+      start += lengths[i];
+    }
+    for (let i = 0; i < all.length; i++) all[i] *= share;
+    if (all.length > 0) await this.options.comm.allReduce(all);
+    return own;
+  }
+
+  /** The gradient of the logits' scalars is the loss's own, and known to all ranks. */
+  private addLogits(
+    gradients: Map<Unit, ArraysByPath>,
+    met: { readonly logitScale: number; readonly logitBias: number },
+  ): void {
+    const unit = this.state.unitOfName(unitOf('logitScale'));
+    const values: Readonly<Record<string, number>> = {
+      logitScale: met.logitScale,
+      logitBias: met.logitBias,
+    };
+    const own = unit.pieces.map(({ path }): [string, DeviceArray] => [
+      path,
+      DeviceArray.from(Float32Array.of(values[path]), [1], this.options.device),
+    ]);
+    gradients.set(unit, new Map(own));
   }
 }
 
-function tower<P extends object, I extends object>(
-  name: string,
-  parameters: P,
-  input: I,
-  dembedding: Spec,
-  { device = 'cpu', precision = 'float32' }: StepOverRanksConfig,
-  embed: (parameters: MapTree<P, Spec, Tensor>, input: MapTree<I, Spec, Tensor>) => Tensor,
-): Tower<P, I> {
-  interface Forward {
-    parameters: P;
-    input: I;
+// Where inputs and results of the towers begin.
+const GRADIENTS = 'gradients.';
+const EMBEDDINGS = 'embeddings.';
+const UPSTREAM = 'upstream.';
+const BALANCE = 'balance.';
+const TEACHER = 'teacher.';
+
+/** Forward and backward of a rank's own pairs. */
+function towersAndBackward(
+  step: ObjectiveStep,
+  share: number,
+  inputs: {
+    readonly parameters: TrainedParameters<Tensor>;
+    readonly averages: Averages<Tensor>;
+    readonly batch: StepBatch<Tensor>;
+    readonly upstream: Partial<Embeddings<Tensor>>;
+    readonly balance: Readonly<Record<string, Tensor>>;
+  },
+  inTerms: boolean,
+): TowersOutputs {
+  const { parameters, averages, batch, upstream, balance } = inputs;
+  const teacher: Record<string, Omit<TeacherLogits, 'temperature'>> = {};
+  const evaluation = step.towers(parameters, batch, averages, (name, { features, prototypes }) => {
+    teacher[name] = { features, prototypes };
+    return balance[name];
+  });
+  const { embeddings, loss, terms = {}, statistics = {} } = evaluation;
+  const outputs: Tensor[] = [];
+  const seeds: Tensor[] = [];
+  const { images, texts } = upstream;
+  if (images !== undefined && texts !== undefined) {
+    outputs.push(embeddings.images, embeddings.texts);
+    seeds.push(images, texts);
   }
-  type Backward = Forward & { dembedding: Spec };
-  const options = { device, precision };
+  if (loss !== undefined) {
+    outputs.push(loss);
+    seeds.push(fill(share, [1]));
+  }
+  const { vision, text, decoder, selfDistillation } = parameters;
+  const gradients = pullback(outputs, seeds, { vision, text, decoder, selfDistillation });
   return {
-    forward: compile<Forward, { embedding: Tensor }>(
-      `${name} forward`,
-      (inputs) => ({ embedding: embed(inputs.parameters, inputs.input) }),
-      { parameters, input },
-      options,
+    embeddings: images === undefined ? {} : embeddings,
+    gradients: Object.fromEntries(
+      flatten(gradients).flatMap(({ path, leaf }) => {
+        const whole = leaf as Tensor;
+        return [[path, inTerms ? termsOf(whole) : [whole]]];
+      }),
     ),
-    // The gradient of ⟨embedding, dembedding⟩ is that of the loss whose gradient dembedding is.
-    backward: compile<Backward, { gradients: MapTree<P, Spec, Tensor> }>(
-      `${name} backward`,
-      (inputs) => {
-        const embedding = embed(inputs.parameters, inputs.input);
-        const product = dot(embedding, inputs.dembedding);
-        return {
-          gradients: gradient(product, inputs.parameters) as MapTree<P, Spec, Tensor>,
-        };
-      },
-      { parameters, input, dembedding },
-      options,
-    ),
+    loss,
+    terms,
+    statistics,
+    teacher,
   };
 }
 
-function upload(
-  specs: StepBatch<Spec>,
-  batch: StepBatch<HostArray>,
-  device: Device,
-): StepBatch<DeviceArray> {
-  const shapes = flatten(specs).map(({ leaf }) => (leaf as Spec).shape);
-  let next = 0;
-  return mapTree<StepBatch<HostArray>, HostArray, DeviceArray>(batch, (data) =>
-    DeviceArray.from(data, shapes[next++], device),
+/** What a sum is made of, so that each can leave as soon as it is there. */
+function termsOf(x: Tensor): readonly Tensor[] {
+  const { definition, inputs } = x.node;
+  const { a, b } = inputs;
+  const isSum = definition?.name === SUM && a !== undefined && b !== undefined;
+  if (!isSum) return [x];
+  return [...termsOf(a as Tensor), ...termsOf(b as Tensor)];
+}
+
+const SUM = 'add';
+
+function updated(
+  inputs: UpdateInputs<Tensor>,
+  optimizer: OptimizerConfig,
+  decaying: ReadonlySet<string>,
+): UpdateOutputs {
+  const { parameters, gradients, state, schedule, entered, gradientNorm } = inputs;
+  const update = updateParameters(
+    parameters,
+    gradients,
+    state,
+    { all: schedule, entered },
+    optimizer,
+    (path) => decaying.has(path),
+    gradientNorm,
+  );
+  const { updateNorm, parameterNorm } = update;
+  return { parameters: update.parameters, state: update.state, updateNorm, parameterNorm };
+}
+
+function specsOf(arrays: ReadonlyMap<string, Spec>): Specs {
+  return Object.fromEntries(
+    [...arrays].map(([path, { dtype, shape }]) => [path, { dtype, shape }]),
   );
 }
 
-/** Gradients in host memory, one behind the other; the arrays are disposed. */
-async function taken(layout: FlatLayout, tree: object): Promise<Float32Array> {
-  const arrays = arraysByPath(tree);
-  try {
-    const flat = new Float32Array(layout.length);
-    await Promise.all(
-      layout.leaves.map(({ path, start, length }) =>
-        at(arrays, path).buffer.read(0, new Uint8Array(flat.buffer, start * 4, length * 4)),
-      ),
-    );
-    return flat;
-  } finally {
-    disposeArrays([...arrays.values()]);
-  }
-}
-
-function arraysByPath(tree: unknown): ReadonlyMap<string, DeviceArray> {
-  return new Map(flatten(tree).map(({ path, leaf }) => [path, leaf as DeviceArray]));
-}
-
-function at<T>(leaves: ReadonlyMap<string, T>, path: string): T {
-  const leaf = leaves.get(path);
-  if (leaf !== undefined) return leaf;
-  throw new SiglipError('ERR_ARGUMENT', `train: parameters must include ${path}, got none`);
+function disposeMap(arrays: ReadonlyMap<string, DeviceArray>): void {
+  disposeArrays([...arrays.values()]);
 }

@@ -3,16 +3,16 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Device, DeviceArray } from '../array';
 import { resolveDevice } from '../array';
-import { broadcastText, evenParts } from '../comm';
-import type { Batch, Stream } from '../data';
+import type { Communicator } from '../comm';
+import { broadcastText, evenParts, gatherTexts } from '../comm';
+import type { Batch, Stream, StreamState } from '../data';
 import { SiglipError } from '../errors';
 import type { ComputeDType, HostArray, Spec } from '../graph';
 import { disposeArrays, flatten } from '../graph';
 import type { InitialLogits } from '../model';
-import { parameterTable } from '../model';
 import { compileCachedStep } from './cached_step';
-import type { MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
-import { latestCheckpoint, loadTraining, saveTraining } from './checkpoint';
+import type { LazyArray, MomentsEntry, TrainingPosition, TrainingState } from './checkpoint';
+import { latestCheckpoint, loadTraining, placedOn, saveTraining } from './checkpoint';
 import type { CurationConfig, CurationMetrics, Selection } from './curation';
 import { Curator } from './curation';
 import type { Inheritance } from './inherit';
@@ -28,9 +28,9 @@ import type { ScheduleConfig, ScheduleRange } from './schedule';
 import { ScheduleProgress } from './schedule';
 import type { Step, StepScalars } from './step';
 import { compileStep } from './step';
+import type { WholeWeights } from './state_over_ranks';
 import type { RanksConfig } from './step_over_ranks';
-import { StepOverRanks } from './step_over_ranks';
-import { admitPairs } from './two_towers';
+import { placedOverRanks, StepOverRanks } from './step_over_ranks';
 
 export interface TrainerConfig {
   /** What is trained and by which losses. */
@@ -62,8 +62,8 @@ export interface TrainerConfig {
   readonly curation?: CurationConfig | undefined;
   /**
    * The ranks the run is spread over, each of which starts it with the same configuration and a stream
-   * that gives its rows of every batch ({@link rowsOfRank}). Rank 0 writes the files. For the sigmoid
-   * loss alone over square images, without `microBatch`, `microBatches` and `curation`.
+   * that gives its rows of every batch ({@link rowsOfRank}). Rank 0 writes the files. Without
+   * `microBatch`, `microBatches` and `curation`.
    */
   readonly ranks?: RanksConfig | undefined;
   /** Optimizer steps and warm-up. */
@@ -117,6 +117,7 @@ export const MOST_SKIPPED = 10;
 export class Trainer {
   private readonly optimizer: OptimizerConfig;
   private skipped = 0;
+  private gathered: WholeWeights | undefined;
 
   private constructor(
     private readonly config: TrainerConfig,
@@ -186,14 +187,27 @@ export class Trainer {
     return this.config.objective;
   }
 
-  /** The weights, updated in place by every step. */
+  /**
+   * The weights, updated in place by every step.
+   *
+   * @throws ERR_ARGUMENT where ranks have parts of them alone, but after {@link gather} on rank 0.
+   */
   get parameters(): TrainedParameters<DeviceArray> {
-    return this.state.parameters;
+    return this.whole.parameters;
   }
 
-  /** The averages that follow them. */
+  /** The averages that follow them. @throws as {@link parameters} */
   get averages(): Averages<DeviceArray> {
-    return this.state.averages;
+    return this.whole.averages;
+  }
+
+  /**
+   * Has weights and averages whole on rank 0 until the next step, where ranks have parts of them alone.
+   * All ranks call it.
+   */
+  async gather(): Promise<void> {
+    this.gathered?.dispose();
+    this.gathered = await this.overRanks?.gatheredAtRoot();
   }
 
   /** Zero-based index of the next step, counted from the first run that it inherits from. */
@@ -238,12 +252,13 @@ export class Trainer {
 
   /** Writes a checkpoint of the current position. */
   async save(): Promise<void> {
-    const write = (state: TrainingState<DeviceArray>): Promise<void> =>
+    const data = await stateOverRanks(this.stream.state(), this.config.ranks?.comm);
+    const write = (state: TrainingState<DeviceArray | LazyArray>): Promise<void> =>
       saveTraining(
         checkpointFolder(this.config),
         this.config.objective,
         state,
-        { ...this.position, data: this.stream.state() },
+        { ...this.position, data },
         this.config.keepCheckpoints ?? 2,
       );
     await (this.overRanks === undefined ? write(this.state) : this.overRanks.save(write));
@@ -252,9 +267,20 @@ export class Trainer {
   /** Frees weights, optimizer state and programs. Stream and reference stay open: they are the caller's. */
   dispose(): void {
     for (const program of this.programs.values()) program.dispose();
+    this.gathered?.dispose();
     this.overRanks?.dispose();
     this.curator?.dispose();
     disposeArrays(this.state);
+  }
+
+  private get whole(): Pick<WholeWeights, 'parameters' | 'averages'> {
+    if (this.config.ranks?.shard !== 'parameters') return this.state;
+    if (this.gathered !== undefined) return this.gathered;
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      'train: weights must be gathered on rank 0 before they are read, got parts of them\n' +
+        'to do: call gather() on all ranks first',
+    );
   }
 
   private isOver(): boolean {
@@ -266,11 +292,13 @@ export class Trainer {
     const { step, updates, pairs: pairsBefore, entered } = this.position;
     const multiplier = this.progress.multiplier(updates);
     const { form, batches, pairs, waited, curation } = await this.nextBatches(onSelection);
-    const { parameters } = this.state;
+    this.gathered?.dispose();
+    this.gathered = undefined;
+    const logits = this.overRanks?.logits ?? this.state.parameters;
     const result = await this.runStep(form, batches, multiplier);
     const { loss, terms, gradientNorm, updateNorm, parameterNorm } = result;
     const [logitScale, logitBias] = await Promise.all(
-      [parameters.logitScale, parameters.logitBias].map(readScalar),
+      [logits.logitScale, logits.logitBias].map(readScalar),
     );
     const scalars = { loss, gradientNorm, updateNorm, parameterNorm };
     const finite = Object.values(scalars).every(Number.isFinite);
@@ -308,17 +336,20 @@ export class Trainer {
     const { step, entered } = this.position;
     const scheduleFrom = ({ m, v }: MomentsEntry): Float32Array =>
       scheduleInput(multiplier, { m: step - m, v: step - v }, this.optimizer);
-    const schedule = scheduleFrom({ m: 0, v: 0 });
-    if (this.overRanks !== undefined) return this.overRanks.run(schedule, batches[0]);
+    const schedules = {
+      all: scheduleFrom({ m: 0, v: 0 }),
+      entered: Object.fromEntries(
+        Object.entries(entered).map(([path, first]) => [path, scheduleFrom(first)]),
+      ),
+    };
+    if (this.overRanks !== undefined) return this.overRanks.run(form, schedules, batches[0]);
     const { parameters, moments, averages } = this.state;
     const outputs = await this.program(form).run({
       parameters,
       state: moments,
       averages,
-      schedule,
-      entered: Object.fromEntries(
-        Object.entries(entered).map(([path, first]) => [path, scheduleFrom(first)]),
-      ),
+      schedule: schedules.all,
+      entered: schedules.entered,
       batches,
     });
     const [loss, gradientNorm, updateNorm, parameterNorm] = await Promise.all(
@@ -360,12 +391,14 @@ export class Trainer {
     const { objective, microBatches = 1, ranks } = this.config;
     const began = performance.now();
     if (ranks !== undefined) {
-      const { model, batch, pixelTable } = objective;
-      const [from, to] = rowsOfRank(batch, ranks.comm.rank, ranks.comm.size);
-      const own = await this.stream.next();
+      const { rank, size } = ranks.comm;
+      const given = await this.stream.next();
       const waited = performance.now() - began;
-      const inputs = admitPairs({ model, batch: to - from, pixelTable }, own);
-      return { form: objective.forms[0], batches: [inputs], pairs: batch, waited };
+      const { form, pairs, inputs } = objective.admit(given, (all) => {
+        const [from, to] = rowsOfRank(all, rank, size);
+        return to - from;
+      });
+      return { form, batches: [inputs], pairs, waited };
     }
     if (this.curator !== undefined) {
       const candidates = await this.stream.next();
@@ -491,7 +524,6 @@ async function stepOverRanks(
 ): Promise<StepOverRanks | undefined> {
   const { objective, ranks, microBatches = 1, curation } = config;
   if (ranks === undefined) return undefined;
-  const { model, batch, parameters, averages } = objective;
   const refuse = (what: string, expected: string, got: string): never => {
     throw new SiglipError(
       'ERR_ARGUMENT',
@@ -499,20 +531,38 @@ async function stepOverRanks(
     );
   };
   if (microBatches !== 1) refuse('microBatches', '1', String(microBatches));
-  if (microBatchOf(config) !== batch) refuse('microBatch', 'the batch', String(config.microBatch));
-  if (curation !== undefined) refuse('curation', 'absent', 'one');
-  if (averages.length > 0 || parameters.length !== parameterTable(model).length) {
-    refuse('losses', 'the sigmoid loss alone', 'others');
+  if (microBatchOf(config) !== objective.batch) {
+    refuse('microBatch', 'the batch', String(config.microBatch));
   }
-  if (model.vision.layout !== 'fixed') refuse('vision.layout', 'fixed', model.vision.layout);
-  if (entered.length > 0) refuse('parameters', 'of the run from its beginning', entered.join(', '));
-  const { size } = ranks.comm;
-  const rows = Array.from({ length: size }, (_, rank) => {
-    const [from, to] = rowsOfRank(batch, rank, size);
-    return to - from;
-  });
+  if (curation !== undefined) refuse('curation', 'absent', 'one');
   const { optimizer = defaultOptimizer } = config;
-  return StepOverRanks.create({ ...ranks, model, rows, optimizer, device, precision }, state);
+  return StepOverRanks.create(
+    { ...ranks, objective, entered, optimizer, device, precision },
+    state,
+  );
+}
+
+// Where the streams of all ranks stand: one state where it is the same on each, else that of every rank.
+async function stateOverRanks(
+  own: StreamState,
+  comm: Communicator | undefined,
+): Promise<StreamState> {
+  if (comm === undefined) return own;
+  const texts = await gatherTexts(comm, JSON.stringify(own));
+  if (texts.every((text) => text === texts[0])) return own;
+  return { ranks: texts.map((text) => JSON.parse(text) as StreamState) };
+}
+
+function stateOfRank(data: StreamState, comm: Communicator | undefined): StreamState {
+  if (typeof data !== 'object' || data === null || !('ranks' in data)) return data;
+  const states = data.ranks as readonly StreamState[];
+  const { rank, size } = comm ?? { rank: 0, size: 1 };
+  if (states.length === size) return states[rank];
+  throw new SiglipError(
+    'ERR_CONFIG',
+    `train: ranks must be the ${String(states.length)} whose data the checkpoint tells the positions of, got ${String(size)}\n` +
+      'to do: continue with as many ranks; each reads rows of its own',
+  );
 }
 
 /** The rows of a batch that a rank works on, from and to. */
@@ -527,13 +577,14 @@ async function begin(
   stream: Stream<Batch>,
   device: Device,
 ): Promise<{ state: TrainingState<DeviceArray>; position: Omit<TrainingPosition, 'data'> }> {
-  const { objective } = config;
+  const { objective, ranks } = config;
+  const place = ranks === undefined ? placedOn(device) : placedOverRanks(objective, ranks, device);
   const path = await startingCheckpoint(config);
   if (path !== undefined) {
-    const { state, position } = await loadTraining(path, objective, device);
+    const { state, position } = await loadTraining(path, objective, place);
     try {
       const { data, ...rest } = position;
-      await stream.restore(data);
+      await stream.restore(stateOfRank(data, ranks?.comm));
       return { state, position: rest };
     } catch (error) {
       disposeArrays(state);
@@ -541,10 +592,10 @@ async function begin(
     }
   }
   if (config.inherit !== undefined) {
-    return inheritedState(objective, await config.inherit(device), config.seed ?? 0, device);
+    return inheritedState(objective, await config.inherit(device), config.seed ?? 0, place);
   }
   return {
-    state: freshState(objective, config.seed ?? 0, config.initialLogits, device),
+    state: freshState(objective, config.seed ?? 0, config.initialLogits, place),
     position: { step: 0, updates: 0, pairs: 0, entered: {} },
   };
 }

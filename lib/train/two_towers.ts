@@ -2,12 +2,13 @@
 import type { Device } from '../array';
 import type { Batch, NaflexLength, PackedImages } from '../data';
 import { SiglipError } from '../errors';
-import type { ComputeDType, HostArray, Spec, Tensor } from '../graph';
-import { float32, scope } from '../graph';
+import type { ComputeDType, HostArray, Spec } from '../graph';
+import { float32 } from '../graph';
 import type { ModelConfig } from '../model';
 import {
   normalizedInput,
   packedInputSpecs,
+  packedRows,
   parameterTable,
   pixelInputSpecs,
   textInputSpec,
@@ -15,7 +16,6 @@ import {
   twoTowersParameters,
   visionInputSpecs,
 } from '../model';
-import * as ops from '../ops';
 import type { CachedStep, CachedStepConfig } from './cached_step';
 import { compileCachedStep } from './cached_step';
 import type {
@@ -114,6 +114,9 @@ export function twoTowersObjectiveStep(
     parameters: twoTowersParameters<Spec>(model, ({ dtype, shape }) => ({ dtype, shape })),
     averages: {},
     batch: { images: imageSpecs(config), texts: textInputSpec(model, batch) },
+    averageSpecs: [],
+    balanced: {},
+    sigmoid: 1,
     decays: (path) => decaying.has(path),
     embeddings: embeddingSpecs(model, batch),
     towers: (parameters, { images, texts }) => {
@@ -125,10 +128,6 @@ export function twoTowersObjectiveStep(
       );
       return { embeddings: { images: vision.embedding, texts: text.embedding } };
     },
-    contrast: (embeddings, parameters) => {
-      const loss = pairLoss(embeddings, parameters);
-      return { loss, weighted: loss };
-    },
   };
 }
 
@@ -136,14 +135,6 @@ export function twoTowersObjectiveStep(
 export function embeddingSpecs(model: ModelConfig, pairs: number): Embeddings<Spec> {
   const rows = float32(pairs, model.embedding);
   return { images: rows, texts: rows };
-}
-
-/** The sigmoid loss of embeddings, (1). */
-export function pairLoss(
-  { images, texts }: Embeddings<Tensor>,
-  { logitScale, logitBias }: TrainedParameters<Tensor>,
-): Tensor {
-  return scope('loss', () => ops.sigmoidLoss(images, texts, logitScale, logitBias));
 }
 
 export interface PairObjectiveConfig {
@@ -169,8 +160,13 @@ export function pairObjective(config: PairObjectiveConfig): Objective {
     parametersTree: (build, initial) => twoTowersParameters(model, build, initial),
     averagesTree: () => ({}),
     pixelTable: config.pixelTable,
+    pairs: () => batch,
     step: (_, pairs = batch) => twoTowersObjectiveStep({ ...config, batch: pairs }),
-    admit: (given) => ({ form: 'images', pairs: batch, inputs: admitPairs(config, given) }),
+    admit: (given, own = (pairs) => pairs) => ({
+      form: 'images',
+      pairs: batch,
+      inputs: admitPairs({ ...config, batch: own(batch) }, given),
+    }),
   };
 }
 
@@ -197,17 +193,17 @@ export function admitPairs(
 }
 
 /**
- * A packed batch of a NaFlex length.
+ * A packed batch of a NaFlex length: so many images in so many rows.
  *
  * @throws ERR_DATA when it does not fit
  */
 export function admitPacked(
   model: ModelConfig,
-  { length, batch, rows }: NaflexLength,
+  { length, batch }: Pick<NaflexLength, 'length' | 'batch'>,
   packed: PackedImages,
   tokens: Int32Array | undefined,
 ): StepBatch<HostArray> {
-  const values = rows * 3 * model.vision.patch ** 2;
+  const values = packedRows(batch * length) * 3 * model.vision.patch ** 2;
   const ids = batch * model.text.length;
   const { patches, shapes, segments } = packed;
   if (patches.length !== values || segments.length !== batch + 1 || tokens?.length !== ids) {

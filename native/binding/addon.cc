@@ -12,6 +12,7 @@
 #include "binding/errors.h"
 #include "binding/file.h"
 #include "binding/image.h"
+#include "binding/nccl.h"
 #include "binding/program.h"
 #include "binding/table.h"
 #include "binding/values.h"
@@ -64,12 +65,14 @@ Napi::Value describe_cuda(const Napi::CallbackInfo& info) {
       entry.DefineProperty(
           Napi::PropertyDescriptor::Accessor<cuda_free>("freeBytes", napi_enumerable, data));
       entry.Set("multiprocessors", device.multiprocessors);
+      entry.Set("uuid", device.uuid);
       devices.Set(devices.Length(), entry);
     }
     cuda.Set("devices", devices);
     Napi::Array missing = Napi::Array::New(env);
     for (const std::string& what : found.missing) missing.Set(missing.Length(), what);
     cuda.Set("missing", missing);
+    cuda.DefineProperty(Napi::PropertyDescriptor::Accessor<describe_nccl>("nccl", napi_enumerable));
     return cuda;
   });
 }
@@ -212,9 +215,11 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));
   exports.Set("prepareImages", Napi::Function::New<prepare_images>(env, "prepareImages"));
   exports.Set("renderViews", Napi::Function::New<render_views>(env, "renderViews"));
+  exports.Set("ncclId", Napi::Function::New<nccl_id>(env, "ncclId"));
   exports.Set("Buffer", BufferObject::define(env));
   exports.Set("Program", ProgramObject::define(env));
   exports.Set("MappedFile", FileObject::define(env));
+  exports.Set("Nccl", NcclObject::define(env));
   return exports;
 }
 

@@ -182,6 +182,7 @@ Napi::Value open(const Napi::CallbackInfo& info) {
           Napi::Object description = Napi::Object::New(at);
           description.Set("rank", opened().rank());
           description.Set("size", opened().size());
+          description.Set("localRank", opened().local_rank());
           description.Set("library", opened().library());
           return description;
         });

@@ -170,6 +170,10 @@ void World::initialize() {
   }
   check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
   check(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+  MPI_Comm machine = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &machine));
+  check(MPI_Comm_rank(machine, &local_rank_));
+  check(MPI_Comm_free(&machine));
   char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
   int length = 0;
   check(MPI_Get_library_version(text, &length));

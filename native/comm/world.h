@@ -55,6 +55,8 @@ class World {
   // Valid once initialize() is done.
   int rank() const { return rank_; }
   int size() const { return size_; }
+  // Among the ranks that share this machine's memory.
+  int local_rank() const { return local_rank_; }
   const std::string& library() const { return library_; }
 
   // For operations, on MPI's thread. Counts are those of all ranks, in order.
@@ -82,6 +84,7 @@ class World {
   const double limit_;
   int rank_ = 0;
   int size_ = 1;
+  int local_rank_ = 0;
   std::string library_;
   const char* current_ = "";  // the operation under way
   std::chrono::steady_clock::time_point began_;

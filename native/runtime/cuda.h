@@ -16,6 +16,7 @@ struct CudaDeviceDescription {
   int architecture;  // 10 · major + minor of the compute capability
   size_t memory_bytes;
   int multiprocessors;
+  std::string uuid;  // the same in every process and under every index
 };
 
 // What there is, and what is missing for there to be more.

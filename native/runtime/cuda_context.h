@@ -18,6 +18,8 @@ struct CudaContext {
   int architecture = 0;      // 10 · major + minor of the compute capability: 80, 90
   int shared_bytes = 0;      // the most dynamic shared memory a block may opt in to
   CublasLt* blas = nullptr;  // null where the library is not there
+  // Where the job under way has queued its last work, if not on `stream`.
+  cudaStream_t side = nullptr;
 };
 
 // Unless the status is success, throws ERR_CUDA, or ERR_OUT_OF_MEMORY, saying what failed and why.

@@ -265,10 +265,12 @@ void CudaDevice::enter_thread() noexcept { cudaSetDevice(context_.device); }
 void CudaDevice::issue(Job& job) {
   check_usable();
   used_ = compute_;
+  context_.side = nullptr;
   Stream stream(context_);
   try {
     join_copies();
     job.run(stream);
+    if (context_.side != nullptr) used_ = context_.side;
   } catch (...) {
     // A refused launch leaves nothing behind; after one that failed on the device every call fails.
     cudaGetLastError();

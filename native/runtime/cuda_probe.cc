@@ -20,6 +20,19 @@ std::string architecture_text(int architecture) {
   return std::to_string(architecture / 10) + "." + std::to_string(architecture % 10);
 }
 
+// As nvidia-smi writes it.
+std::string uuid_text(const cudaUUID_t& uuid) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text = "GPU";
+  for (size_t i = 0; i < sizeof(uuid.bytes); ++i) {
+    const auto byte = static_cast<unsigned char>(uuid.bytes[i]);
+    if (i == 0 || (i >= 4 && i <= 10 && i % 2 == 0)) text += '-';
+    text += kDigits[byte >> 4];
+    text += kDigits[byte & 15];
+  }
+  return text;
+}
+
 // Whether the driver's library opens; else why not.
 bool open_driver(std::string* reason) {
   void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
@@ -83,7 +96,7 @@ void look(CudaDescription* found) {
       continue;
     }
     found->devices.push_back({index, properties.name, architecture, properties.totalGlobalMem,
-                              properties.multiProcessorCount});
+                              properties.multiProcessorCount, uuid_text(properties.uuid)});
   }
 }
 

@@ -97,13 +97,31 @@ void Device::detach() {
   Registry& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);
   if (--all.environments > 0) return;
-  for (const auto& entry : all.devices) entry.second->stop();
+  for (const auto& entry : all.devices) entry.second->end();
 }
 
 void Device::stop_all() {
   Registry& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  for (const auto& entry : all.devices) entry.second->stop();
+  for (const auto& entry : all.devices) entry.second->end();
+}
+
+void Device::end() {
+  {
+    const std::lock_guard<std::mutex> lock(attendants_mutex_);
+    for (Attendant* attendant : attendants_) attendant->on_stop();
+  }
+  stop();
+}
+
+void Device::attend(Attendant& attendant) {
+  const std::lock_guard<std::mutex> lock(attendants_mutex_);
+  attendants_.insert(&attendant);
+}
+
+void Device::leave(Attendant& attendant) {
+  const std::lock_guard<std::mutex> lock(attendants_mutex_);
+  attendants_.erase(&attendant);
 }
 
 #if !defined(SIGLIP_CUDA)

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -60,6 +62,19 @@ class Device : public MemorySource {
   // For a program; null when its steps are simply to be called.
   virtual std::unique_ptr<Launcher> launcher() = 0;
 
+  // Who has work on the device that may wait for another process.
+  class Attendant {
+   public:
+    // Before the threads are joined: that work has to end.
+    virtual void on_stop() noexcept = 0;
+
+   protected:
+    ~Attendant() = default;
+  };
+  // From any thread. Once leave() returns, on_stop() is neither under way nor called any more.
+  void attend(Attendant& attendant);
+  void leave(Attendant& attendant);
+
  protected:
   Device(DeviceKind kind, std::string name) : kind_(kind), name_(std::move(name)), arena_(*this) {}
   // Devices are never destroyed: process.exit() runs no cleanup hook of the main environment, so
@@ -68,12 +83,15 @@ class Device : public MemorySource {
 
  private:
   static void stop_all();
+  void end();
   // Ends the threads.
   virtual void stop() = 0;
 
   DeviceKind kind_;
   std::string name_;
   Arena arena_;
+  std::mutex attendants_mutex_;
+  std::set<Attendant*> attendants_;
 };
 
 }  // namespace siglip

@@ -54,16 +54,16 @@ describe('the launcher', () => {
   test.each([
     [{}, undefined],
     [
-      { OMPI_COMM_WORLD_RANK: '3', OMPI_COMM_WORLD_SIZE: '8', OMPI_COMM_WORLD_LOCAL_RANK: '1' },
-      { rank: 3, size: 8, localRank: 1 },
+      { OMPI_COMM_WORLD_RANK: '3', OMPI_COMM_WORLD_SIZE: '8' },
+      { rank: 3, size: 8 },
     ],
     [
       { PMI_RANK: '0', PMI_SIZE: '2' },
-      { rank: 0, size: 2, localRank: 0 },
+      { rank: 0, size: 2 },
     ],
     [
-      { SLURM_PROCID: '5', SLURM_STEP_NUM_TASKS: '6', SLURM_LOCALID: '2' },
-      { rank: 5, size: 6, localRank: 2 },
+      { SLURM_PROCID: '5', SLURM_STEP_NUM_TASKS: '6' },
+      { rank: 5, size: 6 },
     ],
     // A batch script, which is no step.
     [{ SLURM_PROCID: '0', SLURM_NTASKS: '6' }, undefined],

@@ -1,11 +1,17 @@
 // One rank of a job that a test starts: does what its first argument says.
-import { openMpi } from '../../lib/comm';
-import type { Communicator } from '../../lib/comm';
+import { openDeviceCommunicator, openMpi } from '../../lib/comm';
+import type { LaunchedCommunicator } from '../../lib/comm';
 import { SiglipError } from '../../lib/errors';
-import { tryOperations } from './ranks';
+import { tryDeviceOperations } from './device_ranks';
+import { expectEqual, tryOperations } from './ranks';
 
-const tasks: Readonly<Record<string, (comm: Communicator) => Promise<void>>> = {
+const tasks: Readonly<Record<string, (comm: LaunchedCommunicator) => Promise<void>>> = {
   operations: (comm) => tryOperations(comm, 5_000_000),
+  device: async (comm) => {
+    // All ranks of a test are on one machine.
+    expectEqual('localRank', [comm.localRank], [comm.rank]);
+    await tryDeviceOperations(await openDeviceCommunicator(comm, 'cpu'), 'cpu');
+  },
   // Waits for the others, one of which does not come: it has failed, is killed, or hangs.
   abort: async (comm) => {
     if (comm.rank === comm.size - 1) {

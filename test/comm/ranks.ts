@@ -1,10 +1,10 @@
 // What is tried on the communicators of one process and on those of MPI alike: every operation against
 // what it is defined as, with data that tell every rank and place apart.
 import type { Communicator } from '../../lib/comm';
-import { broadcastText, startsOf } from '../../lib/comm';
+import { broadcastText, gatherTexts, startsOf } from '../../lib/comm';
 
 /** Values whose sums depend on the order of addition. */
-function values(rank: number, n: number): Float32Array {
+export function values(rank: number, n: number): Float32Array {
   const x = new Float32Array(n);
   const scale = 10 ** (rank % 3);
   for (let i = 0; i < n; i++) x[i] = (((i * 7919 + rank * 104729) % 65521) / 65521 - 0.5) * scale;
@@ -12,7 +12,7 @@ function values(rank: number, n: number): Float32Array {
 }
 
 /** ((x_0 + x_1) + x_2) + … in float32. */
-function orderedSum(size: number, n: number): Float32Array {
+export function orderedSum(size: number, n: number): Float32Array {
   const sum = values(0, n);
   for (let r = 1; r < size; r++) {
     const x = values(r, n);
@@ -21,7 +21,12 @@ function orderedSum(size: number, n: number): Float32Array {
   return sum;
 }
 
-function expectEqual(what: string, actual: ArrayLike<number>, expected: ArrayLike<number>): void {
+/** Throws unless both have the same bits. */
+export function expectEqual(
+  what: string,
+  actual: ArrayLike<number>,
+  expected: ArrayLike<number>,
+): void {
   if (actual.length !== expected.length) {
     throw new Error(`${what}: ${String(actual.length)} elements, not ${String(expected.length)}`);
   }
@@ -67,6 +72,10 @@ export async function tryOperations(comm: Communicator, large: number): Promise<
   expectEqual('broadcast', shared, [root, 2 * root, 7]);
   const text = await broadcastText(comm, `of rank ${String(rank)} ✓`, root);
   if (text !== `of rank ${String(root)} ✓`) throw new Error(`broadcastText: ${text}`);
+  const texts = await gatherTexts(comm, '✓'.repeat(rank));
+  if (!texts.every((one, r) => one === '✓'.repeat(r)) || texts.length !== size) {
+    throw new Error(`gatherTexts: ${texts.join(', ')}`);
+  }
 
   // Both ways at once, two messages to the right: the first sent is the first received.
   const right = (rank + 1) % size;

@@ -13,6 +13,7 @@ import { parseArgs } from 'node:util';
 import type { Device } from '../../lib/array';
 import { resolveDevice } from '../../lib/array';
 import { loadAddon } from '../../lib/native/load';
+import { declareCollectives } from './collectives';
 import { declareGoldens } from './goldens';
 import { declareOps } from './ops';
 import { declarePrograms } from './programs';
@@ -53,6 +54,7 @@ async function main(): Promise<void> {
   declareOps(runner, device);
   declareGoldens(runner, device);
   declareTowers(runner, device);
+  declareCollectives(runner, device);
   const passed = await runner.run(
     {
       words: positionals,

@@ -141,8 +141,29 @@ function pageOf({ facts, records }: Report): string {
             ]),
           ),
         ]),
+    betweenGpus(records),
     ...failures(records),
   ].join('\n\n')}\n`;
+}
+
+/** How far NCCL has been tried: on how many GPUs at once. */
+function betweenGpus(records: readonly TestRecord[]): string {
+  const ran = (ranks: string): readonly TestRecord[] =>
+    records.filter(
+      ({ group, outcome }) => group === `collectives by NCCL, ${ranks}` && outcome !== 'skipped',
+    );
+  const count = (those: readonly TestRecord[]): string => {
+    const passed = those.filter(({ outcome }) => outcome === 'passed').length;
+    return those.length === 0
+      ? 'have never run'
+      : `passed ${String(passed)} of ${String(those.length)} tests`;
+  };
+  return (
+    'Collectives by NCCL: with one rank on one GPU they ' +
+    `${count(ran('one rank'))}, between two GPUs they ${count(ran('two ranks'))}, and between more, or ` +
+    'several machines, they have never run. Without a GPU the library is opened and gives ids, and the ' +
+    'calls that collectives come to are tried on an emulation of what NCCL defines.'
+  );
 }
 
 function failures(records: readonly TestRecord[]): string[] {

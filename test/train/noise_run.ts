@@ -30,6 +30,7 @@ function stream(ranks: RanksConfig | undefined): Stream<Batch> {
 
 export interface NoiseRun {
   readonly metrics: StepMetrics[];
+  /** None on ranks behind the first that have parts of them alone. */
   readonly parameters: Map<string, Float32Array>;
 }
 
@@ -40,6 +41,7 @@ export async function noiseRun(
   until = steps,
   changes: Partial<TrainerConfig> = {},
   onStep?: (step: number) => void,
+  wrap = (own: Stream<Batch>): Stream<Batch> => own,
 ): Promise<NoiseRun> {
   const config: TrainerConfig = {
     objective: pairObjective({
@@ -56,7 +58,7 @@ export async function noiseRun(
     ranks,
     ...changes,
   };
-  const trainer = await Trainer.start(config, stream(ranks));
+  const trainer = await Trainer.start(config, wrap(stream(ranks)));
   try {
     const metrics: StepMetrics[] = [];
     const stop = new AbortController();
@@ -72,6 +74,8 @@ export async function noiseRun(
       },
     });
     const parameters = new Map<string, Float32Array>();
+    await trainer.gather();
+    if (ranks?.shard === 'parameters' && ranks.comm.rank > 0) return { metrics, parameters };
     for (const { path, leaf } of flatten(trainer.parameters)) {
       parameters.set(path, (await (leaf as DeviceArray).read()) as Float32Array);
     }

@@ -2,94 +2,21 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Philox4x32 } from '../../lib/array/random';
 import type { DeviceArray } from '../../lib/array';
-import { NaflexLengths, PairSource, pairTable, StageBatchStream } from '../../lib/data';
-import type { Batch, PairTable, Stream } from '../../lib/data';
 import { flatten } from '../../lib/graph';
-import { NaflexProcessor } from '../../lib/image';
-import { variant } from '../../lib/model';
 import { loadAddon } from '../../lib/native/load';
-import type { Recipe, Stage, StepMetrics } from '../../lib/train';
+import type { Recipe, StepMetrics } from '../../lib/train';
 import {
-  batchParts,
-  defaultOptimizer,
-  naflexLengthOptions,
+  inheritCheckpoint,
   overrideRecipe,
   readMetrics,
   runRecipe,
-  smallRecipe,
   stageFolder,
-  stageModel,
   stageOf,
-  streamBatch,
 } from '../../lib/train';
-import { inheritCheckpoint } from '../../lib/train';
-import { defaultPreprocessor } from '../../lib/weights';
 import { failure } from '../failure';
-import { characterTokenizer } from '../text/small_tokenizer';
+import { batch, openStream, pixelTable, recipe } from './recipe_noise';
 
-const tokenizer = characterTokenizer();
-const base = variant('mu/8', { imageSize: 32, vocabulary: tokenizer.vocabulary, length: 8 });
-const batch = 4;
-
-const recipe: Recipe = smallRecipe({
-  name: 'smallest',
-  model: base,
-  batch,
-  totalSteps: 20,
-  warmupSteps: 2,
-  optimizer: { ...defaultOptimizer, learningRate: 3e-3 },
-  initialLogits: { logitBias: -2 },
-  seed: 3,
-  decoder: { depth: 1, length: 24 },
-  selfDistillation: { hidden: 16, bottleneck: 8, prototypes: 32, patchPrototypes: 24 },
-  resolutions: [{ imageSize: 48 }],
-  naflexLengths: [4, 16],
-  sizeFactor: 0.25,
-  curation: { reference: 'C', filterRatio: 0.5, chunks: 2 },
-});
-
-function table(): PairTable {
-  const random = new Philox4x32(8, 'recipe test');
-  const count = 12;
-  return pairTable({
-    name: 'noise',
-    size: 48,
-    pixels: Uint8Array.from({ length: count * 48 * 48 * 3 }, () => random.integer(256)),
-    concepts: Int32Array.from({ length: count }, (_, i) => i),
-    texts: Array.from({ length: count }, (_, i) => [{ text: `name ${String(i)}`, weight: 1 }]),
-    tokenize: (all) => tokenizer.encode(all, 8),
-  });
-}
-
-function openStream(of: Recipe): (stage: Stage) => Promise<Stream<Batch>> {
-  const source = new PairSource(table());
-  return (stage) => {
-    const model = stageModel(of, stage);
-    const preprocessor = defaultPreprocessor(model);
-    const fixed = model.vision.layout === 'fixed';
-    return Promise.resolve(
-      new StageBatchStream(source, {
-        batch: streamBatch(of, stage),
-        seed: of.seed,
-        augment: { scale: [0.5, 0.9] },
-        parts: batchParts(of, stage),
-        size: model.vision.layout === 'fixed' ? model.vision.imageSize : undefined,
-        naflex:
-          fixed || preprocessor.layout === 'fixed'
-            ? undefined
-            : {
-                lengths: new NaflexLengths(naflexLengthOptions(of, stage)),
-                processor: new NaflexProcessor(preprocessor),
-              },
-        tokenizer,
-      }),
-    );
-  };
-}
-
-const pixelTable = Float32Array.from({ length: 768 }, (_, i) => -1 + ((i % 256) / 255) * 2);
 let folder = '';
 
 beforeEach(() => {

@@ -8,7 +8,7 @@ import { compile, disposeArrays, fill, float32, int32, uint8 } from '../graph';
 import { jointSelection } from '../loss';
 import type { ModelConfig, TwoTowersParameters } from '../model';
 import type { ScoredModel } from '../ops';
-import { drawExamples, drawInput, scoreWeights } from '../ops';
+import { drawExamples, drawInput, learnability, scoreWeights } from '../ops';
 import { PairEmbedder } from './pair_embedder';
 import type { Embeddings } from './objective';
 import { batchRows } from './pairs';
@@ -254,6 +254,18 @@ export interface Scored extends Embeddings<Float32Array> {
   readonly logitBias: Float32Array | DeviceArray;
 }
 
+/** What a {@link JointSelector} gives. */
+export interface SelectionOutcome {
+  /** (batch): the selected examples in the order drawn. */
+  readonly indices: Int32Array;
+  /** (N): of each example's own pair; likewise the losses. */
+  readonly scores: Float32Array;
+  readonly learnerLosses: Float32Array;
+  readonly referenceLosses: Float32Array;
+}
+
+type OwnPairs = Omit<SelectionOutcome, 'indices'>;
+
 interface SelectorInputs<Leaf> {
   readonly learner: Record<keyof ScoredModel, Leaf>;
   readonly reference: Record<keyof ScoredModel, Leaf>;
@@ -265,7 +277,7 @@ interface SelectorInputs<Leaf> {
 export class JointSelector {
   private readonly program: Program<
     SelectorInputs<Spec>,
-    { readonly chunks: readonly Tensor[]; readonly scores: Tensor }
+    { readonly chunks: readonly Tensor[]; readonly own: Record<keyof OwnPairs, Tensor> }
   >;
 
   /** @throws ERR_ARGUMENT where chunks do not divide the batch; ERR_DEVICE. */
@@ -287,7 +299,14 @@ export class JointSelector {
           ...(chunks === undefined ? {} : { chunks }),
           ...(gain === undefined ? {} : { gain }),
         });
-        return { chunks: selection.chunks, scores: selection.scores[0] };
+        const lossOf = (model: ScoredModel): Tensor =>
+          learnability(model, model, scoreWeights.hardLearner).diagonal;
+        const own = {
+          scores: selection.scores[0],
+          learnerLosses: lossOf(learner),
+          referenceLosses: lossOf(reference),
+        };
+        return { chunks: selection.chunks, own };
       },
       {
         learner: scored(widths[0]),
@@ -304,15 +323,8 @@ export class JointSelector {
     return this.program.memory.peakBytes;
   }
 
-  /**
-   * @param draw - see {@link drawInput}.
-   * @returns `indices` (batch) in the order drawn; `scores` (N), each example's own pair's.
-   */
-  async run(
-    learner: Scored,
-    reference: Scored,
-    draw: Int32Array,
-  ): Promise<{ indices: Int32Array; scores: Float32Array }> {
+  /** @param draw - see {@link drawInput}. */
+  async run(learner: Scored, reference: Scored, draw: Int32Array): Promise<SelectionOutcome> {
     const ordered = ({ images, texts, logitScale, logitBias }: Scored): Scored => ({
       images,
       texts,
@@ -328,7 +340,13 @@ export class JointSelector {
     try {
       const chunks = await Promise.all(result.chunks.map((chunk) => chunk.read()));
       const indices = Int32Array.from(chunks.flatMap((chunk) => [...(chunk as Int32Array)]));
-      return { indices, scores: (await result.scores.read()) as Float32Array };
+      const { own } = result;
+      const [scores, learnerLosses, referenceLosses] = await Promise.all(
+        [own.scores, own.learnerLosses, own.referenceLosses].map(
+          async (values) => (await values.read()) as Float32Array,
+        ),
+      );
+      return { indices, scores, learnerLosses, referenceLosses };
     } finally {
       disposeArrays(result);
     }

@@ -17,9 +17,11 @@ import {
   resolveEmojiPackage,
   type Emoji,
 } from '../../lib/data/emoji';
+import { decodeImage } from '../../lib/image';
 import { EmojiData } from '../../lib/data/emoji_data';
 import { emojiDrawings } from '../../lib/data/emoji_drawings';
 import { emojiLocales, emojiPreset, emojiPresets } from '../../lib/data/emoji_presets';
+import { emojiSource } from '../../lib/data/emoji_source';
 import { splitEmoji } from '../../lib/data/emoji_split';
 import { evaluateEmoji } from '../../lib/eval/emoji';
 
@@ -271,20 +273,41 @@ describe('drawings', () => {
     writeFileSync(path, good);
   });
 
+  const small = {
+    ...emojiPresets['animals-food'],
+    name: 'small',
+    groups: undefined,
+    size: 8,
+    heldOut: 0.25,
+    locales: ['en', 'de'],
+    unseenLocales: { near: ['nl'], far: [], ownScript: [] },
+    keywordShare: 0.5,
+  };
+
+  test('a preset becomes a source of rows: drawings in training styles, names in all languages', async () => {
+    const source = await emojiSource(small, { root, cache });
+    const rows = [];
+    for await (const row of source.rows(() => true)) rows.push(row);
+    expect([source.length, rows.length]).toEqual([3 * 3 * 2, 18]);
+    const data = new EmojiData(small, { root, cache });
+    for (const { id, text, image } of rows) {
+      const [style, key, locale] = id.split('/') as ['noto', string, string];
+      const i = data.emoji.train.findIndex((one) => one.key === key);
+      expect(text).toBe(data.names(locale, 'train').texts[i]);
+      const pixels = (await data.images(style, 'train')).subarray(192 * i, 192 * (i + 1));
+      const bytes = image !== undefined && 'bytes' in image ? image.bytes : new Uint8Array();
+      expect((await decodeImage(bytes)).data).toEqual(Buffer.from(pixels));
+    }
+    expect(new Set(rows.map(({ id }) => id)).size).toBe(18);
+    expect(rows.map(({ id }) => id)).not.toEqual(rows.map(({ id }) => id).sort());
+    const again = [];
+    for await (const row of source.rows((index) => index % 5 === 0)) again.push(row);
+    expect(again).toEqual(rows.filter(({ index }) => index % 5 === 0));
+    expect((await emojiSource(small, { root, cache })).fingerprint).toBe(source.fingerprint);
+  });
+
   test('a preset becomes a training table and a report', async () => {
-    const data = new EmojiData(
-      {
-        ...emojiPresets['animals-food'],
-        name: 'small',
-        groups: undefined,
-        size: 8,
-        heldOut: 0.25,
-        locales: ['en', 'de'],
-        unseenLocales: { near: ['nl'], far: [], ownScript: [] },
-        keywordShare: 0.5,
-      },
-      { root, cache },
-    );
+    const data = new EmojiData(small, { root, cache });
     expect([data.emoji.train.length, data.emoji.heldOut.length]).toEqual([3, 1]);
     const table = await data.trainingTable((texts) => new Int32Array(texts.length * 2));
     expect([table.concepts.length, table.pixels.length]).toEqual([9, 9 * 8 * 8 * 3]);

@@ -7,8 +7,8 @@ import type { ComputeDType, Program, Spec, Tensor } from '../graph';
 import { compile, disposeArrays, fill, float32, int32, uint8 } from '../graph';
 import { jointSelection } from '../loss';
 import type { ModelConfig, TwoTowersParameters } from '../model';
-import type { ScoredModel } from '../ops';
-import { drawExamples, drawInput, learnability, scoreWeights } from '../ops';
+import type { ScoredModel, ScoreLoss } from '../ops';
+import { drawExamples, drawInput, scoreWeights } from '../ops';
 import { PairEmbedder } from './pair_embedder';
 import type { Embeddings } from './objective';
 import { batchRows } from './pairs';
@@ -26,6 +26,11 @@ export interface CurationConfig {
   readonly filterRatio: number;
   /** Default `'learnability'`, the learner's loss less the reference's. */
   readonly score?: keyof typeof scoreWeights | undefined;
+  /**
+   * What losses a score is made of. Default `'sigmoid'`; `'softmax'` is InfoNCE over the super-batch, for
+   * learners that are trained by it.
+   */
+  readonly scoreLoss?: ScoreLoss | undefined;
   /**
    * - `'joint'` (default): in chunks, each by what its examples score with those drawn before.
    * - `'independent'`: at once, by the score of an example's own pair. A baseline.
@@ -170,7 +175,7 @@ class Scorer {
   private readonly selection: JointSelector;
 
   constructor(
-    { reference, score, selection, chunks, gain }: CurationConfig,
+    { reference, score, scoreLoss, selection, chunks, gain }: CurationConfig,
     private readonly options: CuratorOptions,
     private readonly candidates: number,
   ) {
@@ -187,6 +192,7 @@ class Scorer {
       batch,
       widths: [model.embedding, reference.width],
       score,
+      scoreLoss,
       chunks: selection === 'independent' ? 1 : chunks,
       gain,
       device,
@@ -241,6 +247,7 @@ export interface JointSelectorConfig {
   readonly widths: readonly [number, number];
   /** See {@link CurationConfig}. */
   readonly score?: keyof typeof scoreWeights | undefined;
+  readonly scoreLoss?: ScoreLoss | undefined;
   readonly chunks?: number | undefined;
   readonly gain?: number | undefined;
   readonly device?: Device | undefined;
@@ -282,7 +289,8 @@ export class JointSelector {
 
   /** @throws ERR_ARGUMENT where chunks do not divide the batch; ERR_DEVICE. */
   constructor(private readonly config: JointSelectorConfig) {
-    const { candidates, batch, widths, score = 'learnability', chunks, gain, device } = config;
+    const { candidates, batch, widths, score = 'learnability' } = config;
+    const { scoreLoss, chunks, gain, device } = config;
     const scored = (width: number): Record<keyof ScoredModel, Spec> => ({
       images: float32(candidates, width),
       texts: float32(candidates, width),
@@ -296,15 +304,14 @@ export class JointSelector {
         const selection = jointSelection(learner, reference, taken, draw, {
           batch,
           weights: scoreWeights[score],
+          scoreLoss,
           ...(chunks === undefined ? {} : { chunks }),
           ...(gain === undefined ? {} : { gain }),
         });
-        const lossOf = (model: ScoredModel): Tensor =>
-          learnability(model, model, scoreWeights.hardLearner).diagonal;
         const own = {
           scores: selection.scores[0],
-          learnerLosses: lossOf(learner),
-          referenceLosses: lossOf(reference),
+          learnerLosses: selection.losses.learner,
+          referenceLosses: selection.losses.reference,
         };
         return { chunks: selection.chunks, own };
       },

@@ -101,7 +101,7 @@ function checked(options: CurateOptions): CurateOptions {
 
 // Undefined where no row may stay.
 function selectorFor(
-  { chunks: most = 16, filterRatio, gain, score, device }: CurateOptions,
+  { chunks: most = 16, filterRatio, gain, score, scoreLoss, device }: CurateOptions,
   { rows, learner, reference }: SuperBatch,
 ): JointSelector | undefined {
   const candidates = rows.length;
@@ -113,7 +113,16 @@ function selectorFor(
     learner.images.length / candidates,
     reference.images.length / candidates,
   ] as const;
-  return new JointSelector({ candidates, batch, widths, chunks, gain, score, device });
+  return new JointSelector({
+    candidates,
+    batch,
+    widths,
+    chunks,
+    gain,
+    score,
+    scoreLoss,
+    device,
+  });
 }
 
 function judged(

@@ -162,11 +162,12 @@ function settingsOf({
   superBatch,
   filterRatio,
   score = 'learnability',
+  scoreLoss = 'sigmoid',
   chunks = 16,
   gain = 1,
   seed = 0,
 }: CurateToFileOptions): Record<string, string> {
-  const options = { superBatch, filterRatio, score, chunks, gain, seed };
+  const options = { superBatch, filterRatio, score, scoreLoss, chunks, gain, seed };
   const settings = Object.entries(options).map(([name, value]) => [name, String(value)] as const);
   return { ...Object.fromEntries(settings), ...candidates.settings };
 }

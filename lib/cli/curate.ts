@@ -29,8 +29,8 @@ import { emojiPreset, emojiSource } from '../data';
 import type { Siglip2 } from '../embed';
 import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
-import type { Precision } from '../ops';
-import { precisions, scoreWeights } from '../ops';
+import type { Precision, ScoreLoss } from '../ops';
+import { precisions } from '../ops';
 import type { CurationConfig } from '../train';
 import { publishTogether } from '../weights';
 import { renderCurationReport } from './curation_report';
@@ -41,8 +41,7 @@ import { withOutput } from './output';
 import { Progress } from './progress';
 import type { RecordFlags } from './record_flags';
 import { recordOptions, recordSettings, withRecordFlags } from './record_flags';
-
-type Score = NonNullable<CurationConfig['score']>;
+import { scoreLossOption, scoreOption } from './score_flags';
 
 interface Options extends RecordFlags {
   readonly learner: string;
@@ -52,7 +51,8 @@ interface Options extends RecordFlags {
   readonly emoji?: string;
   readonly superBatch: string;
   readonly filterRatio: string;
-  readonly score: Score;
+  readonly score: NonNullable<CurationConfig['score']>;
+  readonly scoreLoss: ScoreLoss;
   readonly chunks: string;
   readonly gain: string;
   readonly seed: string;
@@ -88,11 +88,8 @@ export function curateCommand(): Command {
   return withRecordFlags(command)
     .option('--super-batch <n>', 'consecutive rows that are compared with each other', '65536')
     .option('--filter-ratio <f>', 'share of them that is dropped', '0.5')
-    .addOption(
-      new Option('--score <score>', 'what a pair is selected for')
-        .choices(Object.keys(scoreWeights))
-        .default('learnability' satisfies Score),
-    )
+    .addOption(scoreOption())
+    .addOption(scoreLossOption())
     .option('--chunks <n>', 'of a joint selection; 1 selects every pair by itself', '16')
     .option('--gain <x>', 'sharpness of the choice', '1')
     .option('--seed <n>', 'of the random draws', '0')
@@ -153,6 +150,7 @@ function selectionOf(options: Options): CurateOptions {
     superBatch: integer('super-batch', options.superBatch, 1),
     filterRatio: Number(options.filterRatio),
     score: options.score,
+    scoreLoss: options.scoreLoss,
     chunks: integer('chunks', options.chunks, 1),
     gain,
     seed: integer('seed', options.seed, 0),
@@ -281,6 +279,7 @@ async function report(
       'super-batch': options.superBatch,
       'filter ratio': options.filterRatio,
       score: options.score,
+      'score loss': options.scoreLoss,
       chunks: options.chunks,
       gain: options.gain,
       seed: options.seed,

@@ -62,8 +62,8 @@ export interface TrainerConfig {
   readonly curation?: CurationConfig | undefined;
   /**
    * The ranks the run is spread over, each of which starts it with the same configuration and a stream
-   * that gives its rows of every batch ({@link rowsOfRank}). Rank 0 writes the files. For the sigmoid
-   * loss alone over square images, without `microBatch`, `microBatches` and `curation`.
+   * that gives its rows of every batch, or super-batch ({@link rowsOfRank}). Rank 0 writes the files. For
+   * the sigmoid loss alone over square images, without `microBatch` and `microBatches`.
    */
   readonly ranks?: RanksConfig | undefined;
   /** Optimizer steps and warm-up. */
@@ -362,10 +362,15 @@ export class Trainer {
     if (ranks !== undefined) {
       const { model, batch, pixelTable } = objective;
       const [from, to] = rowsOfRank(batch, ranks.comm.rank, ranks.comm.size);
-      const own = await this.stream.next();
+      const given = await this.stream.next();
       const waited = performance.now() - began;
+      const { parameters } = this.state;
+      const selection = await this.curator?.select(parameters, given, this.position.step);
+      if (selection !== undefined) onSelection?.(selection);
+      const own = selection?.batch ?? given;
       const inputs = admitPairs({ model, batch: to - from, pixelTable }, own);
-      return { form: objective.forms[0], batches: [inputs], pairs: batch, waited };
+      const chosen = selection === undefined ? {} : { curation: selection.metrics };
+      return { form: objective.forms[0], batches: [inputs], pairs: batch, waited, ...chosen };
     }
     if (this.curator !== undefined) {
       const candidates = await this.stream.next();
@@ -454,7 +459,7 @@ function microBatchOf({
 }
 
 function curatorOf(
-  { objective, curation, seed }: TrainerConfig,
+  { objective, curation, ranks, seed }: TrainerConfig,
   microBatch: number,
   device: Device,
   precision: ComputeDType,
@@ -467,6 +472,7 @@ function curatorOf(
     microBatch,
     pixelTable,
     seed: seed ?? 0,
+    comm: ranks?.comm,
     device,
     precision,
   });
@@ -489,7 +495,7 @@ async function stepOverRanks(
   device: Device,
   precision: ComputeDType,
 ): Promise<StepOverRanks | undefined> {
-  const { objective, ranks, microBatches = 1, curation } = config;
+  const { objective, ranks, microBatches = 1 } = config;
   if (ranks === undefined) return undefined;
   const { model, batch, parameters, averages } = objective;
   const refuse = (what: string, expected: string, got: string): never => {
@@ -500,7 +506,6 @@ async function stepOverRanks(
   };
   if (microBatches !== 1) refuse('microBatches', '1', String(microBatches));
   if (microBatchOf(config) !== batch) refuse('microBatch', 'the batch', String(config.microBatch));
-  if (curation !== undefined) refuse('curation', 'absent', 'one');
   if (averages.length > 0 || parameters.length !== parameterTable(model).length) {
     refuse('losses', 'the sigmoid loss alone', 'others');
   }

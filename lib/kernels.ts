@@ -166,6 +166,18 @@ export async function sigmoidLoss<F extends Floats>(
  */
 export type Score = keyof typeof ops.scoreWeights;
 
+/**
+ * The losses that scores are made of: those of the sigmoid loss, or InfoNCE's, image to text and text to
+ * image, over the N pairs.
+ */
+export type ScoreLoss = ops.ScoreLoss;
+
+/** How {@link learnability} scores. */
+export interface LearnabilityOptions extends KernelOptions {
+  /** Default `'sigmoid'`. */
+  readonly scoreLoss?: ScoreLoss | undefined;
+}
+
 /** Result of {@link learnability}: (N) each. */
 export interface LearnabilityResult<F extends Floats> {
   /** Of the example's own pair. */
@@ -177,9 +189,12 @@ export interface LearnabilityResult<F extends Floats> {
 }
 
 /**
- * What is left to learn from N pairs (JEST, arXiv 2406.17711): scores by the sigmoid losses of a learner
- * and a reference on the same pairs. Their widths may differ. No (N, N) matrix is stored; there is no
- * gradient.
+ * What is left to learn from N pairs (JEST, arXiv 2406.17711): scores by the losses of a learner and a
+ * reference on the same pairs. Their widths may differ. No (N, N) matrix is stored; there is no gradient.
+ *
+ * With softmax losses a pair i of its own counts ½ (r_i + c_i) − S_ii, where S are its logits and r and c
+ * the logarithms of the sums of their exponentials over rows and columns; a pair of image i with text j by
+ * how much less r_i and c_j would be without it, on average.
  *
  * @param score - default `'learnability'`.
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_DEVICE.
@@ -188,12 +203,16 @@ export async function learnability<F extends Floats>(
   learner: Pairs<F>,
   reference: Pairs<F>,
   score: Score = 'learnability',
-  options: KernelOptions = {},
+  options: LearnabilityOptions = {},
 ): Promise<LearnabilityResult<F>> {
+  const weights = ops.scoreWeights[score];
   const { diagonal, rows, columns } = await once(
     'learnability',
-    (inputs: { readonly learner: ScoredModel; readonly reference: ScoredModel }) =>
-      ops.learnability(inputs.learner, inputs.reference, ops.scoreWeights[score]),
+    (inputs: { readonly learner: ScoredModel; readonly reference: ScoredModel }) => {
+      const models = [inputs.learner, inputs.reference] as const;
+      const logSums = options.scoreLoss === 'softmax' ? ops.pairLogSums(...models, weights) : null;
+      return ops.learnability(...models, weights, logSums);
+    },
     {
       learner: specsOf('learnability', learner),
       reference: specsOf('learnability', reference),
@@ -220,6 +239,8 @@ export interface SelectionInput<F extends Floats> {
   readonly gain?: number | undefined;
   /** Default `'learnability'`. */
   readonly score?: Score | undefined;
+  /** Default `'sigmoid'`. */
+  readonly scoreLoss?: ScoreLoss | undefined;
   /** Of the random draws: integer from 0 to 2^53 − 1, default 0. */
   readonly seed?: number | undefined;
   /** Draws with one seed differ by it: integer from 0 to 2^53 − 1, default 0. */
@@ -257,6 +278,7 @@ export async function jointSelection<F extends Floats>(
         chunks,
         gain,
         weights: ops.scoreWeights[score],
+        scoreLoss: input.scoreLoss,
       });
       return { chunks: selection.chunks, scores: selection.scores[0] };
     },

@@ -97,17 +97,27 @@ test('the sigmoid loss and its gradients', async () => {
   expectClose([gradients.logitBias], wanted.dlogitBias);
 });
 
+const pairLosses = {
+  sigmoid: referenceOfLearnability.pairLosses,
+  softmax: referenceOfLearnability.softmaxPairLosses,
+};
+
 test.each([
-  ['learnability', 1, -1],
-  ['easyReference', 0, -1],
-  ['hardLearner', 1, 0],
-] as const)('%s of models of different widths', async (score, learnerWeight, referenceWeight) => {
+  ['learnability', 1, -1, 'sigmoid'],
+  ['easyReference', 0, -1, 'sigmoid'],
+  ['hardLearner', 1, 0, 'sigmoid'],
+  ['learnability', 1, -1, 'softmax'],
+  ['easyReference', 0, -1, 'softmax'],
+  ['hardLearner', 1, 0, 'softmax'],
+] as const)('%s of models of different widths: %d, %d, %s', async (...args) => {
+  const [score, learnerWeight, referenceWeight, scoreLoss] = args;
   const [learner, reference] = [pairs(5, 7), pairs(9, 4)];
-  const { diagonal, rows, columns } = await learnability(learner, reference, score);
+  const { diagonal, rows, columns } = await learnability(learner, reference, score, { scoreLoss });
   const wanted = referenceOfLearnability.learnability(
     asReference(learner),
     asReference(reference),
     { learnerWeight, referenceWeight },
+    pairLosses[scoreLoss],
   );
   expectClose(diagonal, wanted.diagonal);
   expectClose(rows, wanted.rows);
@@ -123,6 +133,31 @@ test('joint selection: no pair twice, the same for the same seed and step, anoth
   expect((await jointSelection({ ...input, seed: 3 })).indices).toEqual(indices);
   expect((await jointSelection({ ...input, seed: 4 })).indices).not.toEqual(indices);
   expect((await jointSelection({ ...input, seed: 3, step: 1 })).indices).not.toEqual(indices);
+});
+
+test.each(['sigmoid', 'softmax'] as const)('joint selection by %s losses', async (scoreLoss) => {
+  const [learner, reference] = [pairs(5, 7), pairs(9, 4)];
+  const [batch, chunks, gain, seed] = [12, 4, 3, 8];
+  const { indices } = await jointSelection({
+    ...{ learner, reference, batch, chunks, gain, seed, scoreLoss },
+  });
+  const models = [asReference(learner), asReference(reference)] as const;
+  const s = referenceOfLearnability.pairScores(
+    ...models,
+    { learnerWeight: 1, referenceWeight: -1 },
+    pairLosses[scoreLoss],
+  ).data;
+  const scores = Float64Array.from({ length: N }, (_, i) => s[i * N + i]);
+  const taken = new Uint8Array(N);
+  const wanted: number[] = [];
+  for (let chunk = 0; chunk < chunks; chunk++) {
+    const noise = referenceOfLearnability.gumbelNoise(N, [seed, 0, 0, 0], chunk);
+    const drawn = referenceOfLearnability.drawExamples(scores, taken, noise, batch / chunks, gain);
+    for (const j of drawn) taken[j] = 1;
+    for (const i of scores.keys()) for (const j of drawn) scores[i] += s[i * N + j] + s[j * N + i];
+    wanted.push(...drawn);
+  }
+  expect([...indices]).toEqual(wanted);
 });
 
 test('with a high gain and one chunk the pairs of the highest scores', async () => {

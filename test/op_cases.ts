@@ -1416,10 +1416,31 @@ interface ScoreSizes {
   /** Widths of the learner's and of the reference's embeddings. */
   readonly widths: readonly [number, number];
   readonly weights?: ops.ScoreWeights;
+  readonly loss?: ops.ScoreLoss;
+}
+
+const pairLossesOf = {
+  sigmoid: learnability.pairLosses,
+  softmax: learnability.softmaxPairLosses,
+} as const satisfies Record<ops.ScoreLoss, typeof learnability.pairLosses>;
+
+// What an operation needs of all examples: nothing for the sigmoid loss.
+function logSumsOf(
+  { loss = 'sigmoid', weights }: ScoreSizes,
+  t: Readonly<Record<string, Tensor>>,
+): Tensor | null {
+  if (loss === 'sigmoid') return null;
+  return ops.pairLogSums(modelOf(t, 'learner'), modelOf(t, 'reference'), weights);
 }
 
 // Operands of both models, and how to find them again.
-function scoredModels({ N, widths: [E, F] }: ScoreSizes): Record<string, Operand> {
+function scoredModels({
+  N,
+  widths: [E, F],
+  loss = 'sigmoid',
+}: ScoreSizes): Record<string, Operand> {
+  // Where one pair takes all of a row, 1 less its share is what float32 rounds away.
+  const scales = loss === 'sigmoid' ? ([12, 30] as const) : ([4, 7] as const);
   const rows = (width: number): Operand =>
     f32([N, width], {
       draw: (random) => random.normal() / Math.sqrt(width),
@@ -1430,11 +1451,11 @@ function scoredModels({ N, widths: [E, F] }: ScoreSizes): Record<string, Operand
   return {
     learnerImages: rows(E),
     learnerTexts: rows(E),
-    learnerScale: constant(Math.log(12)),
+    learnerScale: constant(Math.log(scales[0])),
     learnerBias: constant(-4),
     referenceImages: rows(F),
     referenceTexts: rows(F),
-    referenceScale: constant(Math.log(30)),
+    referenceScale: constant(Math.log(scales[1])),
     referenceBias: constant(-9),
   };
 }
@@ -1449,15 +1470,27 @@ function modelOf<T>(operands: Readonly<Record<string, T>>, who: 'learner' | 'ref
 }
 
 function learnabilityCase(sizes: ScoreSizes): OpCase {
-  const { N, widths, weights = ops.scoreWeights.learnability } = sizes;
+  const { N, widths, weights = ops.scoreWeights.learnability, loss = 'sigmoid' } = sizes;
   const [E, F] = widths;
+  const products = loss === 'sigmoid' ? 1 : 3;
   return opCase({
     op: 'learnability',
-    name: `${text([N, E])} by ${String(F)}, weights ${String(weights.learnerWeight)} and ${String(weights.referenceWeight)}`,
+    name: `${loss}, ${text([N, E])} by ${String(F)}, weights ${String(weights.learnerWeight)} and ${String(weights.referenceWeight)}`,
     operands: scoredModels(sizes),
-    apply: (t) => ops.learnability(modelOf(t, 'learner'), modelOf(t, 'reference'), weights),
+    apply: (t) =>
+      ops.learnability(
+        modelOf(t, 'learner'),
+        modelOf(t, 'reference'),
+        weights,
+        logSumsOf(sizes, t),
+      ),
     reference: (a) =>
-      learnability.learnability(modelOf(a, 'learner'), modelOf(a, 'reference'), weights),
+      learnability.learnability(
+        modelOf(a, 'learner'),
+        modelOf(a, 'reference'),
+        weights,
+        pairLossesOf[loss],
+      ),
     refuses: [
       { learnerTexts: [N, E + 1] },
       { learnerTexts: [N + 1, E] },
@@ -1467,16 +1500,43 @@ function learnabilityCase(sizes: ScoreSizes): OpCase {
       { referenceBias: [1, 1] },
       { learnerImages: [N * E] },
     ],
-    cost: { forward: { flops: 2 * N * N * (E + F), bytes: floats(2 * N * E, 2 * N * F, 3 * N) } },
+    cost: {
+      forward: {
+        flops: products * 2 * N * N * (E + F),
+        bytes: floats(2 * N * E, 2 * N * F, 3 * N),
+      },
+    },
+  });
+}
+
+function pairLogSumsCase(sizes: ScoreSizes): OpCase {
+  const { N, widths } = sizes;
+  const [E, F] = widths;
+  return opCase({
+    op: 'learnability',
+    name: `log sums, ${text([N, E])} by ${String(F)}`,
+    operands: scoredModels({ ...sizes, loss: 'softmax' }),
+    apply: (t) => ({ logSums: ops.pairLogSums(modelOf(t, 'learner'), modelOf(t, 'reference')) }),
+    reference: (a) => {
+      const all = (['learner', 'reference'] as const).map((who) =>
+        learnability.logSums(modelOf(a, who)),
+      );
+      const data = all.flatMap(({ rows, columns }) => [...rows, ...columns]);
+      return { logSums: { shape: [4, N], data: Float64Array.from(data) } };
+    },
+    refuses: [{ learnerTexts: [N, E + 1] }, { referenceImages: [N + 1, F] }],
+    cost: {
+      forward: { flops: 4 * N * N * (E + F), bytes: floats(2 * N * E, 2 * N * F, 4 * N) },
+    },
   });
 }
 
 function conditionScoresCase(sizes: ScoreSizes, K: number): OpCase {
-  const { N, widths, weights = ops.scoreWeights.learnability } = sizes;
+  const { N, widths, weights = ops.scoreWeights.learnability, loss = 'sigmoid' } = sizes;
   const [E, F] = widths;
   return opCase({
     op: 'learnability',
-    name: `${text([N, E])} by ${String(F)} given ${String(K)}`,
+    name: `${loss}, ${text([N, E])} by ${String(F)} given ${String(K)}`,
     operands: {
       ...scoredModels(sizes),
       scores: f32([N], { differentiable: false }),
@@ -1489,6 +1549,7 @@ function conditionScoresCase(sizes: ScoreSizes, K: number): OpCase {
         t.scores,
         t.chosen,
         weights,
+        logSumsOf(sizes, t),
       ),
     }),
     reference: (a) => ({
@@ -1498,6 +1559,7 @@ function conditionScoresCase(sizes: ScoreSizes, K: number): OpCase {
         a.scores,
         a.chosen,
         weights,
+        pairLossesOf[loss],
       ),
     }),
     refuses: [{ scores: [N + 1] }, { chosen: [K, 1] }, { referenceTexts: [N, F + 1] }],
@@ -1833,7 +1895,18 @@ export const opCases: readonly OpCase[] = [
   learnabilityCase({ N: 37, widths: [19, 24] }),
   learnabilityCase({ N: 70, widths: [16, 5], weights: ops.scoreWeights.easyReference }),
   learnabilityCase({ N: 20, widths: [8, 8], weights: ops.scoreWeights.hardLearner }),
+  learnabilityCase({ N: 1, widths: [4, 3], loss: 'softmax' }),
+  learnabilityCase({ N: 37, widths: [19, 24], loss: 'softmax' }),
+  learnabilityCase({
+    N: 70,
+    widths: [16, 25],
+    weights: ops.scoreWeights.hardLearner,
+    loss: 'softmax',
+  }),
+  pairLogSumsCase({ N: 1, widths: [3, 2] }),
+  pairLogSumsCase({ N: 37, widths: [19, 24] }),
   conditionScoresCase({ N: 37, widths: [19, 24] }, 5),
+  conditionScoresCase({ N: 37, widths: [19, 24], loss: 'softmax' }, 5),
   conditionScoresCase({ N: 9, widths: [3, 2], weights: ops.scoreWeights.hardLearner }, 9),
   prototypeLossCase({ n: 1, m: 1, K: 1, F: 1, studentTemperature: 1, teacherTemperature: 1 }),
   prototypeLossCase({ n: 7, K: 19, F: 5 }),
@@ -1906,6 +1979,8 @@ export const splitCases: readonly OpCase[] = [
   sigmoidLossCase({ R: 500, C: 500, E: 70 }),
   vocabularyLossCase({ N: 300, V: 1500, D: 70, skipped: 3 }),
   learnabilityCase({ N: 500, widths: [40, 30] }),
+  learnabilityCase({ N: 500, widths: [40, 30], loss: 'softmax' }),
+  pairLogSumsCase({ N: 500, widths: [40, 30] }),
   conditionScoresCase({ N: 600, widths: [40, 30] }, 150),
   prototypeLossCase({ n: 1100, m: 40, K: 1100, F: 5 }),
   prototypeLossCase({ n: 30, m: 1100, K: 1100, F: 4, sinkhorn: true }),

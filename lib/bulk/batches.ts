@@ -4,6 +4,7 @@
 import type { PreparedImage } from '../embed';
 import type { SiglipErrorCode } from '../errors';
 import { SiglipError } from '../errors';
+import type { RgbImage } from '../image';
 import { mapAhead } from '../corpus/ahead';
 import { failureOf } from '../corpus/failures';
 import type { ImageReference, Row, RowFailure, Source } from '../corpus/row';
@@ -12,8 +13,8 @@ import type { ImageReference, Row, RowFailure, Source } from '../corpus/row';
 export interface BulkModel {
   /** Length of a vector. */
   readonly width: number;
-  /** Decodes and prepares. @throws SiglipError ERR_IMAGE, ERR_FILE for this image alone */
-  prepareImage(image: ImageReference): Promise<PreparedImage>;
+  /** Decodes, where it is not decoded, and prepares. @throws SiglipError ERR_IMAGE, ERR_FILE for this image alone */
+  prepareImage(image: ImageReference | RgbImage): Promise<PreparedImage>;
   embedImages(images: readonly PreparedImage[]): Promise<Float32Array[]>;
   embedTexts(texts: readonly string[]): Promise<Float32Array[]>;
 }
@@ -60,8 +61,12 @@ interface Prepared {
   readonly failure?: RowFailure;
 }
 
-// What is wrong with one row; anything else is wrong with the run.
-const ROW_ERRORS: ReadonlySet<SiglipErrorCode> = new Set(['ERR_IMAGE', 'ERR_FILE', 'ERR_DATA']);
+/** What is wrong with one row; anything else is wrong with the run. */
+export const ROW_ERRORS: ReadonlySet<SiglipErrorCode> = new Set([
+  'ERR_IMAGE',
+  'ERR_FILE',
+  'ERR_DATA',
+]);
 
 /** Embeds the wanted rows of a source. */
 export async function* embedRows(

@@ -8,17 +8,18 @@
 //
 // Every file appears complete or not at all, so a process may die at any moment: what it had not
 // finished is computed again, by the same batches, to the same bytes.
-import { mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
-import { hostname } from 'node:os';
+import { mkdir, readFile, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
 import { publishTogether } from '../weights';
-import { codeOf, isMissing, unreadable } from '../weights/file_errors';
+import { isMissing, unreadable } from '../weights/file_errors';
 import type { FailedRow } from './batches';
 import { damaged } from '../corpus/failures';
 import type { PartBuilder, PartForm } from './part';
 import { PartFile } from './part';
+import { lock, release } from './lock';
+import { settingsDiffer } from './settings';
 import type { Shard } from './shard';
 
 const VERSION = 1;
@@ -57,18 +58,6 @@ function partName(source: number, block: number, partial: boolean): string {
   return `part-${s}-${b}${partial ? '.partial' : ''}.safetensors`;
 }
 
-/** Settings that differ, a line each, at most a few. */
-function differences(
-  was: Readonly<Record<string, string>>,
-  is: Readonly<Record<string, string>>,
-): string[] {
-  const names = [...new Set([...Object.keys(was), ...Object.keys(is)])];
-  const lines = names
-    .filter((name) => was[name] !== is[name])
-    .map((name) => `  ${name}: was ${was[name] ?? 'not there'}, is ${is[name] ?? 'not there'}`);
-  return lines.length > 5 ? [...lines.slice(0, 5), `  … ${String(lines.length - 5)} more`] : lines;
-}
-
 /** A journal of this run or an earlier one. */
 export class Journal {
   private readonly done = new Map<string, PartPlace>();
@@ -89,7 +78,7 @@ export class Journal {
   static async open(folder: string, manifest: Manifest): Promise<Journal> {
     const before = await readManifest(folder);
     if (before !== undefined) {
-      const changed = differences(
+      const changed = settingsDiffer(
         { ...before.settings, shard: JSON.stringify(before.shard) },
         { ...manifest.settings, shard: JSON.stringify(manifest.shard) },
       );
@@ -105,7 +94,7 @@ export class Journal {
     await mkdir(folder, { recursive: true }).catch((error: unknown) => {
       throw unreadable(folder, error);
     });
-    await lock(folder);
+    await lock('embed', folder);
     if (before === undefined) {
       await publishTogether(folder, async (files) => {
         await files.writeJson('manifest.json', manifest);
@@ -221,7 +210,7 @@ export class Journal {
 
   /** Lets another process work here. */
   async release(): Promise<void> {
-    await rm(join(this.folder, 'lock.json'), { force: true });
+    await release(this.folder);
   }
 
   /** Removes the folder. */
@@ -288,41 +277,5 @@ async function readManifest(folder: string): Promise<Manifest | undefined> {
     return manifestSchema.parse(JSON.parse(text));
   } catch (error) {
     throw damaged(path, 'the manifest of a run of this version', error);
-  }
-}
-
-// Two processes in one folder would compute everything twice and take each other's files away. A
-// process that is gone holds nothing; one on another machine cannot be asked, and a machine that
-// died must not stop its successor, so only living processes of this machine count.
-async function lock(folder: string): Promise<void> {
-  const path = join(folder, 'lock.json');
-  const holder = await readFile(path, 'utf8').then(
-    (text): unknown => {
-      try {
-        return JSON.parse(text);
-      } catch {
-        return undefined;
-      }
-    },
-    () => undefined,
-  );
-  const known = z.object({ pid: z.number(), host: z.string() }).safeParse(holder);
-  if (known.success && known.data.host === hostname() && isAlive(known.data.pid)) {
-    throw new SiglipError(
-      'ERR_FILE',
-      `embed: ${folder} must be worked on by one process, got another one, ${String(known.data.pid)}\n` +
-        `to do: wait for it; if it is no such process, remove ${path}.`,
-    );
-  }
-  await writeFile(path, JSON.stringify({ pid: process.pid, host: hostname() }));
-}
-
-function isAlive(pid: number): boolean {
-  if (pid === process.pid) return false;
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return codeOf(error) === 'EPERM';
   }
 }

@@ -1,9 +1,10 @@
 // A model as bulk work uses it.
-import type { Source } from '../corpus';
+import type { ImageReference, Source } from '../corpus';
 import { needsOf } from '../corpus';
 import type { Siglip2 } from '../embed';
 import { expectBoolean, expectInteger } from '../embed/options';
 import { SiglipError } from '../errors';
+import type { ImageInput, RgbImage } from '../image';
 import type { TowerChoice } from '../weights';
 import type { BulkModel } from './batches';
 
@@ -30,8 +31,7 @@ export function bulkModel(model: Siglip2, options: BulkModelOptions = {}): BulkM
     async prepareImage(image) {
       stages.expectReady(who, 'vision');
       try {
-        const input = 'path' in image ? image.path : image.bytes;
-        return await stages.prepareImage(who, input, { maxPatches });
+        return await stages.prepareImage(who, inputOf(image), { maxPatches });
       } catch (error) {
         // The row is named by whoever reports it.
         if (error instanceof SiglipError && error.cause instanceof SiglipError) throw error.cause;
@@ -48,6 +48,11 @@ export function bulkModel(model: Siglip2, options: BulkModelOptions = {}): BulkM
       return stages.embedTexts(ids, normalize);
     },
   };
+}
+
+function inputOf(image: ImageReference | RgbImage): ImageInput {
+  if ('path' in image) return image.path;
+  return 'bytes' in image ? image.bytes : image;
 }
 
 /** The towers that sources need, for `Siglip2.load`. */

@@ -1,7 +1,7 @@
 // `siglip2 embed`: vectors of images and texts, a few to standard output or a corpus to a file.
 import { Command, Option } from 'commander';
 import { availableParallelism } from 'node:os';
-import type { BulkProgress, BulkSummary, FailedRow, Shard } from '../bulk';
+import type { BulkProgress, BulkSummary, Shard } from '../bulk';
 import {
   bulkModel,
   embedCorpus,
@@ -17,21 +17,19 @@ import type { Source, What } from '../corpus';
 import { openCorpus } from '../corpus';
 import type { Siglip2 } from '../embed';
 import { SiglipError } from '../errors';
+import { FailureLog } from './failure_log';
 import { integer } from './integer';
 import type { ModelOptions } from './model';
 import { loadModel, modelFolder, withModel } from './model';
 import { withOutput } from './output';
 import { Progress } from './progress';
+import type { RecordFlags } from './record_flags';
+import { recordOptions, recordSettings, withRecordFlags } from './record_flags';
 
-interface Options extends ModelOptions {
+interface Options extends ModelOptions, RecordFlags {
   readonly text: readonly string[];
   readonly list: readonly string[];
   readonly what: What;
-  readonly imageField?: string;
-  readonly textField?: string;
-  readonly idField?: string;
-  readonly imageRoot?: string;
-  readonly imageAs: 'path' | 'base64';
   readonly include: readonly string[];
   readonly exclude: readonly string[];
   readonly output?: string;
@@ -57,23 +55,15 @@ export function embedCommand(): Command {
       '[inputs...]',
       'image files, folders of them, .jsonl, .tar (WebDataset), .parquet; patterns like a-{00..99}.tar',
     );
-  return withModel(command)
+  withModel(command)
     .option('-t, --text <text...>', 'texts to embed', [])
     .option('--list <file...>', 'files that list image paths, one a line', [])
     .addOption(
       new Option('--what <what>', 'what to embed of records')
         .choices(['image', 'text', 'both'])
         .default('image'),
-    )
-    .option('--image-field <name>', 'field, column or extension of the image; default image')
-    .option('--text-field <name>', 'field, column or extension of the text; default text, txt')
-    .option('--id-field <name>', 'field or column of the id; default id where there is one')
-    .option('--image-root <folder>', 'where image paths in records start and must stay')
-    .addOption(
-      new Option('--image-as <kind>', 'what a string in the image field is')
-        .choices(['path', 'base64'])
-        .default('path'),
-    )
+    );
+  return withRecordFlags(command)
     .option('--include <pattern...>', 'files below a folder to take; default all images', [])
     .option('--exclude <pattern...>', 'files below a folder to leave out', [])
     .option('-o, --output <file>', 'write there, restartable, instead of to standard output')
@@ -108,9 +98,7 @@ async function embed(inputs: readonly string[], options: Options): Promise<void>
     lists: options.list,
     texts: options.text,
     what: options.what,
-    fields: { image: options.imageField, text: options.textField, id: options.idField },
-    ...(options.imageRoot === undefined ? {} : { imageRoot: options.imageRoot }),
-    imageStrings: options.imageAs,
+    ...recordOptions(options),
     include: options.include,
     exclude: options.exclude,
   });
@@ -142,27 +130,6 @@ function bulkOptions({ raw, maxPatches }: Pick<Options, 'raw' | 'maxPatches'>): 
 
 // libvips decodes on libuv's pool of four; more would only hold more pixels.
 const decodesAtOnce = Math.min(4, availableParallelism() + 1);
-const shownFailures = 10;
-
-/** Names the first failures on standard error; the file of failures has them all. */
-class FailureLog {
-  count = 0;
-
-  add({ id, code, reason }: Pick<FailedRow, 'id' | 'code' | 'reason'>): void {
-    this.count++;
-    if (this.count > shownFailures + 1) return;
-    const text =
-      this.count <= shownFailures
-        ? `siglip2: ${shortened(id)}: ${reason} (${code})`
-        : 'siglip2: more failures follow and are not shown';
-    // The progress bar may stand on this line.
-    process.stderr.write(`${process.stderr.isTTY ? '\r\u001b[K' : ''}${text}\n`);
-  }
-}
-
-function shortened(id: string): string {
-  return id.length > 200 ? `${id.slice(0, 200)}…` : id;
-}
 
 async function toStandardOutput(
   {
@@ -278,19 +245,9 @@ async function toFile(run: FileRun, options: Options): Promise<void> {
 
 function settingsOf(options: Options): Record<string, string> {
   const settings: Record<string, string> = { normalize: String(options.raw !== true) };
-  const optional = {
-    'max patches': options.maxPatches,
-    'image field': options.imageField,
-    'text field': options.textField,
-    'id field': options.idField,
-    'image root': options.imageRoot,
-  };
-  for (const [name, value] of Object.entries(optional)) {
-    if (value !== undefined) settings[name] = value;
-  }
+  if (options.maxPatches !== undefined) settings['max patches'] = options.maxPatches;
   if (options.precision !== 'float32') settings['precision'] = options.precision;
-  if (options.imageAs !== 'path') settings['image strings'] = options.imageAs;
-  return settings;
+  return { ...settings, ...recordSettings(options) };
 }
 
 /** One bar whose end may move while rows are counted. */

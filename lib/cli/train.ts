@@ -5,7 +5,6 @@ import { emojiPreset } from '../data';
 import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
-import { scoreWeights } from '../ops';
 import { trainOnCorpus } from './corpus_training';
 import type { EmojiRecipeChanges } from './emoji_recipe';
 import type { EmojiTraining } from './emoji_training';
@@ -14,6 +13,7 @@ import { integer } from './integer';
 import { DEVICE_HELP } from './model';
 import type { Ranks, RanksFlags } from './ranks';
 import { overRanks, withRanksFlags } from './ranks';
+import { scoreLossOption, scoreOption } from './score_flags';
 
 /** Options that `train` and `demo` share, as the command line gives them. */
 export interface TrainFlags {
@@ -39,7 +39,9 @@ export interface TrainFlags {
   readonly teacher?: string;
   readonly filterRatio?: string;
   readonly score?: Curation['score'];
+  readonly scoreLoss?: Curation['scoreLoss'];
   readonly selection?: Curation['selection'];
+  readonly scope?: Curation['scope'];
 }
 
 type Curation = NonNullable<EmojiRecipeChanges['curation']>;
@@ -99,15 +101,20 @@ export function trainCommand(): Command {
       'towers: a model whose judgement selects batches out of larger ones',
     )
     .option('--filter-ratio <f>', 'share of the larger batch that is dropped', '0.5')
-    .addOption(
-      new Option('--score <score>', 'what a pair is selected for')
-        .choices(Object.keys(scoreWeights))
-        .default('learnability'),
-    )
+    .addOption(scoreOption())
+    .addOption(scoreLossOption())
     .addOption(
       new Option('--selection <selection>', 'together, each pair by itself, or at random')
         .choices(['joint', 'independent', 'uniform'])
         .default('joint'),
+    )
+    .addOption(
+      new Option(
+        '--scope <scope>',
+        'over ranks: select from the pairs of all, or each from its own',
+      )
+        .choices(['global', 'local'])
+        .default('global'),
     )
     .action(async (flags: TrainFlags & RanksFlags) => {
       await overRanks(flags, async (ranks) => {
@@ -250,7 +257,15 @@ function changesOf(flags: TrainFlags): EmojiRecipeChanges {
   };
 }
 
-function curationOf({ teacher, filterRatio, score, selection }: TrainFlags): Curation | undefined {
+function curationOf(flags: TrainFlags): Curation | undefined {
+  const { teacher, filterRatio, score, scoreLoss, selection, scope } = flags;
   if (teacher === undefined && selection !== 'uniform') return undefined;
-  return { reference: teacher, filterRatio: Number(filterRatio), score, selection };
+  return {
+    reference: teacher,
+    filterRatio: Number(filterRatio),
+    score,
+    scoreLoss,
+    selection,
+    scope,
+  };
 }

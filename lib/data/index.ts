@@ -42,6 +42,7 @@ export type { DrawingOptions } from './emoji_drawings';
 export { emojiCacheFolder, emojiDrawings } from './emoji_drawings';
 export type { EmojiPreset, EmojiPresetName, UnseenLocales } from './emoji_presets';
 export { emojiLocales, emojiPreset, emojiPresets } from './emoji_presets';
+export { emojiSource } from './emoji_source';
 export type { EmojiSplit } from './emoji_split';
 export { splitEmoji } from './emoji_split';
 export type { WholeBatch } from './naflex_batches';

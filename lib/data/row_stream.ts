@@ -7,6 +7,7 @@
 import { Philox4x32 } from '../array/random';
 import type { Row, Source } from '../corpus';
 import { SiglipError } from '../errors';
+import { shuffle } from './shuffle';
 
 /** Where a {@link RowStream} stands; plain JSON. */
 export interface RowPosition {
@@ -165,15 +166,5 @@ export class RowStream {
       'ERR_DATA',
       `mixture: stream ${who} must have rows, got none in a whole epoch`,
     );
-  }
-}
-
-/** Permutes in place (Fisher and Yates). */
-function shuffle(items: unknown[], random: Philox4x32): void {
-  for (let i = items.length - 1; i > 0; i--) {
-    const j = random.integer(i + 1);
-    const swapped = items[i];
-    items[i] = items[j];
-    items[j] = swapped;
   }
 }

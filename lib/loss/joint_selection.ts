@@ -7,7 +7,7 @@
 import { SiglipError } from '../errors';
 import type { Tensor } from '../graph';
 import { scope } from '../graph';
-import type { ScoredModel, ScoreWeights } from '../ops';
+import type { ScoredModel, ScoreLoss, ScoreWeights } from '../ops';
 import * as ops from '../ops';
 
 export interface JointSelectionOptions {
@@ -19,6 +19,8 @@ export interface JointSelectionOptions {
   readonly gain?: number;
   /** Default: learnability, the learner's loss less the reference's. */
   readonly weights?: ScoreWeights;
+  /** Of pairs, default `'sigmoid'`. */
+  readonly scoreLoss?: ScoreLoss | undefined;
   /** Gumbel noise (N) of every chunk instead of that drawn. */
   readonly noise?: readonly Tensor[];
 }
@@ -30,6 +32,8 @@ export interface JointSelection {
   readonly scores: readonly Tensor[];
   /** (N) uint8: 1 where an example was selected. */
   readonly taken: Tensor;
+  /** (N): the losses of every example's own pair. */
+  readonly losses: { readonly learner: Tensor; readonly reference: Tensor };
 }
 
 /**
@@ -46,7 +50,9 @@ export function jointSelection(
   draw: Tensor,
   options: JointSelectionOptions,
 ): JointSelection {
-  const { batch, chunks = 16, gain = 1, weights = ops.scoreWeights.learnability, noise } = options;
+  const { batch, chunks = 16, gain = 1, noise, scoreLoss = 'sigmoid' } = options;
+  const { learnability, hardLearner } = ops.scoreWeights;
+  const weights = options.weights ?? learnability;
   const count = batch / chunks;
   if (!Number.isSafeInteger(chunks) || chunks < 1 || !Number.isSafeInteger(count) || count < 1) {
     throw new SiglipError(
@@ -56,7 +62,10 @@ export function jointSelection(
   }
   return scope('selection', () => {
     const drawn: Tensor[] = [];
-    const scores = [ops.learnability(learner, reference, weights).diagonal];
+    const logSums = scoreLoss === 'softmax' ? ops.pairLogSums(learner, reference) : null;
+    const own = (by: ScoreWeights): Tensor =>
+      ops.learnability(learner, reference, by, logSums).diagonal;
+    const scores = [own(weights)];
     let now = taken;
     for (let chunk = 0; chunk < chunks; chunk++) {
       const { indices, nowTaken } = ops.drawExamples(scores[chunk], now, draw, {
@@ -68,9 +77,15 @@ export function jointSelection(
       drawn.push(indices);
       now = nowTaken;
       if (chunk + 1 < chunks) {
-        scores.push(ops.conditionScores(learner, reference, scores[chunk], indices, weights));
+        scores.push(
+          ops.conditionScores(learner, reference, scores[chunk], indices, weights, logSums),
+        );
       }
     }
-    return { chunks: drawn, scores, taken: now };
+    const losses = {
+      learner: own(hardLearner),
+      reference: own({ learnerWeight: 0, referenceWeight: 1 }),
+    };
+    return { chunks: drawn, scores, taken: now, losses };
   });
 }

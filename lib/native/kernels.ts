@@ -332,6 +332,20 @@ export const KERNEL_SIGNATURES = {
     { name: 'dlogit_bias', kind: 'maybe_out' },
     { name: 'scratch', kind: 'scratch' },
   ],
+  learnability_log_sums: [
+    { name: 'learner_images', kind: 'in' },
+    { name: 'learner_texts', kind: 'in' },
+    { name: 'learner_scale', kind: 'in' },
+    { name: 'learner_bias', kind: 'in' },
+    { name: 'reference_images', kind: 'in' },
+    { name: 'reference_texts', kind: 'in' },
+    { name: 'reference_scale', kind: 'in' },
+    { name: 'reference_bias', kind: 'in' },
+    { name: 'learner_weight', kind: 'float' },
+    { name: 'reference_weight', kind: 'float' },
+    { name: 'log_sums', kind: 'out' },
+    { name: 'scratch', kind: 'scratch' },
+  ],
   learnability_forward: [
     { name: 'learner_images', kind: 'in' },
     { name: 'learner_texts', kind: 'in' },
@@ -341,6 +355,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'reference_texts', kind: 'in' },
     { name: 'reference_scale', kind: 'in' },
     { name: 'reference_bias', kind: 'in' },
+    { name: 'log_sums', kind: 'maybe_in' },
     { name: 'learner_weight', kind: 'float' },
     { name: 'reference_weight', kind: 'float' },
     { name: 'diagonal', kind: 'maybe_out' },
@@ -357,6 +372,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'reference_texts', kind: 'in' },
     { name: 'reference_scale', kind: 'in' },
     { name: 'reference_bias', kind: 'in' },
+    { name: 'log_sums', kind: 'maybe_in' },
     { name: 'scores', kind: 'in' },
     { name: 'chosen', kind: 'in' },
     { name: 'learner_weight', kind: 'float' },
@@ -965,6 +981,36 @@ export const kernels = {
     ],
   }),
 
+  /** The call of `learnability_log_sums`; its formula stands in the contract under native/ops. */
+  learnabilityLogSums: (a: {
+    learnerImages: Ref;
+    learnerTexts: Ref;
+    learnerScale: Ref;
+    learnerBias: Ref;
+    referenceImages: Ref;
+    referenceTexts: Ref;
+    referenceScale: Ref;
+    referenceBias: Ref;
+    learnerWeight: number;
+    referenceWeight: number;
+    logSums: Ref;
+  }): KernelCall => ({
+    kernel: 'learnability_log_sums',
+    arguments: [
+      a.learnerImages,
+      a.learnerTexts,
+      a.learnerScale,
+      a.learnerBias,
+      a.referenceImages,
+      a.referenceTexts,
+      a.referenceScale,
+      a.referenceBias,
+      a.learnerWeight,
+      a.referenceWeight,
+      a.logSums,
+    ],
+  }),
+
   /** The call of `learnability_forward`; its formula stands in the contract under native/ops. */
   learnabilityForward: (a: {
     learnerImages: Ref;
@@ -975,6 +1021,7 @@ export const kernels = {
     referenceTexts: Ref;
     referenceScale: Ref;
     referenceBias: Ref;
+    logSums: Ref | null;
     learnerWeight: number;
     referenceWeight: number;
     diagonal: Ref | null;
@@ -991,6 +1038,7 @@ export const kernels = {
       a.referenceTexts,
       a.referenceScale,
       a.referenceBias,
+      a.logSums,
       a.learnerWeight,
       a.referenceWeight,
       a.diagonal,
@@ -1009,6 +1057,7 @@ export const kernels = {
     referenceTexts: Ref;
     referenceScale: Ref;
     referenceBias: Ref;
+    logSums: Ref | null;
     scores: Ref;
     chosen: Ref;
     learnerWeight: number;
@@ -1025,6 +1074,7 @@ export const kernels = {
       a.referenceTexts,
       a.referenceScale,
       a.referenceBias,
+      a.logSums,
       a.scores,
       a.chosen,
       a.learnerWeight,

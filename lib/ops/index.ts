@@ -14,12 +14,14 @@ export { globalNorm, rootSum } from './global_norm';
 export { groupMatmul } from './group_matmul';
 export { l2Normalize } from './l2_normalize';
 export { layerNorm } from './layer_norm';
-export type { DrawOptions, ScoredModel, ScoreWeights } from './learnability';
+export type { DrawOptions, ScoredModel, ScoreLoss, ScoreWeights } from './learnability';
 export {
   conditionScores,
   drawExamples,
   drawInput,
   learnability,
+  pairLogSums,
+  scoreLosses,
   scoreWeights,
 } from './learnability';
 export type { LinearEpilogue, PackedLinear, Precision } from './linear';

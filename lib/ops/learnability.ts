@@ -30,6 +30,14 @@ export const scoreWeights = {
   hardLearner: { learnerWeight: 1, referenceWeight: 0 },
 } as const satisfies Record<string, ScoreWeights>;
 
+/**
+ * The losses of pairs that scores are made of: those of the sigmoid loss, or InfoNCE's, image to text and
+ * text to image, over all examples at hand.
+ */
+export const scoreLosses = ['sigmoid', 'softmax'] as const;
+/** One of {@link scoreLosses}. */
+export type ScoreLoss = (typeof scoreLosses)[number];
+
 interface Models {
   readonly learnerImages: Tensor;
   readonly learnerTexts: Tensor;
@@ -81,10 +89,31 @@ function expectModels(who: string, models: Models): number {
   return examples;
 }
 
-const learnabilityForward = op<Models, 'diagonal' | 'rows' | 'columns', ScoreWeights>({
+type Scoring = Models & { readonly logSums: Tensor | null };
+
+// The number of examples, once models and sums were checked.
+function expectScoring(who: string, { logSums, ...models }: Scoring): number {
+  const examples = expectModels(who, models);
+  if (logSums !== null) {
+    expectSpec(who, 'logSums', logSums, { dtype: 'float32', shape: [4, examples] });
+  }
+  return examples;
+}
+
+const learnabilityLogSums = op<Models, 'logSums', ScoreWeights>({
+  name: 'learnability_log_sums',
+  infer: (models) => ({
+    logSums: { dtype: 'float32', shape: [4, expectModels('pairLogSums', models)] },
+  }),
+  kernel: kernels.learnabilityLogSums,
+  precision: { narrow: ['learnerImages', 'learnerTexts', 'referenceImages', 'referenceTexts'] },
+  gradient: 'notDifferentiable',
+});
+
+const learnabilityForward = op<Scoring, 'diagonal' | 'rows' | 'columns', ScoreWeights>({
   name: 'learnability',
-  infer: (models) => {
-    const sums = { dtype: 'float32', shape: [expectModels('learnability', models)] } as const;
+  infer: (scoring) => {
+    const sums = { dtype: 'float32', shape: [expectScoring('learnability', scoring)] } as const;
     return { diagonal: sums, rows: sums, columns: sums };
   },
   kernel: kernels.learnabilityForward,
@@ -93,12 +122,12 @@ const learnabilityForward = op<Models, 'diagonal' | 'rows' | 'columns', ScoreWei
   gradient: 'notDifferentiable',
 });
 
-const learnabilityCondition = op<Models & { scores: Tensor; chosen: Tensor }, 'y', ScoreWeights>({
+const learnabilityCondition = op<Scoring & { scores: Tensor; chosen: Tensor }, 'y', ScoreWeights>({
   name: 'learnability_condition',
-  infer: ({ scores, chosen, ...models }) => {
+  infer: ({ scores, chosen, ...scoring }) => {
     const y = {
       dtype: 'float32',
-      shape: [expectModels('conditionScores', models)],
+      shape: [expectScoring('conditionScores', scoring)],
     } as const;
     expectSpec('conditionScores', 'scores', scores, y);
     expectRank('conditionScores', 'chosen', chosen, ['K'], 'int32');
@@ -136,9 +165,25 @@ const learnabilitySelect = op<
 });
 
 /**
+ * What softmax losses of N examples need to know of all of them: for each model log Σ_k exp(S_ik) of every
+ * image and log Σ_k exp(S_kj) of every text.
+ *
+ * @returns (4, N): of the learner, then of the reference.
+ * @throws ERR_SHAPE, ERR_DTYPE.
+ */
+export function pairLogSums(
+  learner: ScoredModel,
+  reference: ScoredModel,
+  weights: ScoreWeights = scoreWeights.learnability,
+): Tensor {
+  return learnabilityLogSums(modelsOf(learner, reference), weightsOf(weights)).logSums;
+}
+
+/**
  * Scores of N examples: of every pair of an image and a text how much its loss weighs, summed. No
  * (N, N) matrix is stored.
  *
+ * @param logSums - what {@link pairLogSums} gives, for softmax losses; null for sigmoid losses.
  * @returns `diagonal` (N): of the example's own pair; `rows` (N): of its image with all texts; `columns`
  * (N): of its text with all images.
  * @throws ERR_SHAPE, ERR_DTYPE.
@@ -147,8 +192,9 @@ export function learnability(
   learner: ScoredModel,
   reference: ScoredModel,
   weights: ScoreWeights = scoreWeights.learnability,
+  logSums: Tensor | null = null,
 ): { readonly diagonal: Tensor; readonly rows: Tensor; readonly columns: Tensor } {
-  return learnabilityForward(modelsOf(learner, reference), weightsOf(weights));
+  return learnabilityForward({ ...modelsOf(learner, reference), logSums }, weightsOf(weights));
 }
 
 /**
@@ -157,6 +203,7 @@ export function learnability(
  *
  * @param scores - (N).
  * @param chosen - (K) int32, indices of examples.
+ * @param logSums - as in {@link learnability}.
  * @returns (N).
  * @throws ERR_SHAPE, ERR_DTYPE.
  */
@@ -166,9 +213,10 @@ export function conditionScores(
   scores: Tensor,
   chosen: Tensor,
   weights: ScoreWeights = scoreWeights.learnability,
+  logSums: Tensor | null = null,
 ): Tensor {
   return learnabilityCondition(
-    { ...modelsOf(learner, reference), scores, chosen },
+    { ...modelsOf(learner, reference), logSums, scores, chosen },
     weightsOf(weights),
   ).y;
 }

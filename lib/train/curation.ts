@@ -1,16 +1,19 @@
 // Active curation (ACID, arXiv 2411.18674; JEST, arXiv 2406.17711; SigLIP 2, arXiv 2502.14786 §2.5): of
 // a super-batch that learner and reference have looked at, the step trains on what is worth most.
 import type { Device, DeviceArray } from '../array';
+import type { Communicator } from '../comm';
+import { evenParts } from '../comm';
 import type { Batch } from '../data';
 import { SiglipError } from '../errors';
-import type { ComputeDType, Program, Spec, Tensor } from '../graph';
+import type { ComputeDType, HostArray, Program, Spec, Tensor } from '../graph';
 import { compile, disposeArrays, fill, float32, int32, uint8 } from '../graph';
 import { jointSelection } from '../loss';
 import type { ModelConfig, TwoTowersParameters } from '../model';
-import type { ScoredModel } from '../ops';
+import type { ScoredModel, ScoreLoss } from '../ops';
 import { drawExamples, drawInput, scoreWeights } from '../ops';
 import { PairEmbedder } from './pair_embedder';
-import type { Embeddings } from './objective';
+import { gatheredEmbeddings, movedPairs, summed } from './curation_over_ranks';
+import type { Embeddings, StepBatch } from './objective';
 import { batchRows } from './pairs';
 import { admitPairs } from './two_towers';
 import type { Reference } from './reference';
@@ -27,6 +30,11 @@ export interface CurationConfig {
   /** Default `'learnability'`, the learner's loss less the reference's. */
   readonly score?: keyof typeof scoreWeights | undefined;
   /**
+   * What losses a score is made of. Default `'sigmoid'`; `'softmax'` is InfoNCE over the super-batch, for
+   * learners that are trained by it.
+   */
+  readonly scoreLoss?: ScoreLoss | undefined;
+  /**
    * - `'joint'` (default): in chunks, each by what its examples score with those drawn before.
    * - `'independent'`: at once, by the score of an example's own pair. A baseline.
    * - `'uniform'`: without looking. A baseline.
@@ -36,6 +44,15 @@ export interface CurationConfig {
   readonly chunks?: number | undefined;
   /** Sharpness of the choice: chances are in proportion to exp(gain · score). Default 1. */
   readonly gain?: number | undefined;
+  /**
+   * Over ranks, out of what the batch is chosen.
+   *
+   * - `'global'` (default): out of the pairs of all ranks together, as one rank would; the chosen pairs
+   *   travel, so that every rank trains on as many. Embeddings of the super-batch are on every rank.
+   * - `'local'`: each rank out of its own pairs, its share of the batch. Nothing travels; what is
+   *   compared with each other is a rank's part of the super-batch. `chunks` divides a rank's share.
+   */
+  readonly scope?: 'global' | 'local' | undefined;
 }
 
 /** What a step's metrics tell about its selection. */
@@ -52,13 +69,13 @@ export interface CurationMetrics {
 
 /** What was chosen out of a super-batch. */
 export interface Selection {
-  /** The super-batch. */
+  /** The super-batch; over ranks the rank's own part of it. */
   readonly candidates: Batch;
-  /** Its chosen rows, ascending. */
+  /** Its chosen rows, ascending; over ranks with global selection those of the whole super-batch. */
   readonly rows: Int32Array;
-  /** Score of the own pair of each candidate; without where nothing was scored. */
+  /** Score of the own pair of each candidate, as `rows`; without where nothing was scored. */
   readonly scores: Float32Array | undefined;
-  /** The chosen pairs. */
+  /** The chosen pairs; over ranks those that the rank trains on. */
   readonly batch: Batch;
   readonly metrics: CurationMetrics;
 }
@@ -90,28 +107,44 @@ export interface CuratorOptions {
   readonly pixelTable: Float32Array;
   /** Of the random draws. */
   readonly seed: number;
+  /** The ranks that have a part of every super-batch each. */
+  readonly comm?: Communicator | undefined;
   readonly device?: Device | undefined;
   readonly precision?: ComputeDType | undefined;
 }
 
-/** Selects the batches of a run. What it selects follows from weights, super-batch, seed and step. */
+/**
+ * Selects the batches of a run. What it selects follows from weights, super-batch, seed and step, and over
+ * ranks with local selection from their number.
+ */
 export class Curator {
   /** Pairs of a super-batch. */
   readonly candidates: number;
   private readonly scorer: Scorer | undefined;
   private readonly uniform: UniformSelection | undefined;
+  /** Where the parts of ranks begin in the super-batch and in the batch, and their ends. */
+  private readonly parts: readonly number[];
+  private readonly shares: readonly number[];
 
   /** @throws ERR_ARGUMENT, ERR_CONFIG, ERR_DEVICE. */
   constructor(
-    config: CurationConfig,
+    private readonly config: CurationConfig,
     private readonly options: CuratorOptions,
   ) {
-    const { batch } = options;
+    const { batch, comm } = options;
     this.candidates = superBatch(batch, config.filterRatio);
+    const size = comm?.size ?? 1;
+    this.parts = evenParts(this.candidates, size);
+    this.shares = evenParts(batch, size);
+    const own = {
+      candidates: length(this.parts, this.rank),
+      batch: length(this.shares, this.rank),
+    };
+    const chosenFrom = this.isLocal ? own : { candidates: this.candidates, batch };
     if (config.selection === 'uniform') {
-      this.uniform = compileUniform(this.candidates, batch, options.device);
+      this.uniform = compileUniform(chosenFrom.candidates, chosenFrom.batch, options.device);
     } else {
-      this.scorer = new Scorer(config, options, this.candidates);
+      this.scorer = new Scorer(config, options, own.candidates, chosenFrom);
     }
   }
 
@@ -120,23 +153,32 @@ export class Curator {
     return this.scorer?.peakBytes ?? 0;
   }
 
-  /** Selects the batch of a step. @throws ERR_DATA when the super-batch does not fit the learner. */
+  /**
+   * Selects the batch of a step.
+   *
+   * @param candidates - the super-batch; over ranks the rank's part of it.
+   * @throws ERR_DATA when the super-batch does not fit the learner
+   */
   async select(
     parameters: TwoTowersParameters<DeviceArray>,
     candidates: Batch,
     step: number,
   ): Promise<Selection> {
     const began = performance.now();
-    const draw = drawInput(this.options.seed, step);
+    const { seed, comm } = this.options;
+    // Ranks that choose by themselves draw each its own noise.
+    const draw = drawInput(seed, this.isLocal ? step * (comm?.size ?? 1) + this.rank : step);
     const { rows, scores } = await this.choose(parameters, candidates, draw);
+    const batch =
+      comm === undefined || this.isLocal
+        ? batchRows(candidates, rows)
+        : await movedPairs(comm, candidates, this.parts, rows, this.shares);
     const metrics = {
       candidates: this.candidates,
-      ...(scores === undefined
-        ? {}
-        : { score: mean(scores), selectedScore: mean(rows, (row) => scores[row]) }),
+      ...(scores === undefined ? {} : await this.means(rows, scores)),
       seconds: (performance.now() - began) / 1000,
     };
-    return { candidates, rows, scores, batch: batchRows(candidates, rows), metrics };
+    return { candidates, rows, scores, batch, metrics };
   }
 
   /** Frees its programs; the reference is the caller's. */
@@ -145,15 +187,44 @@ export class Curator {
     this.uniform?.dispose();
   }
 
+  private get rank(): number {
+    return this.options.comm?.rank ?? 0;
+  }
+
+  private get isLocal(): boolean {
+    return this.options.comm !== undefined && this.config.scope === 'local';
+  }
+
+  // Over the whole super-batch, and all that is selected of it.
+  private async means(
+    rows: Int32Array,
+    scores: Float32Array,
+  ): Promise<{ score: number; selectedScore: number }> {
+    const sums = [sum(scores), sum(Float32Array.from(rows, (row) => scores[row]))];
+    const { comm } = this.options;
+    const [all, selected] = comm !== undefined && this.isLocal ? await summed(comm, sums) : sums;
+    return { score: all / this.candidates, selectedScore: selected / this.options.batch };
+  }
+
   private async choose(
     parameters: TwoTowersParameters<DeviceArray>,
     candidates: Batch,
     draw: Int32Array,
   ): Promise<{ rows: Int32Array; scores: Float32Array | undefined }> {
-    if (this.scorer !== undefined) return this.scorer.choose(parameters, candidates, draw);
-    const { model, pixelTable } = this.options;
-    admitPairs({ model, batch: this.candidates, pixelTable }, candidates);
-    const drawn = await this.uniform?.run({ taken: new Uint8Array(this.candidates), draw });
+    const { model, pixelTable, comm } = this.options;
+    const batch = length(this.parts, this.rank);
+    const pairs = admitPairs({ model, batch, pixelTable }, candidates);
+    if (this.scorer !== undefined) {
+      const own = await this.scorer.embed(parameters, candidates, pairs);
+      if (comm !== undefined && !this.isLocal) {
+        const { widths } = this.scorer;
+        own.learner = await gatheredEmbeddings(comm, own.learner, this.parts, widths[0]);
+        own.reference = await gatheredEmbeddings(comm, own.reference, this.parts, widths[1]);
+      }
+      return this.scorer.choose(parameters, own, draw);
+    }
+    const taken = new Uint8Array(this.isLocal ? batch : this.candidates);
+    const drawn = await this.uniform?.run({ taken, draw });
     if (drawn === undefined) return { rows: new Int32Array(0), scores: undefined };
     try {
       return { rows: ((await drawn.indices.read()) as Int32Array).sort(), scores: undefined };
@@ -163,16 +234,26 @@ export class Curator {
   }
 }
 
+/** A super-batch as both models see it. */
+interface Seen {
+  learner: Embeddings<Float32Array>;
+  reference: Embeddings<Float32Array>;
+}
+
 // Both models on a super-batch, and the choice by their scores.
 class Scorer {
+  /** Of the embeddings of learner and reference. */
+  readonly widths: readonly [number, number];
   private readonly reference: Reference;
   private readonly embedder: PairEmbedder;
   private readonly selection: JointSelector;
 
   constructor(
-    { reference, score, selection, chunks, gain }: CurationConfig,
-    private readonly options: CuratorOptions,
-    private readonly candidates: number,
+    { reference, score, scoreLoss, selection, chunks, gain }: CurationConfig,
+    options: CuratorOptions,
+    /** Pairs that it embeds. */
+    private readonly pairs: number,
+    chosenFrom: Pick<JointSelectorConfig, 'candidates' | 'batch'>,
   ) {
     if (reference === undefined) {
       throw new SiglipError(
@@ -181,18 +262,20 @@ class Scorer {
       );
     }
     this.reference = reference;
-    const { model, batch, microBatch, device, precision } = options;
+    const { model, microBatch, device, precision } = options;
+    this.widths = [model.embedding, reference.width];
     this.selection = new JointSelector({
-      candidates,
-      batch,
-      widths: [model.embedding, reference.width],
+      ...chosenFrom,
+      widths: this.widths,
       score,
+      scoreLoss,
       chunks: selection === 'independent' ? 1 : chunks,
       gain,
       device,
     });
     try {
-      this.embedder = new PairEmbedder({ model, batch: microBatch, device, precision });
+      const batch = Math.min(microBatch, pairs);
+      this.embedder = new PairEmbedder({ model, batch, device, precision });
     } catch (error) {
       this.selection.dispose();
       throw error;
@@ -203,20 +286,24 @@ class Scorer {
     return Math.max(this.embedder.peakBytes, this.selection.peakBytes) + this.reference.bytes;
   }
 
-  async choose(
+  async embed(
     parameters: TwoTowersParameters<DeviceArray>,
     candidates: Batch,
+    pairs: StepBatch<HostArray>,
+  ): Promise<Seen> {
+    const learner = await this.embedder.embed(parameters, pairs, this.pairs);
+    return { learner, reference: await this.reference.embed(candidates) };
+  }
+
+  async choose(
+    { logitScale, logitBias }: TwoTowersParameters<DeviceArray>,
+    seen: Seen,
     draw: Int32Array,
   ): Promise<{ rows: Int32Array; scores: Float32Array }> {
-    const { model, pixelTable } = this.options;
-    const pairs = admitPairs({ model, batch: this.candidates, pixelTable }, candidates);
-    const learner = await this.embedder.embed(parameters, pairs, this.candidates);
-    const reference = await this.reference.embed(candidates);
-    const { logitScale, logitBias } = parameters;
     const { indices, scores } = await this.selection.run(
-      { ...learner, logitScale, logitBias },
+      { ...seen.learner, logitScale, logitBias },
       {
-        ...reference,
+        ...seen.reference,
         logitScale: Float32Array.of(this.reference.logitScale),
         logitBias: Float32Array.of(this.reference.logitBias),
       },
@@ -241,6 +328,7 @@ export interface JointSelectorConfig {
   readonly widths: readonly [number, number];
   /** See {@link CurationConfig}. */
   readonly score?: keyof typeof scoreWeights | undefined;
+  readonly scoreLoss?: ScoreLoss | undefined;
   readonly chunks?: number | undefined;
   readonly gain?: number | undefined;
   readonly device?: Device | undefined;
@@ -254,6 +342,18 @@ export interface Scored extends Embeddings<Float32Array> {
   readonly logitBias: Float32Array | DeviceArray;
 }
 
+/** What a {@link JointSelector} gives. */
+export interface SelectionOutcome {
+  /** (batch): the selected examples in the order drawn. */
+  readonly indices: Int32Array;
+  /** (N): of each example's own pair; likewise the losses. */
+  readonly scores: Float32Array;
+  readonly learnerLosses: Float32Array;
+  readonly referenceLosses: Float32Array;
+}
+
+type OwnPairs = Omit<SelectionOutcome, 'indices'>;
+
 interface SelectorInputs<Leaf> {
   readonly learner: Record<keyof ScoredModel, Leaf>;
   readonly reference: Record<keyof ScoredModel, Leaf>;
@@ -265,12 +365,13 @@ interface SelectorInputs<Leaf> {
 export class JointSelector {
   private readonly program: Program<
     SelectorInputs<Spec>,
-    { readonly chunks: readonly Tensor[]; readonly scores: Tensor }
+    { readonly chunks: readonly Tensor[]; readonly own: Record<keyof OwnPairs, Tensor> }
   >;
 
   /** @throws ERR_ARGUMENT where chunks do not divide the batch; ERR_DEVICE. */
   constructor(private readonly config: JointSelectorConfig) {
-    const { candidates, batch, widths, score = 'learnability', chunks, gain, device } = config;
+    const { candidates, batch, widths, score = 'learnability' } = config;
+    const { scoreLoss, chunks, gain, device } = config;
     const scored = (width: number): Record<keyof ScoredModel, Spec> => ({
       images: float32(candidates, width),
       texts: float32(candidates, width),
@@ -284,10 +385,16 @@ export class JointSelector {
         const selection = jointSelection(learner, reference, taken, draw, {
           batch,
           weights: scoreWeights[score],
+          scoreLoss,
           ...(chunks === undefined ? {} : { chunks }),
           ...(gain === undefined ? {} : { gain }),
         });
-        return { chunks: selection.chunks, scores: selection.scores[0] };
+        const own = {
+          scores: selection.scores[0],
+          learnerLosses: selection.losses.learner,
+          referenceLosses: selection.losses.reference,
+        };
+        return { chunks: selection.chunks, own };
       },
       {
         learner: scored(widths[0]),
@@ -304,15 +411,8 @@ export class JointSelector {
     return this.program.memory.peakBytes;
   }
 
-  /**
-   * @param draw - see {@link drawInput}.
-   * @returns `indices` (batch) in the order drawn; `scores` (N), each example's own pair's.
-   */
-  async run(
-    learner: Scored,
-    reference: Scored,
-    draw: Int32Array,
-  ): Promise<{ indices: Int32Array; scores: Float32Array }> {
+  /** @param draw - see {@link drawInput}. */
+  async run(learner: Scored, reference: Scored, draw: Int32Array): Promise<SelectionOutcome> {
     const ordered = ({ images, texts, logitScale, logitBias }: Scored): Scored => ({
       images,
       texts,
@@ -328,7 +428,13 @@ export class JointSelector {
     try {
       const chunks = await Promise.all(result.chunks.map((chunk) => chunk.read()));
       const indices = Int32Array.from(chunks.flatMap((chunk) => [...(chunk as Int32Array)]));
-      return { indices, scores: (await result.scores.read()) as Float32Array };
+      const { own } = result;
+      const [scores, learnerLosses, referenceLosses] = await Promise.all(
+        [own.scores, own.learnerLosses, own.referenceLosses].map(
+          async (values) => (await values.read()) as Float32Array,
+        ),
+      );
+      return { indices, scores, learnerLosses, referenceLosses };
     } finally {
       disposeArrays(result);
     }
@@ -365,8 +471,12 @@ function compileUniform(
   );
 }
 
-function mean(values: Float32Array | Int32Array, value: (x: number) => number = (x) => x): number {
-  let sum = 0;
-  for (const x of values) sum += value(x);
-  return sum / values.length;
+function sum(values: Float32Array): number {
+  let total = 0;
+  for (const value of values) total += value;
+  return total;
+}
+
+function length(parts: readonly number[], rank: number): number {
+  return parts[rank + 1] - parts[rank];
 }

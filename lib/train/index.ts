@@ -15,6 +15,7 @@ export type {
   JointSelectorConfig,
   Scored,
   Selection,
+  SelectionOutcome,
 } from './curation';
 export { JointSelector, superBatch } from './curation';
 export type { StepMetrics } from './metrics';

@@ -13,6 +13,7 @@ import { z } from 'zod';
 import { SiglipError } from '../errors';
 import type { ModelConfig } from '../model';
 import { adaptModel, checkConfig } from '../model';
+import { scoreLosses } from '../ops';
 import { checked } from '../weights/json_file';
 
 const positive = z.number('a positive number').positive('a positive number');
@@ -122,10 +123,14 @@ const curationSchema = z.strictObject({
       'learnability, easyReference or hardLearner',
     )
     .default('learnability'),
+  /** What losses a score is made of. */
+  scoreLoss: z.enum(scoreLosses, 'sigmoid or softmax').default('sigmoid'),
   /** In chunks, each by what it scores with those before; or every pair by itself, or at random. */
   selection: z
     .enum(['joint', 'independent', 'uniform'], 'joint, independent or uniform')
     .default('joint'),
+  /** Over ranks: out of the pairs of all of them, or each out of its own. */
+  scope: z.enum(['global', 'local'], 'global or local').default('global'),
 });
 
 const stageSchema = z.strictObject({

@@ -186,14 +186,17 @@ function stageMicroBatch(recipe: Recipe, stage: Stage): number | undefined {
 async function openReference(
   recipe: Recipe,
   stage: Stage,
-  { folder, pixelTable, device: wanted = 'auto', precision = 'float32' }: RecipeRunOptions,
+  { folder, pixelTable, device: wanted = 'auto', precision = 'float32', ranks }: RecipeRunOptions,
 ): Promise<Reference | undefined> {
   const { curation } = stage;
   if (curation?.reference === undefined || curation.selection === 'uniform') return undefined;
   const { reference: name } = curation;
   const { device } = resolveDevice(wanted);
   const { batch = recipe.batch } = stage;
-  const options = { batch: stageMicroBatch(recipe, stage) ?? batch, device, precision };
+  // Over ranks it looks at a part of the super-batch.
+  const part = Math.floor(streamBatch(recipe, stage) / (ranks?.comm.size ?? 1));
+  const atOnce = Math.min(stageMicroBatch(recipe, stage) ?? batch, part);
+  const options = { batch: atOnce, device, precision };
   const known = recipe.stages.find((one) => one.name === name);
   if (known === undefined) return folderReference(name, options);
   const checkpoints = join(stageFolder(folder, known), 'checkpoints');

@@ -62,8 +62,8 @@ export interface TrainerConfig {
   readonly curation?: CurationConfig | undefined;
   /**
    * The ranks the run is spread over, each of which starts it with the same configuration and a stream
-   * that gives its rows of every batch ({@link rowsOfRank}). Rank 0 writes the files. Without
-   * `microBatch`, `microBatches` and `curation`.
+   * that gives its rows of every batch, or super-batch ({@link rowsOfRank}). Rank 0 writes the files.
+   * Without `microBatch` and `microBatches`; with `curation` the ranks have whole parameters.
    */
   readonly ranks?: RanksConfig | undefined;
   /** Optimizer steps and warm-up. */
@@ -221,7 +221,7 @@ export class Trainer {
       this.curator === undefined
         ? 0
         : this.curator.peakBytes + 2 * treeBytes(this.state.parameters);
-    if (this.overRanks !== undefined) return this.overRanks.peakBytes;
+    if (this.overRanks !== undefined) return Math.max(curating, this.overRanks.peakBytes);
     return Math.max(curating, ...[...this.programs.values()].map(({ memory }) => memory.peakBytes));
   }
 
@@ -394,11 +394,15 @@ export class Trainer {
       const { rank, size } = ranks.comm;
       const given = await this.stream.next();
       const waited = performance.now() - began;
-      const { form, pairs, inputs } = objective.admit(given, (all) => {
+      const { parameters } = this.state;
+      const selection = await this.curator?.select(parameters, given, this.position.step);
+      if (selection !== undefined) onSelection?.(selection);
+      const { form, pairs, inputs } = objective.admit(selection?.batch ?? given, (all) => {
         const [from, to] = rowsOfRank(all, rank, size);
         return to - from;
       });
-      return { form, batches: [inputs], pairs, waited };
+      const chosen = selection === undefined ? {} : { curation: selection.metrics };
+      return { form, batches: [inputs], pairs, waited, ...chosen };
     }
     if (this.curator !== undefined) {
       const candidates = await this.stream.next();
@@ -487,7 +491,7 @@ function microBatchOf({
 }
 
 function curatorOf(
-  { objective, curation, seed }: TrainerConfig,
+  { objective, curation, ranks, seed }: TrainerConfig,
   microBatch: number,
   device: Device,
   precision: ComputeDType,
@@ -500,6 +504,7 @@ function curatorOf(
     microBatch,
     pixelTable,
     seed: seed ?? 0,
+    comm: ranks?.comm,
     device,
     precision,
   });
@@ -522,7 +527,7 @@ async function stepOverRanks(
   device: Device,
   precision: ComputeDType,
 ): Promise<StepOverRanks | undefined> {
-  const { objective, ranks, microBatches = 1, curation } = config;
+  const { objective, ranks, curation, microBatches = 1 } = config;
   if (ranks === undefined) return undefined;
   const refuse = (what: string, expected: string, got: string): never => {
     throw new SiglipError(
@@ -534,7 +539,9 @@ async function stepOverRanks(
   if (microBatchOf(config) !== objective.batch) {
     refuse('microBatch', 'the batch', String(config.microBatch));
   }
-  if (curation !== undefined) refuse('curation', 'absent', 'one');
+  if (curation !== undefined && ranks.shard === 'parameters') {
+    refuse('shard', 'none or optimizer with curation, which scores by whole weights', ranks.shard);
+  }
   const { optimizer = defaultOptimizer } = config;
   return StepOverRanks.create(
     { ...ranks, objective, entered, optimizer, device, precision },

@@ -146,15 +146,19 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
                              "dlogit_bias"),  //
                             "images", "texts", "logit_scale", "logit_bias", "offset", "batch",
                             "loss", "dimages", "dtexts", "dlogit_scale", "dlogit_bias"),
+      SIGLIP_KERNEL_SCRATCH(learnability_log_sums, ("learner_images", "reference_images"),  //
+                            "learner_images", "learner_texts", "learner_scale", "learner_bias",
+                            "reference_images", "reference_texts", "reference_scale",
+                            "reference_bias", "learner_weight", "reference_weight", "log_sums"),
       SIGLIP_KERNEL_SCRATCH(learnability_forward, ("learner_images", "reference_images"),  //
                             "learner_images", "learner_texts", "learner_scale", "learner_bias",
                             "reference_images", "reference_texts", "reference_scale",
-                            "reference_bias", "learner_weight", "reference_weight", "diagonal",
-                            "rows", "columns"),
+                            "reference_bias", "log_sums", "learner_weight", "reference_weight",
+                            "diagonal", "rows", "columns"),
       SIGLIP_KERNEL_SCRATCH(
           learnability_condition, ("learner_images", "reference_images", "chosen"),  //
           "learner_images", "learner_texts", "learner_scale", "learner_bias", "reference_images",
-          "reference_texts", "reference_scale", "reference_bias", "scores", "chosen",
+          "reference_texts", "reference_scale", "reference_bias", "log_sums", "scores", "chosen",
           "learner_weight", "reference_weight", "y"),
       SIGLIP_KERNEL_SCRATCH(learnability_select, ("scores", "indices"),  //
                             "scores", "taken", "draw", "noise", "chunk", "gain", "indices",

@@ -232,6 +232,49 @@ test('curate selects half of the rows by embeddings of two models', () => {
   }
 });
 
+test('curate looks at the pairs themselves, copies what it selects and shows it', () => {
+  const corpus = join(folder, 'fruit.jsonl');
+  const record = (i: number): object => ({
+    id: `pair ${String(i)}`,
+    image: i % 2 === 0 ? 'red.png' : i === 7 ? 'gone.png' : 'green.png',
+    text: i % 3 === 0 ? 'apple' : 'leaf',
+  });
+  writeFileSync(
+    corpus,
+    Array.from({ length: 9 }, (_, i) => `${JSON.stringify(record(i))}\n`).join(''),
+  );
+  const output = join(folder, 'chosen.jsonl');
+  const copy = join(folder, 'chosen_pairs.jsonl');
+  const report = join(folder, 'chosen.html');
+  const args = [
+    ...['curate', corpus, '--learner', model, '--reference', model],
+    ...['--super-batch', '4', '--chunks', '2'],
+  ];
+  const { status, stderr } = siglip2(
+    ...args,
+    ...['-o', output, '--copy', copy, '--report', report],
+  );
+  expect(stderr).toMatch(/9\/9 rows .* 4 selected/);
+  expect(stderr).toMatch(/4 of 8 rows selected; mean score 0.00, of those dropped 0.00/);
+  expect(stderr).toMatch(/pair 7: .*gone.png.*ERR_FILE/);
+  expect(stderr).toMatch(
+    /passed over 1 of 9 rows, which could not be read; .*chosen.failures.jsonl says why/,
+  );
+  expect(status).toBe(0);
+  const lines = jsonLines(readFileSync(output, 'utf8'));
+  expect(lines.map(({ superBatch }) => superBatch)).toEqual([0, 0, 1, 1]);
+  expect(jsonLines(readFileSync(copy, 'utf8'))).toEqual(
+    lines.map(({ row }) => record(Number(row))),
+  );
+  const page = readFileSync(report, 'utf8');
+  expect(page).not.toMatch(/<script|src="http|undefined|NaN/);
+  expect(page).toMatch(/4 of 8 rows selected \(50.0 %\), in 2 super-batches/);
+  expect(page.match(/<img src="data:image\/png/g)).toHaveLength(16);
+  expect(jsonLines(siglip2(...args).stdout)).toEqual(lines);
+  expect(siglip2(...args, '--report', report).stderr).toMatch(/--report must come with --output/);
+  expect(siglip2(...args, '--learner-logits', model).stderr).toMatch(/it has its own/);
+});
+
 test('plan works out a step, as text and as JSON', () => {
   const args = ['plan', '-m', 'g-opt/16', '--resolution', '256', '--gpus', '256'];
   const { stdout } = siglip2(...args);

@@ -18,10 +18,12 @@ import {
   resolveEmojiPackage,
   type Emoji,
 } from '../../lib/data/emoji';
+import { decodeImage } from '../../lib/image';
 import { EmojiData } from '../../lib/data/emoji_data';
 import { emojiDrawings } from '../../lib/data/emoji_drawings';
 import { drawnRows, iconNames, readIconSet } from '../../lib/data/emoji_icons';
 import { emojiLocales, emojiPreset, emojiPresets } from '../../lib/data/emoji_presets';
+import { emojiSource } from '../../lib/data/emoji_source';
 import { splitEmoji } from '../../lib/data/emoji_split';
 import { evaluateEmoji } from '../../lib/eval/emoji';
 
@@ -316,21 +318,44 @@ describe('drawings', () => {
     writeFileSync(path, good);
   });
 
+  const small = {
+    ...emojiPresets['animals-food'],
+    name: 'small',
+    groups: undefined,
+    size: 8,
+    heldOut: 0.25,
+    trainStyles: ['noto', 'fluent-emoji-flat', 'fxemoji'] as const,
+    locales: ['en', 'de'],
+    unseenLocales: { near: ['nl'], far: [], ownScript: [] },
+    keywordShare: 0.5,
+  };
+
+  test('a preset becomes a source of rows: drawings in training styles, names in all languages', async () => {
+    const source = await emojiSource(small, { root, cache });
+    const rows = [];
+    for await (const row of source.rows(() => true)) rows.push(row);
+    expect([source.length, rows.length]).toEqual([(3 + 3 + 1) * 2, 14]); // fxemoji draws one of the three
+    const data = new EmojiData(small, { root, cache });
+    for (const { id, text, image } of rows) {
+      const [style, key, locale] = id.split('/') as ['noto', string, string];
+      const i = data.emoji.train.findIndex((one) => one.key === key);
+      expect(text).toBe(data.names(locale, 'train').texts[i]);
+      const drawn = await data.images(style, 'train');
+      const place = drawn.rows.indexOf(i);
+      const pixels = drawn.pixels.subarray(192 * place, 192 * (place + 1));
+      const bytes = image !== undefined && 'bytes' in image ? image.bytes : new Uint8Array();
+      expect((await decodeImage(bytes)).data).toEqual(Buffer.from(pixels));
+    }
+    expect(new Set(rows.map(({ id }) => id)).size).toBe(14);
+    expect(rows.map(({ id }) => id)).not.toEqual(rows.map(({ id }) => id).sort());
+    const again = [];
+    for await (const row of source.rows((index) => index % 5 === 0)) again.push(row);
+    expect(again).toEqual(rows.filter(({ index }) => index % 5 === 0));
+    expect((await emojiSource(small, { root, cache })).fingerprint).toBe(source.fingerprint);
+  });
+
   test('a preset becomes a training table and a report', async () => {
-    const data = new EmojiData(
-      {
-        ...emojiPresets['animals-food'],
-        name: 'small',
-        groups: undefined,
-        size: 8,
-        heldOut: 0.25,
-        trainStyles: ['noto', 'fluent-emoji-flat', 'fxemoji'],
-        locales: ['en', 'de'],
-        unseenLocales: { near: ['nl'], far: [], ownScript: [] },
-        keywordShare: 0.5,
-      },
-      { root, cache },
-    );
+    const data = new EmojiData(small, { root, cache });
     expect([data.emoji.train.length, data.emoji.heldOut.length]).toEqual([3, 1]);
     const table = await data.trainingTable((texts) => new Int32Array(texts.length * 2));
     const drawn = await data.images('fxemoji', 'train'); // red apple, red heart

@@ -66,6 +66,7 @@ const contract: Partial<
   l2_normalize_forward: { free: 'x' },
   l2_normalize_backward: { alike: 'x dx' },
   sigmoid_loss_forward: { alike: 'images texts' },
+  learnability_log_sums: { alike: 'learner_images learner_texts reference_images reference_texts' },
   learnability_forward: { alike: 'learner_images learner_texts reference_images reference_texts' },
   learnability_condition: {
     alike: 'learner_images learner_texts reference_images reference_texts',

@@ -1,5 +1,5 @@
-// l_ij = softplus(−z_ij S_ij) with S = exp(t) X Yᵀ + b and z = +1 on the diagonal, −1 elsewhere;
-// s_ij = learner weight · l_ij(learner) + reference weight · l_ij(reference). With the whole matrix
+// l_ij = softplus(−z_ij S_ij) with S = exp(t) X Yᵀ + b and z = +1 on the diagonal, −1 elsewhere, or those
+// of softmax; s_ij = learner weight · l_ij(learner) + reference weight · l_ij(reference). With the whole matrix
 // written out.
 import { philoxBlock } from '../../lib/array/random';
 import type { NdArray } from './nd_array';
@@ -24,7 +24,46 @@ function softplus(u: number): number {
   return Math.max(u, 0) + Math.log1p(Math.exp(-Math.abs(u)));
 }
 
-/** l (N, N). `positives`: pairs i = j are positives; else every pair is a negative. */
+/** r (N) and c (N): log Σ_k exp(S_ik) and log Σ_k exp(S_kj). */
+export function logSums(model: Model): { rows: Float64Array; columns: Float64Array } {
+  const S = logits(model.images, model.texts, model.logitScale, model.logitBias);
+  const [N] = S.shape;
+  const logSum = (at: (k: number) => number): number => {
+    let most = -Infinity;
+    for (let k = 0; k < N; k++) most = Math.max(most, at(k));
+    let sum = 0;
+    for (let k = 0; k < N; k++) sum += Math.exp(at(k) - most);
+    return most + Math.log(sum);
+  };
+  return {
+    rows: Float64Array.from({ length: N }, (_, i) => logSum((k) => S.data[i * N + k])),
+    columns: Float64Array.from({ length: N }, (_, j) => logSum((k) => S.data[k * N + j])),
+  };
+}
+
+/**
+ * l (N, N) of InfoNCE both ways: of positives ½ (r_i + c_i) − S_ii, of negatives −½ (log(1 − exp(S_ij − r_i))
+ * + log(1 − exp(S_ij − c_j))) with shares of at most 1 − 2^−12.
+ */
+export function softmaxPairLosses(model: Model, positives = true): NdArray {
+  const S = logits(model.images, model.texts, model.logitScale, model.logitBias);
+  const [N] = S.shape;
+  const { rows, columns } = logSums(model);
+  const without = (x: number): number => -Math.log1p(-Math.min(Math.exp(x), 1 - 2 ** -12));
+  const losses = zeros([N, N]);
+  for (let i = 0; i < N; i++) {
+    for (let j = 0; j < N; j++) {
+      const s = S.data[i * N + j];
+      losses.data[i * N + j] =
+        positives && i === j
+          ? (rows[i] + columns[i]) / 2 - s
+          : (without(s - rows[i]) + without(s - columns[j])) / 2;
+    }
+  }
+  return losses;
+}
+
+/** l (N, N) of the sigmoid loss. `positives`: pairs i = j are positives; else every pair is a negative. */
 export function pairLosses(model: Model, positives = true): NdArray {
   const S = logits(model.images, model.texts, model.logitScale, model.logitBias);
   const [N] = S.shape;
@@ -43,10 +82,11 @@ export function pairScores(
   learner: Model,
   reference: Model,
   { learnerWeight, referenceWeight }: Weights,
+  losses: typeof pairLosses = pairLosses,
   positives = true,
 ): NdArray {
-  const scores = pairLosses(learner, positives);
-  const others = pairLosses(reference, positives);
+  const scores = losses(learner, positives);
+  const others = losses(reference, positives);
   scores.data.forEach((loss, i) => {
     scores.data[i] = learnerWeight * loss + referenceWeight * others.data[i];
   });
@@ -58,8 +98,9 @@ export function learnability(
   learner: Model,
   reference: Model,
   weights: Weights,
+  losses = pairLosses,
 ): { diagonal: NdArray; rows: NdArray; columns: NdArray } {
-  const s = pairScores(learner, reference, weights);
+  const s = pairScores(learner, reference, weights, losses);
   const [N] = s.shape;
   const sums = { diagonal: zeros([N]), rows: zeros([N]), columns: zeros([N]) };
   for (let i = 0; i < N; i++) {
@@ -79,8 +120,9 @@ export function conditionScores(
   scores: NdArray,
   chosen: NdArray,
   weights: Weights,
+  losses = pairLosses,
 ): NdArray {
-  const s = pairScores(learner, reference, weights, false);
+  const s = pairScores(learner, reference, weights, losses, false);
   const [N] = s.shape;
   const y = zeros([N]);
   for (let i = 0; i < N; i++) {

@@ -1,11 +1,9 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { DeviceArray } from '../../lib/array';
 import { Philox4x32 } from '../../lib/array/random';
 import { disposeArrays } from '../../lib/graph';
-import type { TwoTowersParameters } from '../../lib/model';
-import { initialValues, twoTowersParameters, variant } from '../../lib/model';
+import { variant } from '../../lib/model';
 import { resizeImage } from '../../lib/image';
 import { loadAddon } from '../../lib/native/load';
 import type { CurationConfig, Selection, StepMetrics, TrainerConfig } from '../../lib/train';
@@ -13,6 +11,7 @@ import { modelReference, readMetrics, storedReference, superBatch, Trainer } fro
 import { PairEmbedder } from '../../lib/train/pair_embedder';
 import { admitPairs } from '../../lib/train/two_towers';
 import { failure } from '../failure';
+import { parametersOf, wide } from './curation_run';
 import { configIn, examples, model, noise, pixelTable, values, withoutTimes } from './noise';
 
 let folder = '';
@@ -24,23 +23,6 @@ beforeEach(() => {
 afterEach(() => {
   rmSync(folder, { recursive: true, force: true });
 });
-
-// Wider than the learner.
-const teacher = variant('mu/8', { imageSize: 16, vocabulary: 40, length: 6 });
-const wide = {
-  ...teacher,
-  vision: { ...teacher.vision, width: 64 },
-  text: { ...teacher.text, width: 64 },
-  embedding: 64,
-};
-
-function parametersOf(of: typeof model, seed: number): TwoTowersParameters<DeviceArray> {
-  return twoTowersParameters(
-    of,
-    (spec) => DeviceArray.from(initialValues(spec, seed), spec.shape) as DeviceArray,
-    { logitBias: -2 },
-  );
-}
 
 async function run(
   curation: CurationConfig | undefined,

@@ -14,7 +14,7 @@ export const pixelTable = Float32Array.from({ length: 768 }, (_, i) => -1 + ((i 
 export const examples = 20;
 export const steps = 8;
 
-export function noise(batch = 8): Stream<Batch> {
+export function noise(batch = 8, rows?: readonly [number, number]): Stream<Batch> {
   const random = new Philox4x32(3, 'trainer test');
   const pixels = Uint8Array.from({ length: examples * 16 * 16 * 3 }, () => random.integer(256));
   const texts = Array.from({ length: examples }, (_, i) => [
@@ -28,7 +28,7 @@ export function noise(batch = 8): Stream<Batch> {
     texts,
     tokenize: (all) => Int32Array.from({ length: all.length * 6 }, () => random.integer(40)),
   });
-  return new BatchStream(new PairSource(table), { batch, seed: 5, augment: { rotate: 10 } });
+  return new BatchStream(new PairSource(table), { batch, seed: 5, augment: { rotate: 10 }, rows });
 }
 
 export function configIn(folder: string, changes: Partial<TrainerConfig> = {}): TrainerConfig {

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "cpu/check.h"
+#include "cpu/logarithm.h"
 #include "cpu/matrix_tiles.h"
 #include "cpu/segments.h"
 #include "cpu/simd.h"
@@ -197,15 +198,6 @@ inline void for_keys(int64_t begin, int64_t size, int64_t last, const Body& body
   const int64_t whole = smaller(size, larger(0, last + 1 - begin));
   for (int64_t key = 0; key < whole; ++key) body(key, Constant<0>());
   for (int64_t key = whole; key < size; ++key) body(key, Constant<1>());
-}
-
-// log(x) for a normal x >= 1; NaN for NaN.
-inline Vec log_of_sum(Vec x) {
-  const UintVec bits = reinterpret_cast<UintVec>(x);
-  const IntVec exponent = reinterpret_cast<IntVec>(bits >> 23) - 127;
-  const Vec mantissa = reinterpret_cast<Vec>((bits & 0x7fffffU) | 0x3f800000U);
-  return __builtin_convertvector(exponent, Vec) * splat(kLn2) + log1p_unit(mantissa - splat(1.0F)) +
-         (x - x);
 }
 
 // y = factor · x
@@ -412,7 +404,7 @@ void finish_panel(const Vec (&highest)[kVectors], const Vec (&total)[kVectors], 
     inverse[j] = splat(1.0F) / total[j];
     const int64_t first = j * kLanes;
     if (first < count) {
-      store_up_to(lse + first, highest[j] * splat(kLn2) + log_of_sum(total[j]), count - first);
+      store_up_to(lse + first, highest[j] * splat(kLn2) + log(total[j]), count - first);
     }
   }
   lanes_to_rows<kVectors>(outputs, inverse, count, width, o, stride);
@@ -650,7 +642,7 @@ void forward_row(const Extents& e, const Keys& keys, const float* q, float c,
   const float total = reduce_add(sums);
   mix_rows(w.scores, keys.v, keys.count, width, w.outputs);
   scale_row(w.outputs, 1.0F / total, e.width, o);
-  const Vec log_total = log_of_sum(splat(total));
+  const Vec log_total = log(splat(total));
   *lse = most * kLn2 + log_total[0];
 }
 

@@ -1,8 +1,9 @@
 // Blocks of kRows by kColumns dot products at a time: rows of a block are summed by rows' tasks, columns
-// by columns' tasks, in float64 and in the order of the blocks.
+// by columns' tasks, in float64 and in the order of the blocks. Own pairs are dot products by themselves.
 #include "cpu/check.h"
 #include "cpu/float64.h"
 #include "cpu/gemm.h"
+#include "cpu/logarithm.h"
 #include "cpu/partition.h"
 #include "cpu/simd.h"
 #include "cpu/tile.h"
@@ -14,10 +15,12 @@ namespace {
 
 constexpr int64_t kRows = 256;
 constexpr int64_t kColumns = 4096;
-constexpr int64_t kColumnGrain = 64;       // columns of a task
-constexpr int64_t kSoftplusElements = 16;  // that take as long as one softplus
+constexpr int64_t kColumnGrain = 64;   // columns of a task
+constexpr int64_t kLossElements = 16;  // that take as long as one loss
+constexpr float kLargestShare = 1.0F - 0x1p-12F;
 
-// One of the two models.
+// One of the two models. Logarithms of the sums of its images' rows and of its texts' columns make its
+// losses softmax.
 struct Model {
   const float* images;
   const float* texts;
@@ -26,6 +29,10 @@ struct Model {
   float scale;  // exp(t)
   float bias;
   double weight;
+  const float* row_logs = nullptr;
+  const float* column_logs = nullptr;
+
+  bool softmax() const { return row_logs != nullptr; }
 };
 
 Model check_model(const char* who, const In& images, const In& texts, const In& scale,
@@ -48,6 +55,18 @@ Model check_model(const char* who, const In& images, const In& texts, const In& 
 // Both, the learner first.
 struct Models {
   Model model[2];
+
+  void add_log_sums(const char* who, const MaybeIn& log_sums) {
+    if (!log_sums.present()) return;
+    const int64_t n = model[0].examples;
+    check_rank(who, "log_sums", log_sums, 2);
+    check_extent(who, "log_sums", log_sums, 0, 4);
+    check_extent(who, "log_sums", log_sums, 1, n);
+    for (int m = 0; m < 2; ++m) {
+      model[m].row_logs = log_sums.data() + 2 * m * n;
+      model[m].column_logs = model[m].row_logs + n;
+    }
+  }
 };
 
 Models check_models(const char* who, const In& learner_images, const In& learner_texts,
@@ -88,9 +107,10 @@ size_t product_scratch(int threads, int64_t rows, int64_t columns, int64_t width
 
 // The sums lie first, and so at the same place for both models.
 struct Workspace {
-  double* sums[3];  // (examples) each: rows, columns, diagonal
-  float* losses;    // a block
-  float* chosen;    // (K, width)
+  double* sums[3];     // (examples) each: rows, columns, diagonal
+  float* losses;       // a block
+  float* chosen;       // (K, width)
+  float* chosen_logs;  // (K)
   Scratch product;
 };
 
@@ -100,29 +120,67 @@ Workspace workspace(int threads, int64_t examples, int64_t columns, int64_t chos
   for (double*& sums : w.sums) sums = carver.take<double>(examples);
   w.losses = carver.take<float>(smaller(examples, kRows) * smaller(columns, kColumns));
   w.chosen = carver.take<float>(chosen * width);
+  w.chosen_logs = carver.take<float>(chosen);
   w.product.bytes = product_scratch(threads, examples, columns, width);
   w.product.data = carver.take<std::byte>(static_cast<int64_t>(w.product.bytes));
   return w;
 }
 
-void zero(double* sums, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sums[i] = 0.0;
+// Enough for either model, all examples against all.
+size_t square_scratch(int threads, const In& learner_images, const In& reference_images) {
+  const int64_t n = learner_images.extent(0);
+  const int64_t widths[] = {learner_images.extent(1), reference_images.extent(1)};
+  size_t bytes = 0;
+  for (const int64_t width : widths) {
+    Carver carver(nullptr);
+    workspace(threads, n, n, 0, width, carver);
+    if (carver.bytes() > bytes) bytes = carver.bytes();
+  }
+  return bytes;
+}
+
+void fill(double* sums, int64_t n, double value) {
+  for (int64_t i = 0; i < n; ++i) sums[i] = value;
 }
 
 float softplus(float u) { return ::fmaxf(u, 0.0F) + ::log1pf(::expf(-::fabsf(u))); }
 
-// dots (n) of a row become softplus(S).
-void softplus_row(const Model& model, float* dots, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Vec dot = n - i >= kLanes ? load(dots + i) : load_partial(dots + i, n - i);
-    const Vec u = multiply_add(dot, splat(model.scale), splat(model.bias));
-    const Vec loss = max(u, splat(0.0F)) + log1p_unit(exp(-abs(u)));
-    if (n - i >= kLanes) {
-      store(dots + i, loss);
+// row (n) = visit(row, j), a vector at a time.
+template <typename Visit>
+void map_row(float* row, int64_t n, const Visit& visit) {
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t lanes = n - j;
+    if (lanes >= kLanes) {
+      store(row + j, visit(load(row + j), j, kLanes));
     } else {
-      store_partial(dots + i, loss, n - i);
+      store_partial(row + j, visit(load_partial(row + j, lanes), j, lanes), lanes);
     }
   }
+}
+
+// dots (n) of a row become softplus(S).
+void softplus_row(const Model& model, float* dots, int64_t n) {
+  map_row(dots, n, [&](Vec dot, int64_t, int64_t) {
+    const Vec u = multiply_add(dot, splat(model.scale), splat(model.bias));
+    return max(u, splat(0.0F)) + log1p_unit(exp(-abs(u)));
+  });
+}
+
+// −log(1 − e^x), e^x at most the largest share.
+Vec loss_of_share(Vec x) {
+  const Vec p = min(exp(x), splat(kLargestShare));
+  const Vec rest = splat(1.0F) - p;
+  const Vec small = min(p, splat(0.5F));
+  return select(p <= splat(0.5F), log1p_unit(small / (splat(1.0F) - small)), -log(rest));
+}
+
+// dots (n) of a row become ½ (−log(1 − exp(S − its own)) − log(1 − exp(S − theirs))).
+void softmax_row(const Model& model, float own, const float* theirs, float* dots, int64_t n) {
+  map_row(dots, n, [&](Vec dot, int64_t j, int64_t lanes) {
+    const Vec s = multiply_add(dot, splat(model.scale), splat(model.bias));
+    const Vec others = lanes == kLanes ? load(theirs + j) : load_partial(theirs + j, lanes);
+    return (loss_of_share(s - splat(own)) + loss_of_share(s - others)) * splat(0.5F);
+  });
 }
 
 double sum_row(const float* row, int64_t n) {
@@ -131,36 +189,110 @@ double sum_row(const float* row, int64_t n) {
   });
 }
 
-// For blocks of l_ij of images with texts calls visit(row, rows, column, columns); with `positives`
-// pairs i = j count as such, and diagonal[i] += weight · l_ii.
+float own_loss(const Model& model, int64_t i, float logit) {
+  if (!model.softmax()) return softplus(-logit);
+  return 0.5F * (model.row_logs[i] + model.column_logs[i]) - logit;
+}
+
+// sums[i] += weight · l_ii.
+void add_own_losses(Stream& stream, const Model& model, double* sums) {
+  const Partition part = partition_by_thread(stream, model.examples, model.width);
+  stream.parallel(part.tasks(), [&](int64_t task, int) {
+    for (int64_t i = part.begin(task); i < part.end(task); ++i) {
+      const int64_t row = i * model.width;
+      const double dot = dot_float64(model.images + row, model.texts + row, model.width);
+      const double logit = dot * static_cast<double>(model.scale) + static_cast<double>(model.bias);
+      const float loss = own_loss(model, i, static_cast<float>(logit));
+      sums[i] += model.weight * static_cast<double>(loss);
+    }
+  });
+}
+
+// One side of a model against some of the other: rows (examples, width), columns (count, width), and the
+// logarithms of their sums where losses are softmax.
+struct Sides {
+  const float* rows;
+  const float* row_logs;
+  const float* columns;
+  const float* column_logs;
+  int64_t count;
+};
+
+// Calls visit(row, rows, column, columns) with blocks of dot products in w.losses.
 template <typename Visit>
-void for_blocks(Stream& stream, const Model& model, const float* rows_data,
-                const float* columns_data, int64_t columns, bool positives, const Workspace& w,
-                double* row_sums, const Visit& visit) {
-  double* diagonal = w.sums[2];
+void for_blocks(Stream& stream, const Model& model, const Sides& sides, const Workspace& w,
+                const Visit& visit) {
   for (int64_t row = 0; row < model.examples; row += kRows) {
     const int64_t rows = smaller(kRows, model.examples - row);
-    for (int64_t column = 0; column < columns; column += kColumns) {
-      const int64_t n = smaller(kColumns, columns - column);
-      gemm(stream, block_shape(rows, n, model.width), {rows_data + row * model.width, model.width},
-           {columns_data + column * model.width, model.width}, {w.losses, n}, w.product);
-      const Partition part = partition_by_thread(stream, rows, n * kSoftplusElements);
-      stream.parallel(part.tasks(), [&](int64_t task, int) {
-        for (int64_t i = part.begin(task); i < part.end(task); ++i) {
-          float* losses = w.losses + i * n;
-          const int64_t own = row + i - column;
-          const bool here = positives && own >= 0 && own < n;
-          const float logit = here ? losses[own] * model.scale + model.bias : 0.0F;
-          softplus_row(model, losses, n);
-          if (here) {
-            losses[own] = softplus(-logit);
-            diagonal[row + i] += model.weight * static_cast<double>(losses[own]);
-          }
-          row_sums[row + i] += model.weight * sum_row(losses, n);
-        }
-      });
-      visit(rows, column, n);
+    for (int64_t column = 0; column < sides.count; column += kColumns) {
+      const int64_t n = smaller(kColumns, sides.count - column);
+      gemm(stream, block_shape(rows, n, model.width), {sides.rows + row * model.width, model.width},
+           {sides.columns + column * model.width, model.width}, {w.losses, n}, w.product);
+      visit(row, rows, column, n);
     }
+  }
+}
+
+// For blocks of l_ij calls visit(rows, column, columns); row_sums += weight · Σ_j l_ij. With `positives`
+// pairs i = j count as such.
+template <typename Visit>
+void for_losses(Stream& stream, const Model& model, const Sides& sides, bool positives,
+                const Workspace& w, double* row_sums, const Visit& visit) {
+  for_blocks(stream, model, sides, w, [&](int64_t row, int64_t rows, int64_t column, int64_t n) {
+    const Partition part = partition_by_thread(stream, rows, n * kLossElements);
+    stream.parallel(part.tasks(), [&](int64_t task, int) {
+      for (int64_t i = part.begin(task); i < part.end(task); ++i) {
+        float* losses = w.losses + i * n;
+        const int64_t own = row + i - column;
+        const bool here = positives && own >= 0 && own < n;
+        const float logit = here ? losses[own] * model.scale + model.bias : 0.0F;
+        if (model.softmax()) {
+          softmax_row(model, sides.row_logs[row + i], sides.column_logs + column, losses, n);
+        } else {
+          softplus_row(model, losses, n);
+        }
+        if (here) losses[own] = own_loss(model, row + i, logit);
+        row_sums[row + i] += model.weight * sum_row(losses, n);
+      }
+    });
+    visit(rows, column, n);
+  });
+}
+
+// logs (examples) = log Σ_j exp(S_ij) of rows with all columns.
+void log_sums_of(Stream& stream, const Model& model, const Sides& sides, const Workspace& w,
+                 float* logs) {
+  double* most = w.sums[0];
+  double* sums = w.sums[1];
+  fill(most, model.examples, -INFINITY);
+  fill(sums, model.examples, 0.0);
+  for_blocks(stream, model, sides, w, [&](int64_t row, int64_t rows, int64_t, int64_t n) {
+    const Partition part = partition_by_thread(stream, rows, n * kLossElements);
+    stream.parallel(part.tasks(), [&](int64_t task, int) {
+      for (int64_t i = part.begin(task); i < part.end(task); ++i) {
+        float* logits = w.losses + i * n;
+        Vec highest = splat(-INFINITY);
+        map_row(logits, n, [&](Vec dot, int64_t, int64_t lanes) {
+          const Vec s = multiply_add(dot, splat(model.scale), splat(model.bias));
+          const Vec seen = lanes == kLanes
+                               ? s
+                               : select(lane_numbers(0) < IntVec{} + static_cast<int32_t>(lanes), s,
+                                        splat(-INFINITY));
+          highest = max(highest, seen);
+          return s;
+        });
+        const float now = ::fmaxf(static_cast<float>(most[row + i]), reduce_max(highest));
+        const double before = sums[row + i] == 0.0
+                                  ? 0.0
+                                  : sums[row + i] * ::exp(most[row + i] - static_cast<double>(now));
+        map_row(logits, n, [&](Vec s, int64_t, int64_t) { return exp(s - splat(now)); });
+        most[row + i] = static_cast<double>(now);
+        sums[row + i] = before + sum_row(logits, n);
+      }
+    });
+  });
+  for (int64_t i = 0; i < model.examples; ++i) {
+    logs[i] = static_cast<float>(most[i] + ::log(sums[i]));
   }
 }
 
@@ -188,43 +320,70 @@ int64_t larger_width(const View& a, const View& b) { return larger(a.extent(1), 
 
 }  // namespace
 
-size_t learnability_forward_scratch(int threads, In learner_images, In reference_images) {
-  const int64_t n = learner_images.extent(0);
-  const int64_t widths[] = {learner_images.extent(1), reference_images.extent(1)};
-  size_t bytes = 0;
-  for (const int64_t width : widths) {
-    Carver carver(nullptr);
-    workspace(threads, n, n, 0, width, carver);
-    if (carver.bytes() > bytes) bytes = carver.bytes();
-  }
-  return bytes;
+size_t learnability_log_sums_scratch(int threads, In learner_images, In reference_images) {
+  return square_scratch(threads, learner_images, reference_images);
 }
 
-void learnability_forward(Stream& stream, In learner_images, In learner_texts, In learner_scale,
-                          In learner_bias, In reference_images, In reference_texts,
-                          In reference_scale, In reference_bias, double learner_weight,
-                          double reference_weight, MaybeOut diagonal, MaybeOut rows,
-                          MaybeOut columns, Scratch scratch) {
-  constexpr char kName[] = "learnability_forward";
+void learnability_log_sums(Stream& stream, In learner_images, In learner_texts, In learner_scale,
+                           In learner_bias, In reference_images, In reference_texts,
+                           In reference_scale, In reference_bias, double learner_weight,
+                           double reference_weight, Out log_sums, Scratch scratch) {
+  constexpr char kName[] = "learnability_log_sums";
   const Models models = check_models(
       kName, learner_images, learner_texts, learner_scale, learner_bias, reference_images,
       reference_texts, reference_scale, reference_bias, learner_weight, reference_weight);
   const int64_t n = models.model[0].examples;
+  check_elements(kName, "log_sums", log_sums, 4 * n);
+  check_scratch(kName, scratch, square_scratch(stream.threads(), learner_images, reference_images));
+  float* logs = log_sums.data();
+  for (const Model& model : models.model) {
+    Carver carver(scratch.data);
+    const Workspace w = workspace(stream.threads(), n, n, 0, model.width, carver);
+    for (int side = 0; side < 2; ++side, logs += n) {
+      if (model.weight == 0.0) {
+        for (int64_t i = 0; i < n; ++i) logs[i] = 0.0F;
+        continue;
+      }
+      const float* rows = side == 0 ? model.images : model.texts;
+      const float* columns = side == 0 ? model.texts : model.images;
+      log_sums_of(stream, model, {rows, nullptr, columns, nullptr, n}, w, logs);
+    }
+  }
+}
+
+size_t learnability_forward_scratch(int threads, In learner_images, In reference_images) {
+  return square_scratch(threads, learner_images, reference_images);
+}
+
+void learnability_forward(Stream& stream, In learner_images, In learner_texts, In learner_scale,
+                          In learner_bias, In reference_images, In reference_texts,
+                          In reference_scale, In reference_bias, MaybeIn log_sums,
+                          double learner_weight, double reference_weight, MaybeOut diagonal,
+                          MaybeOut rows, MaybeOut columns, Scratch scratch) {
+  constexpr char kName[] = "learnability_forward";
+  Models models = check_models(kName, learner_images, learner_texts, learner_scale, learner_bias,
+                               reference_images, reference_texts, reference_scale, reference_bias,
+                               learner_weight, reference_weight);
+  models.add_log_sums(kName, log_sums);
+  const int64_t n = models.model[0].examples;
   if (diagonal.present()) check_elements(kName, "diagonal", diagonal, n);
   if (rows.present()) check_elements(kName, "rows", rows, n);
   if (columns.present()) check_elements(kName, "columns", columns, n);
-  check_scratch(kName, scratch,
-                learnability_forward_scratch(stream.threads(), learner_images, reference_images));
+  check_scratch(kName, scratch, square_scratch(stream.threads(), learner_images, reference_images));
   for (const Model& model : models.model) {
     Carver carver(scratch.data);
     const Workspace w = workspace(stream.threads(), n, n, 0, model.width, carver);
     if (&model == models.model) {
-      for (double* sums : w.sums) zero(sums, n);
+      for (double* sums : w.sums) fill(sums, n, 0.0);
     }
     if (model.weight == 0.0) continue;
+    if (diagonal.present()) add_own_losses(stream, model, w.sums[2]);
+    if (!rows.present() && !columns.present()) continue;
     double* column_sums = w.sums[1];
-    for_blocks(stream, model, model.images, model.texts, n, true, w, w.sums[0],
+    const Sides sides = {model.images, model.row_logs, model.texts, model.column_logs, n};
+    for_losses(stream, model, sides, true, w, w.sums[0],
                [&](int64_t count, int64_t column, int64_t width) {
+                 if (!columns.present()) return;
                  const Partition part = partition_by_thread(stream, width, count, kColumnGrain);
                  stream.parallel(part.tasks(), [&](int64_t task, int) {
                    const int64_t begin = part.begin(task);
@@ -261,13 +420,14 @@ size_t learnability_condition_scratch(int threads, In learner_images, In referen
 
 void learnability_condition(Stream& stream, In learner_images, In learner_texts, In learner_scale,
                             In learner_bias, In reference_images, In reference_texts,
-                            In reference_scale, In reference_bias, In scores, In chosen,
-                            double learner_weight, double reference_weight, Out y,
+                            In reference_scale, In reference_bias, MaybeIn log_sums, In scores,
+                            In chosen, double learner_weight, double reference_weight, Out y,
                             Scratch scratch) {
   constexpr char kName[] = "learnability_condition";
-  const Models models = check_models(
-      kName, learner_images, learner_texts, learner_scale, learner_bias, reference_images,
-      reference_texts, reference_scale, reference_bias, learner_weight, reference_weight);
+  Models models = check_models(kName, learner_images, learner_texts, learner_scale, learner_bias,
+                               reference_images, reference_texts, reference_scale, reference_bias,
+                               learner_weight, reference_weight);
+  models.add_log_sums(kName, log_sums);
   const int64_t n = models.model[0].examples;
   const int64_t count = chosen.elements();
   check_elements(kName, "scores", scores, n);
@@ -287,22 +447,25 @@ void learnability_condition(Stream& stream, In learner_images, In learner_texts,
   Workspace w = workspace(stream.threads(), n, count, count,
                           larger_width(learner_images, reference_images), carver);
   w.product = {w.product.data, scratch.bytes - static_cast<size_t>(w.product.data - scratch.data)};
-  zero(w.sums[0], n);
+  fill(w.sums[0], n, 0.0);
   for (const Model& model : models.model) {
     if (model.weight == 0.0) continue;
     for (int side = 0; side < 2; ++side) {
       const bool of_images = side == 0;
-      const float* rows = of_images ? model.images : model.texts;
       const float* others = of_images ? model.texts : model.images;
+      const float* other_logs = of_images ? model.column_logs : model.row_logs;
       const Partition part = partition_by_thread(stream, count, model.width);
       stream.parallel(part.tasks(), [&](int64_t task, int) {
         for (int64_t i = part.begin(task); i < part.end(task); ++i) {
           std::memcpy(w.chosen + i * model.width, others + indices[i] * model.width,
                       static_cast<size_t>(model.width) * sizeof(float));
+          if (other_logs != nullptr) w.chosen_logs[i] = other_logs[indices[i]];
         }
       });
-      for_blocks(stream, model, rows, w.chosen, count, false, w, w.sums[0],
-                 [](int64_t, int64_t, int64_t) {});
+      const Sides sides = {of_images ? model.images : model.texts,
+                           of_images ? model.row_logs : model.column_logs, w.chosen, w.chosen_logs,
+                           count};
+      for_losses(stream, model, sides, false, w, w.sums[0], [](int64_t, int64_t, int64_t) {});
     }
   }
   for (int64_t i = 0; i < n; ++i) {
@@ -344,7 +507,7 @@ void learnability_select(Stream& stream, In scores, In taken, In draw, MaybeIn n
   Carver carver(scratch.data);
   uint64_t* keys = carver.take<uint64_t>(n);
   const double factor = static_cast<double>(static_cast<float>(gain));
-  const Partition part = partition(n, kSoftplusElements);
+  const Partition part = partition(n, kLossElements);
   stream.parallel(part.tasks(), [&](int64_t task, int) {
     for (int64_t i = part.begin(task); i < part.end(task); ++i) {
       const uint32_t index = static_cast<uint32_t>(i);

@@ -3,7 +3,7 @@
 #include <cuda_bf16.h>
 
 #include "cuda/pair_products.cuh"
-#include "device/score_tile.cuh"
+#include "device/softmax_tile.cuh"
 #include "ops/learnability/learnability.h"
 #include "runtime/cuda_dtype.h"
 #include "runtime/device_carver.h"
@@ -26,9 +26,24 @@ struct Model {
   In scale;
   In bias;
   double weight;
+  // Of softmax losses.
+  const float* row_logs = nullptr;
+  const float* column_logs = nullptr;
 
   int64_t width() const { return images.extent(1); }
 };
+
+void add_log_sums(const char* who, const MaybeIn& log_sums, int64_t examples, Model (&models)[2]) {
+  if (!log_sums.present()) return;
+  check_rank(who, "log_sums", log_sums, 2);
+  check_dtype(who, "log_sums", log_sums, DType::kFloat32);
+  check_extent(who, "log_sums", log_sums, 0, 4);
+  check_extent(who, "log_sums", log_sums, 1, examples);
+  for (int m = 0; m < 2; ++m) {
+    models[m].row_logs = log_sums.data() + 2 * m * examples;
+    models[m].column_logs = models[m].row_logs + examples;
+  }
+}
 
 void check_model(const char* who, const Model& model, int64_t examples) {
   check_rank(who, "images", model.images, 2);
@@ -56,10 +71,11 @@ struct SumsWorkspace {
   double* sums[3];      // (examples): rows, columns, diagonal
   float* row_parts;     // (tiles across a group, examples)
   float* column_parts;  // (parts down, columns of a group): of 64 rows, of whole tiles
+  float* chosen_logs;   // (K)
   std::byte* chosen;    // (K, width)
 };
 
-SumsWorkspace sums_workspace(int64_t examples, int64_t columns, bool by_column,
+SumsWorkspace sums_workspace(int64_t examples, int64_t columns, bool by_column, int64_t chosen,
                              int64_t chosen_bytes, DeviceCarver& carver) {
   const int64_t group = smaller(columns, kGroupColumns);
   SumsWorkspace w;
@@ -68,6 +84,7 @@ SumsWorkspace sums_workspace(int64_t examples, int64_t columns, bool by_column,
   w.row_parts = carver.take<float>(divide_up(group, kTile) * examples);
   const int64_t down = divide_up(examples, kWgmmaRows) * (kWgmmaRows / 64);
   w.column_parts = by_column ? carver.take<float>(down * group) : nullptr;
+  w.chosen_logs = chosen > 0 ? carver.take<float>(chosen) : nullptr;
   w.chosen = chosen_bytes > 0 ? carver.take<std::byte>(chosen_bytes) : nullptr;
   return w;
 }
@@ -91,47 +108,111 @@ void add_parts(const CudaContext& cuda, const char* name, const float* parts, in
   check_launch(name);
 }
 
-// Adds weight · l_ij of the rows' embeddings (examples, width) with the columns' (columns, width) to the
-// sums of rows and, where they are wanted, of columns. Positives lie where j = i + offset.
+// One side of a model against some of the other: rows (examples, width), columns (count, width), and the
+// logarithms of their sums where losses are softmax. Positives lie where j = i + offset.
+template <typename T>
+struct Sides {
+  const T* rows;
+  const float* row_logs;
+  int64_t examples;
+  const T* columns;
+  const float* column_logs;
+  int64_t count;
+  int64_t width;
+  int64_t offset;
+};
+
+// Adds weight · l_ij to the sums of rows and, where they are wanted, of columns.
 template <bool kByColumn, typename T>
-void add_losses(const CudaContext& cuda, const char* name, const T* rows, int64_t examples,
-                const T* columns, int64_t count, int64_t width, int64_t offset, double weight,
+void add_losses(const CudaContext& cuda, const char* name, const Sides<T>& sides, double weight,
                 const SumsWorkspace& w) {
-  const TileOperand<T> a = embeddings(rows, width);
-  for (int64_t first = 0; first < count; first += kGroupColumns) {
-    const int64_t n = smaller(kGroupColumns, count - first);
-    const TileOperand<T> b = embeddings(columns + first * width, width);
-    const TileShape shape = tile_shape(examples, n, width);
-    const ScoreSums sums = {
-        w.scalars, {shape.m, shape.n, clamp_offset(offset) - first}, w.row_parts, w.column_parts};
+  const int64_t width = sides.width;
+  const TileOperand<T> a = embeddings(sides.rows, width);
+  for (int64_t first = 0; first < sides.count; first += kGroupColumns) {
+    const int64_t n = smaller(kGroupColumns, sides.count - first);
+    const TileOperand<T> b = embeddings(sides.columns + first * width, width);
+    const TileShape shape = tile_shape(sides.examples, n, width);
+    const ScoreSums sums = {w.scalars,
+                            {shape.m, shape.n, clamp_offset(sides.offset) - first},
+                            w.row_parts,
+                            w.column_parts};
     int64_t across = divide_up(n, kTile);
-    int64_t down = divide_up(examples, kTile);
+    int64_t down = divide_up(sides.examples, kTile);
     bool done = false;
+    if (sides.row_logs != nullptr) {
+      launch_tiles<false, false>(
+          cuda, name, a, b, shape,
+          SoftmaxScoreBlock<kByColumn>{sums, sides.row_logs, sides.column_logs + first});
+      done = true;
+    }
     if constexpr (sizeof(T) == 2) {
-      if (pair_instructions(cuda).wgmma && a.aligned && b.aligned) {
+      if (!done && pair_instructions(cuda).wgmma && a.aligned && b.aligned) {
         launch_wgmma<kScoreColumns, false, false>(
-            cuda, name, matrix_map(a.data, examples, width, width, kWgmmaRows),
+            cuda, name, matrix_map(a.data, sides.examples, width, width, kWgmmaRows),
             matrix_map(b.data, n, width, width, kScoreColumns), shape,
             WgmmaScoreBlock<kByColumn>{sums});
         across = divide_up(n, kScoreColumns);
-        down = divide_up(examples, 64);
+        down = divide_up(sides.examples, 64);
         done = true;
       }
     }
     if (!done) launch_tiles<false, false>(cuda, name, a, b, shape, ScoreBlock<kByColumn>{sums});
-    add_parts(cuda, name, w.row_parts, across, examples, weight, w.sums[0]);
+    add_parts(cuda, name, w.row_parts, across, sides.examples, weight, w.sums[0]);
     if (kByColumn) add_parts(cuda, name, w.column_parts, down, n, weight, w.sums[1] + first);
   }
+}
+
+// Brings log2 Σ of more columns, in parts, into most[i] + log2 sums[i].
+__global__ void __launch_bounds__(kThreads)
+    add_log_parts_kernel(const float* parts, int count, int64_t n, bool first, double* most,
+                         double* sums) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= n) return;
+  double highest = first ? static_cast<double>(parts[i]) : most[i];
+  for (int p = 0; p < count; ++p) highest = fmax(highest, static_cast<double>(parts[p * n + i]));
+  double sum = first ? 0.0 : sums[i] * exp2(most[i] - highest);
+  for (int p = 0; p < count; ++p) sum += exp2(static_cast<double>(parts[p * n + i]) - highest);
+  most[i] = highest;
+  sums[i] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    store_logs_kernel(const double* most, const double* sums, int64_t n, float* logs) {
+  constexpr double kLn2Double = 0.69314718055994531;
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < n) logs[i] = static_cast<float>(kLn2Double * (most[i] + log2(sums[i])));
+}
+
+// logs (examples) = log Σ_j exp(S_ij) of rows with all columns.
+template <typename T>
+void store_log_sums(const CudaContext& cuda, const char* name, const Sides<T>& sides,
+                    const SumsWorkspace& w, float* logs) {
+  const TileOperand<T> a = embeddings(sides.rows, sides.width);
+  for (int64_t first = 0; first < sides.count; first += kGroupColumns) {
+    const int64_t n = smaller(kGroupColumns, sides.count - first);
+    const TileOperand<T> b = embeddings(sides.columns + first * sides.width, sides.width);
+    const TileShape shape = tile_shape(sides.examples, n, sides.width);
+    launch_tiles<false, false>(cuda, name, a, b, shape,
+                               LogSumBlock{w.scalars, {shape.m, shape.n, 0}, w.row_parts});
+    add_log_parts_kernel<<<blocks_for(sides.examples), kThreads, 0, cuda.stream>>>(
+        w.row_parts, static_cast<int>(divide_up(n, kTile)), sides.examples, first == 0, w.sums[0],
+        w.sums[1]);
+    check_launch(name);
+  }
+  store_logs_kernel<<<blocks_for(sides.examples), kThreads, 0, cuda.stream>>>(w.sums[0], w.sums[1],
+                                                                              sides.examples, logs);
+  check_launch(name);
 }
 
 __device__ __forceinline__ float value_of(float x) { return x; }
 __device__ __forceinline__ float value_of(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// sums[i] += weight · l_ii, a warp an example.
+// sums[i] += weight · l_ii, a warp an example; softmax where there are logarithms.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     diagonal_kernel(const T* images, const T* texts, int64_t examples, int64_t width,
-                    const PairScalars* scalars, double weight, double* sums) {
+                    const PairScalars* scalars, double weight, const float* row_logs,
+                    const float* column_logs, double* sums) {
   const int64_t i = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
   if (i >= examples) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -144,7 +225,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (lane != 0) return;
   const float u = -fmaf(dot, scalars->scale2, scalars->bias2);
-  sums[i] += weight * static_cast<double>(loss_of(exp2_fast(-fabsf(u)), fmaxf(u, 0.0F)));
+  const float loss = row_logs == nullptr ? loss_of(exp2_fast(-fabsf(u)), fmaxf(u, 0.0F))
+                                         : fmaf(kLn2, u, 0.5F * (row_logs[i] + column_logs[i]));
+  sums[i] += weight * static_cast<double>(loss);
 }
 
 // y = (x +) sums.
@@ -285,19 +368,18 @@ SelectWorkspace select_workspace(int64_t n, int64_t count, DeviceCarver& carver)
 
 }  // namespace
 
-size_t learnability_forward_scratch(int, In learner_images, In) {
+size_t learnability_log_sums_scratch(int, In learner_images, In) {
   const int64_t n = learner_images.extent(0);
   DeviceCarver carver(nullptr);
-  sums_workspace(n, n, true, 0, carver);
+  sums_workspace(n, n, false, 0, 0, carver);
   return carver.bytes();
 }
 
-void learnability_forward(Stream& stream, In learner_images, In learner_texts, In learner_scale,
-                          In learner_bias, In reference_images, In reference_texts,
-                          In reference_scale, In reference_bias, double learner_weight,
-                          double reference_weight, MaybeOut diagonal, MaybeOut rows,
-                          MaybeOut columns, Scratch scratch) {
-  constexpr char kName[] = "learnability_forward";
+void learnability_log_sums(Stream& stream, In learner_images, In learner_texts, In learner_scale,
+                           In learner_bias, In reference_images, In reference_texts,
+                           In reference_scale, In reference_bias, double learner_weight,
+                           double reference_weight, Out log_sums, Scratch scratch) {
+  constexpr char kName[] = "learnability_log_sums";
   const CudaContext& cuda = stream.cuda();
   const Model models[] = {
       {learner_images, learner_texts, learner_scale, learner_bias, learner_weight},
@@ -305,12 +387,58 @@ void learnability_forward(Stream& stream, In learner_images, In learner_texts, I
   check_rank(kName, "images", learner_images, 2);
   const int64_t n = learner_images.extent(0);
   for (const Model& model : models) check_model(kName, model, n);
+  check_elements(kName, "log_sums", log_sums, 4 * n);
+  check_scratch(kName, scratch, learnability_log_sums_scratch(0, learner_images, reference_images));
+  DeviceCarver carver(scratch.data);
+  const SumsWorkspace w = sums_workspace(n, n, false, 0, 0, carver);
+  float* logs = log_sums.data();
+  for (const Model& model : models) {
+    float* own = logs;
+    logs += 2 * n;
+    if (model.weight == 0.0) {
+      check_cuda(cudaMemsetAsync(own, 0, static_cast<size_t>(2 * n) * sizeof(float), cuda.stream),
+                 kName);
+      continue;
+    }
+    prepare(cuda, kName, model, w.scalars);
+    with_type(kName, "images", model.images, [&](auto type) {
+      using T = decltype(type);
+      const T* images = elements_of<T>(model.images);
+      const T* texts = elements_of<T>(model.texts);
+      const int64_t width = model.width();
+      store_log_sums<T>(cuda, kName, {images, nullptr, n, texts, nullptr, n, width, 0}, w, own);
+      store_log_sums<T>(cuda, kName, {texts, nullptr, n, images, nullptr, n, width, 0}, w, own + n);
+    });
+  }
+}
+
+size_t learnability_forward_scratch(int, In learner_images, In) {
+  const int64_t n = learner_images.extent(0);
+  DeviceCarver carver(nullptr);
+  sums_workspace(n, n, true, 0, 0, carver);
+  return carver.bytes();
+}
+
+void learnability_forward(Stream& stream, In learner_images, In learner_texts, In learner_scale,
+                          In learner_bias, In reference_images, In reference_texts,
+                          In reference_scale, In reference_bias, MaybeIn log_sums,
+                          double learner_weight, double reference_weight, MaybeOut diagonal,
+                          MaybeOut rows, MaybeOut columns, Scratch scratch) {
+  constexpr char kName[] = "learnability_forward";
+  const CudaContext& cuda = stream.cuda();
+  Model models[] = {
+      {learner_images, learner_texts, learner_scale, learner_bias, learner_weight},
+      {reference_images, reference_texts, reference_scale, reference_bias, reference_weight}};
+  check_rank(kName, "images", learner_images, 2);
+  const int64_t n = learner_images.extent(0);
+  for (const Model& model : models) check_model(kName, model, n);
+  add_log_sums(kName, log_sums, n, models);
   if (diagonal.present()) check_elements(kName, "diagonal", diagonal, n);
   if (rows.present()) check_elements(kName, "rows", rows, n);
   if (columns.present()) check_elements(kName, "columns", columns, n);
   check_scratch(kName, scratch, learnability_forward_scratch(0, learner_images, reference_images));
   DeviceCarver carver(scratch.data);
-  const SumsWorkspace w = sums_workspace(n, n, true, 0, carver);
+  const SumsWorkspace w = sums_workspace(n, n, true, 0, 0, carver);
   for (double* sums : w.sums) zero(cuda, kName, sums, n);
   for (const Model& model : models) {
     if (model.weight == 0.0) continue;
@@ -322,13 +450,15 @@ void learnability_forward(Stream& stream, In learner_images, In learner_texts, I
       if (diagonal.present()) {
         diagonal_kernel<<<static_cast<unsigned>(divide_up(n, kThreads / 32)), kThreads, 0,
                           cuda.stream>>>(images, texts, n, model.width(), w.scalars, model.weight,
-                                         w.sums[2]);
+                                         model.row_logs, model.column_logs, w.sums[2]);
         check_launch(kName);
       }
+      const Sides<T> sides = {images, model.row_logs, n, texts, model.column_logs,
+                              n,      model.width(),  0};
       if (columns.present()) {
-        add_losses<true>(cuda, kName, images, n, texts, n, model.width(), 0, model.weight, w);
+        add_losses<true>(cuda, kName, sides, model.weight, w);
       } else if (rows.present()) {
-        add_losses<false>(cuda, kName, images, n, texts, n, model.width(), 0, model.weight, w);
+        add_losses<false>(cuda, kName, sides, model.weight, w);
       }
     });
   }
@@ -342,25 +472,26 @@ size_t learnability_condition_scratch(int, In learner_images, In reference_image
   const int64_t learner = bytes_of_rows(learner_images, count);
   const int64_t reference = bytes_of_rows(reference_images, count);
   DeviceCarver carver(nullptr);
-  sums_workspace(learner_images.extent(0), count, false, learner > reference ? learner : reference,
-                 carver);
+  sums_workspace(learner_images.extent(0), count, false, count,
+                 learner > reference ? learner : reference, carver);
   return carver.bytes();
 }
 
 void learnability_condition(Stream& stream, In learner_images, In learner_texts, In learner_scale,
                             In learner_bias, In reference_images, In reference_texts,
-                            In reference_scale, In reference_bias, In scores, In chosen,
-                            double learner_weight, double reference_weight, Out y,
+                            In reference_scale, In reference_bias, MaybeIn log_sums, In scores,
+                            In chosen, double learner_weight, double reference_weight, Out y,
                             Scratch scratch) {
   constexpr char kName[] = "learnability_condition";
   constexpr int64_t kNoPositives = int64_t{1} << 40;
   const CudaContext& cuda = stream.cuda();
-  const Model models[] = {
+  Model models[] = {
       {learner_images, learner_texts, learner_scale, learner_bias, learner_weight},
       {reference_images, reference_texts, reference_scale, reference_bias, reference_weight}};
   check_rank(kName, "images", learner_images, 2);
   const int64_t n = learner_images.extent(0);
   for (const Model& model : models) check_model(kName, model, n);
+  add_log_sums(kName, log_sums, n, models);
   const int64_t count = chosen.elements();
   check_elements(kName, "scores", scores, n);
   check_elements(kName, "y", y, n);
@@ -371,7 +502,7 @@ void learnability_condition(Stream& stream, In learner_images, In learner_texts,
   const int64_t reference = bytes_of_rows(reference_images, count);
   DeviceCarver carver(scratch.data);
   const SumsWorkspace w =
-      sums_workspace(n, count, false, learner > reference ? learner : reference, carver);
+      sums_workspace(n, count, false, count, learner > reference ? learner : reference, carver);
   zero(cuda, kName, w.sums[0], n);
   for (const Model& model : models) {
     if (model.weight == 0.0 || count == 0) continue;
@@ -382,13 +513,25 @@ void learnability_condition(Stream& stream, In learner_images, In learner_texts,
       const T* texts = elements_of<T>(model.texts);
       T* gathered = reinterpret_cast<T*>(w.chosen);
       for (int side = 0; side < 2; ++side) {
-        const T* rows = side == 0 ? images : texts;
-        const T* others = side == 0 ? texts : images;
+        const bool of_images = side == 0;
+        const float* other_logs = of_images ? model.column_logs : model.row_logs;
         gather_kernel<<<static_cast<unsigned>(count), kThreads, 0, cuda.stream>>>(
-            others, indices, n, model.width(), gathered);
+            of_images ? texts : images, indices, n, model.width(), gathered);
         check_launch(kName);
-        add_losses<false>(cuda, kName, rows, n, static_cast<const T*>(gathered), count,
-                          model.width(), kNoPositives, model.weight, w);
+        if (other_logs != nullptr) {
+          gather_kernel<<<static_cast<unsigned>(count), kThreads, 0, cuda.stream>>>(
+              other_logs, indices, n, 1, w.chosen_logs);
+          check_launch(kName);
+        }
+        const Sides<T> sides = {of_images ? images : texts,
+                                of_images ? model.row_logs : model.column_logs,
+                                n,
+                                gathered,
+                                w.chosen_logs,
+                                count,
+                                model.width(),
+                                kNoPositives};
+        add_losses<false>(cuda, kName, sides, model.weight, w);
       }
     });
   }

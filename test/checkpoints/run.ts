@@ -5,6 +5,7 @@
 //   npm run test:checkpoints                  all that are not done yet
 //   npm run test:checkpoints -- base naflex   those whose names contain one of the words
 //   npm run test:checkpoints -- --fresh       forget what is done
+//   npm run test:checkpoints -- --page        docs/checkpoints.md from what is done
 //
 // SIGLIP2_CHECKPOINTS names the folder to work in (default: one in the system's temporary folder) and
 // SIGLIP2_PYTHON a Python with transformers and torch, which then embeds the same image and text.
@@ -209,6 +210,36 @@ function shown({
   return parts.join('  ');
 }
 
+function pageOf(outcomes: ReadonlyMap<string, Outcome>): string {
+  const rows = releases.map((release) => {
+    const outcome = outcomes.get(release.repository);
+    const { passed, seconds = {}, difference, peakGigabytes } = outcome ?? {};
+    const state = outcome === undefined ? 'not tried' : passed === true ? 'passed' : 'failed';
+    const cells = [
+      release.repository,
+      `${(bytesOf(release) / 4e6).toFixed(0)} M`,
+      state,
+      seconds['load']?.toFixed(1) ?? '',
+      peakGigabytes?.toFixed(1) ?? '',
+      difference?.toExponential(1) ?? '',
+    ];
+    return `| ${cells.join(' | ')} |`;
+  });
+  return [
+    '# Released checkpoints at full size',
+    '',
+    'Made by `npm run test:checkpoints -- --page`; do not edit. Each was written with random weights under the',
+    "released checkpoint's tensor names, shapes, dtypes and shards, and loaded; an image and a text went through",
+    'it, in float32. The last column is the largest difference of their embeddings from those of Python’s',
+    'transformers on the same file. Loading packs all weights.',
+    '',
+    '| repository | parameters | | load, s | peak memory, GB | difference |',
+    '| --- | --- | --- | --- | --- | --- |',
+    ...rows,
+    '',
+  ].join('\n');
+}
+
 function runAll(words: readonly string[], fresh: boolean): void {
   mkdirSync(workFolder, { recursive: true });
   if (fresh) rmSync(doneFile, { force: true });
@@ -243,6 +274,8 @@ if (first === '--one') {
   void tryOne(release, folder).then((outcome) => {
     say(JSON.stringify(outcome));
   });
+} else if (first === '--page') {
+  writeFileSync(join(__dirname, '..', '..', 'docs', 'checkpoints.md'), pageOf(outcomesSoFar()));
 } else {
   const words = process.argv.slice(2).filter((word) => word !== '--fresh');
   runAll(words, process.argv.includes('--fresh'));

@@ -87,9 +87,8 @@ static inline UintVec round_to_bfloat16(Vec x) {
   return (is_nan ? bits | 0x00400000U : rounded) & 0xffff0000U;
 }
 
-// The same, without the zeros.
-static inline HalfUshortVec narrow_to_bfloat16(Vec x) {
-  return __builtin_convertvector(round_to_bfloat16(x) >> 16, HalfUshortVec);
+static inline HalfUshortVec upper_halves(UintVec v) {
+  return __builtin_convertvector(v >> 16, HalfUshortVec);
 }
 
 // Pairs of a lane's bfloat16, the lower half first.

@@ -133,3 +133,38 @@ struct Bfloat16Tiles : Bfloat16Cells {
 }  // namespace siglip::SIGLIP_CPU
 
 #endif
+
+namespace siglip::SIGLIP_CPU {
+
+// Whether bfloat16 is multiplied by matrix tiles on this machine.
+static inline bool has_bfloat16_tiles() {
+#if defined(SIGLIP_ISA_AVX512)
+  return configured_features().bf16 && configured_features().amx;
+#else
+  return false;
+#endif
+}
+
+// body(cells) with the arithmetic of this machine for bfloat16.
+template <typename Body>
+static auto with_bfloat16_cells(const Body& body) {
+#if defined(SIGLIP_ISA_AVX512)
+  if (has_bfloat16_tiles()) return body(Bfloat16Tiles{});
+  if (configured_features().bf16) return body(Bfloat16Cells{});
+#endif
+  return body(FloatCells{});
+}
+
+// The same for int8.
+template <typename Body>
+static auto with_int8_cells(const Body& body) {
+#if defined(SIGLIP_ISA_AVX512)
+  if (configured_features().vnni && configured_features().amx) return body(ByteTiles{});
+#endif
+#if defined(SIGLIP_ISA_AVX512) || defined(SIGLIP_ISA_AVX2)
+  if (configured_features().vnni) return body(ByteCells{});
+#endif
+  return body(PairCells{});
+}
+
+}  // namespace siglip::SIGLIP_CPU

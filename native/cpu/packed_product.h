@@ -118,8 +118,16 @@ class PackedProduct {
           prepare_rows(prepare, block, prepared);
         }
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-          multiply_panel(block, panel, panel + 1 == panels.end, prepared, weights, output,
-                         own + (shared_ ? 0 : rows_bytes(block_rows_)));
+          std::byte* rest = own + (shared_ ? 0 : rows_bytes(block_rows_));
+          const bool last = panel + 1 == panels.end;
+#if defined(SIGLIP_ISA_AVX512)
+          if constexpr (Cells::kTiles) {
+            multiply_panel_by_tiles(block, panel, last, prepared, weights, output, rest);
+          }
+#endif
+          if constexpr (!Cells::kTiles) {
+            multiply_panel(block, panel, last, prepared, weights, output, rest);
+          }
         }
       }
     });
@@ -242,7 +250,8 @@ class PackedProduct {
     int64_t depth;
     Cell* sums;  // kColumns apart
     bool first;
-    const Cell* tail;  // of matrix tiles: the last row of them, where the panel does not fill it
+    const Cell* tail =
+        nullptr;  // of matrix tiles: the last row of them, where the panel does not fill it
   };
 
   // All loops over the tile have to be unrolled, or its sums do not stay in registers.
@@ -294,9 +303,9 @@ class PackedProduct {
   }
 
   using TileKernel = void (*)(const Tile&);
-  static constexpr TileKernel kTileKernels[6] = {multiply_tile<1>, multiply_tile<2>,
-                                                 multiply_tile<3>, multiply_tile<4>,
-                                                 multiply_tile<5>, multiply_tile<6>};
+  static constexpr TileKernel kTileKernels[kHeight] = {multiply_tile<1>, multiply_tile<2>,
+                                                       multiply_tile<3>, multiply_tile<4>,
+                                                       multiply_tile<5>, multiply_tile<6>};
 
   // ---- Epilogue ----
 
@@ -429,11 +438,8 @@ class PackedProduct {
                   static_cast<size_t>((cells_ - whole) * kColumns) * sizeof(Cell));
     }
     const int64_t tiles = ceil_div(block.size(), kHeight);
-    const auto rows_of = [&](int64_t index) {
-      return Range{index * kHeight, smaller((index + 1) * kHeight, block.size())};
-    };
     const auto epilogue_of = [&](int64_t index) {
-      const Range rows = rows_of(index);
+      const Range rows = {index * kHeight, smaller((index + 1) * kHeight, block.size())};
       const Range in_y = {block.begin + rows.begin, block.begin + rows.end};
       return Epilogue{sums + rows.begin * kColumns,
                       prepared.scales + rows.begin,
@@ -479,12 +485,6 @@ class PackedProduct {
   void multiply_panel(Range block, int64_t panel, bool last_panel, const PreparedRows& prepared,
                       const uint8_t* weights, const PackedOutput& output,
                       std::byte* scratch) const {
-#if defined(SIGLIP_ISA_AVX512)
-    if constexpr (Cells::kTiles) {
-      multiply_panel_by_tiles(block, panel, last_panel, prepared, weights, output, scratch);
-      return;
-    }
-#endif
     const int64_t column = panel * kColumns;
     const int64_t width = smaller(shape_.n - column, kColumns);
     const int64_t steps = packed_steps(shape_.k);
@@ -524,11 +524,8 @@ class PackedProduct {
           fetch_tile(output.residual, in_y, column, width);
         }
         Cell* tile_sums = sums + rows.begin * kColumns;
-        if constexpr (!Cells::kTiles) {
-          kTileKernels[rows.size() - 1]({prepared.cells + rows.begin * stride_ + cells.begin,
-                                         stride_, columns, cells.size(), tile_sums, pass == 0,
-                                         nullptr});
-        }
+        kTileKernels[rows.size() - 1]({prepared.cells + rows.begin * stride_ + cells.begin, stride_,
+                                       columns, cells.size(), tile_sums, pass == 0});
         if (last) {
           finish(tile_sums, prepared.scales + rows.begin, output, shape_.n, in_y, column, width);
         }

@@ -60,6 +60,14 @@ double add_tiles(Stream& stream, int64_t rounds) {
 }
 #endif
 
+template <typename Cells>
+double add(Stream& stream, int64_t rounds) {
+#if defined(SIGLIP_ISA_AVX512)
+  if constexpr (Cells::kTiles) return add_tiles<Cells>(stream, rounds);
+#endif
+  if constexpr (!Cells::kTiles) return add_products<Cells>(stream, rounds);
+}
+
 }  // namespace
 
 double multiply_add(Stream& stream, int64_t rounds) {
@@ -82,25 +90,11 @@ double multiply_add(Stream& stream, int64_t rounds) {
 }
 
 double multiply_add_int8(Stream& stream, int64_t rounds) {
-#if defined(SIGLIP_ISA_AVX512)
-  if (configured_features().vnni && configured_features().amx) {
-    return add_tiles<ByteTiles>(stream, rounds);
-  }
-#endif
-#if defined(SIGLIP_ISA_AVX512) || defined(SIGLIP_ISA_AVX2)
-  if (configured_features().vnni) return add_products<ByteCells>(stream, rounds);
-#endif
-  return add_products<PairCells>(stream, rounds);
+  return with_int8_cells([&](auto cells) { return add<decltype(cells)>(stream, rounds); });
 }
 
 double multiply_add_bfloat16(Stream& stream, int64_t rounds) {
-#if defined(SIGLIP_ISA_AVX512)
-  if (configured_features().bf16 && configured_features().amx) {
-    return add_tiles<Bfloat16Tiles>(stream, rounds);
-  }
-  if (configured_features().bf16) return add_products<Bfloat16Cells>(stream, rounds);
-#endif
-  return add_products<FloatCells>(stream, rounds);
+  return with_bfloat16_cells([&](auto cells) { return add<decltype(cells)>(stream, rounds); });
 }
 
 }  // namespace siglip::SIGLIP_CPU

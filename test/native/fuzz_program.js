@@ -33,6 +33,10 @@ const u = (...dims) => ({ dtype: 2, dims });
 const int = (...choices) => ({ choices });
 const list = (...items) => ({ items });
 
+// Embeddings, scale and bias of a learner and a reference.
+const MODEL = (width) => [f('M', width), f('M', width), f(1), f(1)];
+const TWO_MODELS = [...MODEL('K'), ...MODEL('N')];
+
 // Operands that fit, in C++ order without scratch. A letter is one extent throughout a call; `Q`
 // stands for two patches, `G` for N · N, `S` for B + 1, `FLOAT32`, `BFLOAT16` and `INT8` for the
 // bytes of a packed weight.
@@ -225,51 +229,9 @@ const CALLS = {
     f(1),
     f(1),
   ],
-  learnability_log_sums: [
-    f('M', 'K'),
-    f('M', 'K'),
-    f(1),
-    f(1),
-    f('M', 'N'),
-    f('M', 'N'),
-    f(1),
-    f(1),
-    int(0, 1),
-    int(0, -1),
-    f(4, 'M'),
-  ],
-  learnability_forward: [
-    f('M', 'K'),
-    f('M', 'K'),
-    f(1),
-    f(1),
-    f('M', 'N'),
-    f('M', 'N'),
-    f(1),
-    f(1),
-    f(4, 'M'),
-    int(0, 1),
-    int(0, -1),
-    f('M'),
-    f('M'),
-    f('M'),
-  ],
-  learnability_condition: [
-    f('M', 'K'),
-    f('M', 'K'),
-    f(1),
-    f(1),
-    f('M', 'N'),
-    f('M', 'N'),
-    f(1),
-    f(1),
-    f(4, 'M'),
-    f('M'),
-    i('P'),
-    int(0, 1),
-    int(0, -1),
-    f('M'),
-  ],
+  learnability_log_sums: [...TWO_MODELS, int(0, 1), int(0, -1), f(4, 'M')],
+  learnability_forward: [...TWO_MODELS, f(4, 'M'), int(0, 1), int(0, -1), f('M'), f('M'), f('M')],
+  learnability_condition: [...TWO_MODELS, f(4, 'M'), f('M'), i('P'), int(0, 1), int(0, -1), f('M')],
   learnability_select: [f('M'), u('M'), i(4), f('M'), int(0, 5), int(1), i(1), u('M')],
   add_forward: [f('M', 'K'), f('M', 'K'), f('M', 'K')],
   add_row_forward: [f('B', 'M', 'K'), f('M', 'K'), f('B', 'M', 'K')],

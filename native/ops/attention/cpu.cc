@@ -487,7 +487,7 @@ void forward_panel(const Keys& keys, int64_t last, Rows q, int64_t count, int64_
 Vec load_pairs(const float* p, int64_t left) {
   alignas(64) uint16_t pairs[kTileTokens] = {};
   for (int64_t d = 0; p != nullptr && d < smaller(left, kTileTokens); d += kLanes) {
-    const HalfUshortVec halves = narrow_to_bfloat16(load_up_to(p + d, left - d));
+    const HalfUshortVec halves = upper_halves(round_to_bfloat16(load_up_to(p + d, left - d)));
     std::memcpy(pairs + d, &halves, sizeof(halves));
   }
   return load(reinterpret_cast<const float*>(pairs));
@@ -983,15 +983,6 @@ void backward_unit(const Backward& call, const Item& item, int64_t begin, int64_
   }
 }
 
-// Whether a call that may be narrow multiplies by matrix tiles.
-bool has_tiles() {
-#if defined(SIGLIP_ISA_AVX512)
-  return configured_features().amx && configured_features().bf16;
-#else
-  return false;
-#endif
-}
-
 size_t forward_worker_bytes(const Extents& e, bool tiles) {
   Carver carver(nullptr);
   forward_workspace(e, tiles, carver);
@@ -1033,8 +1024,8 @@ size_t shared_bytes(const Extents& e, int64_t partial) {
 size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments, MaybeIn key_segments,
                                  int64_t narrow) {
   const Extents e = extents_of(q, k, segments, key_segments);
-  return shared_bytes(e, 0) +
-         static_cast<size_t>(threads) * forward_worker_bytes(e, narrow != 0 && has_tiles());
+  return shared_bytes(e, 0) + static_cast<size_t>(threads) *
+                                  forward_worker_bytes(e, narrow != 0 && has_bfloat16_tiles());
 }
 
 void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
@@ -1050,7 +1041,7 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   Carver carver(scratch.data);
   const Shared shared = take_shared(e, 0, carver);
   std::byte* const workers = scratch.data + carver.bytes();
-  const bool tiles = narrow != 0 && has_tiles();
+  const bool tiles = narrow != 0 && has_bfloat16_tiles();
   const Forward call = {items_of(e, limits, shared.order),
                         tiles && !causal.present(),
                         q.data(),

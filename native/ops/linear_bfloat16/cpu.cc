@@ -30,7 +30,7 @@ void store_row(FloatCells, Cell* cells, const float* row, int64_t count) {
 void store_row(Bfloat16Cells, Cell* cells, const float* row, int64_t count) {
   uint16_t* to = reinterpret_cast<uint16_t*>(cells);
   round_row(row, count, [&](int64_t k, UintVec bits, int64_t left) {
-    const HalfUshortVec halves = __builtin_convertvector(bits >> 16, HalfUshortVec);
+    const HalfUshortVec halves = upper_halves(bits);
     if (left >= kLanes) {
       *reinterpret_cast<unaligned::HalfUshortVec*>(to + k) = halves;
       return;
@@ -39,16 +39,6 @@ void store_row(Bfloat16Cells, Cell* cells, const float* row, int64_t count) {
   });
 }
 #endif
-
-// body(cells) with the arithmetic of this machine. Stored weights look the same for all.
-template <typename Body>
-auto with_cells(const Body& body) {
-#if defined(SIGLIP_ISA_AVX512)
-  if (configured_features().bf16 && configured_features().amx) return body(Bfloat16Tiles{});
-  if (configured_features().bf16) return body(Bfloat16Cells{});
-#endif
-  return body(FloatCells{});
-}
 
 void pack(Stream& stream, const float* weight, int64_t n, int64_t k, uint8_t* packed) {
   const int64_t steps = packed_steps(k);
@@ -81,7 +71,7 @@ void linear_bfloat16_pack(Stream& stream, In weight, Out packed) {
 
 size_t linear_bfloat16_forward_scratch(int threads, In x, Out y) {
   const PackedShape shape = packed_linear_shape("linear_bfloat16_forward", x, y);
-  return with_cells(
+  return with_bfloat16_cells(
       [&](auto cells) { return PackedProduct<decltype(cells)>(threads, shape).scratch_bytes(); });
 }
 
@@ -94,7 +84,7 @@ void linear_bfloat16_forward(Stream& stream, In x, In packed, MaybeIn bias, Mayb
       linear_output<PackedOutput>(kWho, shape.m, shape.n, bias, residual, activation, pre, y);
   check_scratch(kWho, scratch, linear_bfloat16_forward_scratch(stream.threads(), x, y));
   const float* from = x.data();
-  with_cells([&](auto cells) {
+  with_bfloat16_cells([&](auto cells) {
     PackedProduct<decltype(cells)>(stream.threads(), shape)
         .run(
             stream,

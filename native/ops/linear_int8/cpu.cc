@@ -171,18 +171,6 @@ void multiply(Stream& stream, const PackedShape& shape, const float* x, const ui
           packed.panels(), output, scratch);
 }
 
-// body(cells) with the arithmetic of this machine.
-template <typename Body>
-auto with_cells(const Body& body) {
-#if defined(SIGLIP_ISA_AVX512)
-  if (configured_features().vnni && configured_features().amx) return body(ByteTiles{});
-#endif
-#if defined(SIGLIP_ISA_AVX512) || defined(SIGLIP_ISA_AVX2)
-  if (configured_features().vnni) return body(ByteCells{});
-#endif
-  return body(PairCells{});
-}
-
 void check_inputs(const char* who, const char* what, int64_t inputs) {
   if (inputs <= kLinearInt8MaxInputs) return;
   fail("ERR_SHAPE", "%s: extent -1 of %s must be at most %lld, got %lld", who, what,
@@ -198,14 +186,14 @@ void linear_int8_pack(Stream& stream, In weight, Out packed) {
   const int64_t k = weight.extent(1);
   check_inputs(kWho, "weight", k);
   check_elements(kWho, "packed", packed, linear_int8_packed_bytes(n, k));
-  with_cells([&](auto cells) {
+  with_int8_cells([&](auto cells) {
     pack<decltype(cells)>(stream, weight.data(), n, k, packed.data<uint8_t>());
   });
 }
 
 size_t linear_int8_forward_scratch(int threads, In x, Out y) {
   const PackedShape shape = packed_linear_shape("linear_int8_forward", x, y);
-  return with_cells(
+  return with_int8_cells(
       [&](auto cells) { return PackedProduct<decltype(cells)>(threads, shape).scratch_bytes(); });
 }
 
@@ -218,7 +206,7 @@ void linear_int8_forward(Stream& stream, In x, In packed, MaybeIn bias, MaybeIn 
   const PackedOutput output =
       linear_output<PackedOutput>(kWho, shape.m, shape.n, bias, residual, activation, pre, y);
   check_scratch(kWho, scratch, linear_int8_forward_scratch(stream.threads(), x, y));
-  with_cells([&](auto cells) {
+  with_int8_cells([&](auto cells) {
     multiply<decltype(cells)>(stream, shape, x.data(), packed.data<uint8_t>(), output, scratch);
   });
 }

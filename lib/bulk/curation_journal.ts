@@ -6,15 +6,17 @@
 //
 // Every file appears complete or not at all, so a process may die at any moment.
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { damaged } from '../corpus/failures';
 import { SiglipError } from '../errors';
 import { publishTogether } from '../weights';
-import { isMissing, unreadable, unwritable } from '../weights/file_errors';
+import { unwritable } from '../weights/file_errors';
+import { readJournalFile } from './journal_file';
 import { lock, release } from './lock';
 import { settingsDiffer } from './settings';
+
+const WHAT = 'the journal of a selection of this version';
 
 const place = { source: z.number(), row: z.number() };
 // JSON has no NaN.
@@ -89,7 +91,7 @@ export class CurationJournal {
     folder: string,
     settings: Readonly<Record<string, string>>,
   ): Promise<CurationJournal> {
-    const before = await readJson(join(folder, 'manifest.json'), manifestSchema);
+    const before = await readJournalFile(join(folder, 'manifest.json'), manifestSchema, WHAT);
     if (before === undefined) {
       await mkdir(folder, { recursive: true }).catch((error: unknown) => {
         throw unwritable(folder, error);
@@ -143,25 +145,10 @@ export class CurationJournal {
   }
 
   private read(superBatch: number): Promise<CurationPart | undefined> {
-    return readJson(join(this.folder, nameOf(superBatch)), partSchema);
+    return readJournalFile(join(this.folder, nameOf(superBatch)), partSchema, WHAT);
   }
 }
 
 function nameOf(superBatch: number): string {
   return `part-${String(superBatch).padStart(8, '0')}.json`;
-}
-
-async function readJson<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (error) {
-    if (isMissing(error)) return undefined;
-    throw unreadable(path, error);
-  }
-  try {
-    return schema.parse(JSON.parse(text));
-  } catch (error) {
-    throw damaged(path, 'the journal of a selection of this version', error);
-  }
 }

@@ -13,9 +13,9 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { SiglipError } from '../errors';
 import { publishTogether } from '../weights';
-import { isMissing, unreadable } from '../weights/file_errors';
+import { unreadable } from '../weights/file_errors';
 import type { FailedRow } from './batches';
-import { damaged } from '../corpus/failures';
+import { readJournalFile } from './journal_file';
 import type { PartBuilder, PartForm } from './part';
 import { PartFile } from './part';
 import { lock, release } from './lock';
@@ -264,18 +264,7 @@ async function readEnd(path: string): Promise<number | undefined> {
   }
 }
 
-async function readManifest(folder: string): Promise<Manifest | undefined> {
+function readManifest(folder: string): Promise<Manifest | undefined> {
   const path = join(folder, 'manifest.json');
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (error) {
-    if (isMissing(error)) return undefined;
-    throw unreadable(path, error);
-  }
-  try {
-    return manifestSchema.parse(JSON.parse(text));
-  } catch (error) {
-    throw damaged(path, 'the manifest of a run of this version', error);
-  }
+  return readJournalFile(path, manifestSchema, 'the manifest of a run of this version');
 }

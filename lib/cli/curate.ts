@@ -25,7 +25,7 @@ import {
 } from '../bulk';
 import type { Source } from '../corpus';
 import { openCorpus } from '../corpus';
-import { emojiPreset, emojiSource } from '../data';
+import { emojiPreset, emojiPresets, emojiSource } from '../data';
 import type { Siglip2 } from '../embed';
 import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
@@ -84,7 +84,7 @@ export function curateCommand(): Command {
     .option('--learner-logits <logits>', LOGITS_HELP)
     .requiredOption('--reference <model>', 'likewise a model that is trusted')
     .option('--reference-logits <logits>', LOGITS_HELP)
-    .option('--emoji <preset>', 'emoji as inputs: animals-food or full');
+    .option('--emoji <preset>', `emoji as inputs: ${Object.keys(emojiPresets).join(', ')}`);
   return withRecordFlags(command)
     .option('--super-batch <n>', 'consecutive rows that are compared with each other', '65536')
     .option('--filter-ratio <f>', 'share of them that is dropped', '0.5')

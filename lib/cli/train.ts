@@ -1,7 +1,7 @@
 // `siglip2 train`: a small two-tower model on emoji, saved in Hugging Face layout.
 import { Command, Option } from 'commander';
 import type { Device } from '../array';
-import { emojiPreset } from '../data';
+import { emojiPreset, emojiPresets } from '../data';
 import { expectDevice } from '../embed/options';
 import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
@@ -51,7 +51,7 @@ export function withTrainFlags(command: Command, output: string): Command {
   return command
     .option(
       '-p, --preset <name>',
-      'data and recipe: animals-food, animals-food-3 or full',
+      `data and recipe: ${Object.keys(emojiPresets).join(', ')}`,
       'animals-food',
     )
     .option('-o, --output <folder>', 'run folder; one with checkpoints is continued', output)

@@ -72,6 +72,11 @@ export function startsOf(counts: readonly number[]): number[] {
   return starts;
 }
 
+/** How many each part has, from where parts begin and the end: the inverse of {@link startsOf}. */
+export function countsOf(starts: readonly number[]): number[] {
+  return starts.slice(1).map((end, r) => end - starts[r]);
+}
+
 /** The text of `root` on every rank. */
 export async function broadcastText(
   comm: Communicator,

@@ -1,5 +1,5 @@
 export type { Communicator, Message } from './communicator';
-export { broadcastText, evenParts, gatherTexts, startsOf } from './communicator';
+export { broadcastText, countsOf, evenParts, gatherTexts, startsOf } from './communicator';
 export type {
   DeviceArrays,
   DeviceCommunicator,

@@ -1,7 +1,7 @@
 // A super-batch that lies in parts on ranks: what all of them must know to select from it, and the
 // selected pairs on their way to the ranks that train on them.
 import type { Communicator } from '../comm';
-import { startsOf } from '../comm';
+import { countsOf, startsOf } from '../comm';
 import type { Batch } from '../data';
 import type { Embeddings } from './objective';
 import { batchRows } from './pairs';
@@ -126,10 +126,6 @@ async function gatheredTexts(
   return Array.from(lengths, (length, i) =>
     decoder.decode(bytes.subarray(starts[i], starts[i] + length)),
   );
-}
-
-function countsOf(parts: readonly number[]): number[] {
-  return parts.slice(1).map((end, rank) => end - parts[rank]);
 }
 
 function wholeOf(counts: readonly number[]): Float32Array {

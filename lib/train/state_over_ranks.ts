@@ -10,7 +10,7 @@
 import type { Device } from '../array';
 import { DeviceArray, moved } from '../array';
 import type { DeviceCommunicator } from '../comm';
-import { broadcastText, evenParts, startsOf } from '../comm';
+import { broadcastText, countsOf, evenParts, startsOf } from '../comm';
 import { SiglipError } from '../errors';
 import type { Spec } from '../graph';
 import { disposeArrays, flatten, float32 } from '../graph';
@@ -102,7 +102,7 @@ class StateLayout {
     const { comm, shard } = this.config;
     const layout = new FlatLayout(new Map(specs.map((spec) => [spec.path, spec])));
     const starts = evenParts(layout.length, comm.size);
-    const counts = starts.slice(1).map((end, r) => end - starts[r]);
+    const counts = countsOf(starts);
     const [from, to] = shard === 'none' ? [0, layout.length] : starts.slice(comm.rank);
     return { name, layout, counts, pieces: layout.pieces(from, to), whole };
   }

@@ -15,7 +15,7 @@
 import type { Device, HostArray } from '../array';
 import { DeviceArray } from '../array';
 import type { Communicator } from '../comm';
-import { deviceCommunicator, evenParts } from '../comm';
+import { countsOf, deviceCommunicator, evenParts } from '../comm';
 import type { ComputeDType, Part, Program, ProgramInParts, Spec, Tensor } from '../graph';
 import {
   compile,
@@ -303,7 +303,7 @@ export class StepOverRanks {
     const { comm, objective, exchange, device, precision, partBytes = PART_BYTES } = this.config;
     const pairs = objective.pairs(name);
     const parts = evenParts(pairs, comm.size);
-    const rows = parts.slice(1).map((end, rank) => end - parts[rank]);
+    const rows = countsOf(parts);
     const own = rows[comm.rank];
     const step = objective.step(name, own);
     const { sigmoid } = step;

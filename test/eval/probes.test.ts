@@ -80,9 +80,9 @@ describeGolden('bv_evaluators', (golden) => {
       const { data, shape } = golden.tensor(`in/fewshot/${name}/${part}`);
       return { data: Float32Array.from(data), width: shape[1] };
     };
-    const { fewshot } = golden.present
-      ? (golden.json.config as { fewshot: { classes: number; l2_powers: number[] } })
-      : { fewshot: { classes: 0, l2_powers: [] } };
+    const { fewshot } = golden.json.config as {
+      readonly fewshot: { readonly classes: number; readonly l2_powers: number[] };
+    };
     const compare = (probe: RidgeProbe, power: number): void => {
       const folder = `out/fewshot/${name}/l2_${String(power)}`;
       const test = features('x_test');

@@ -31,6 +31,7 @@ import {
   visionTower,
 } from '../lib/model';
 import { jointSelection } from '../lib/loss';
+import { rewritesFor } from '../lib/nn';
 import * as ops from '../lib/ops';
 import { compileTwoTowersStep } from '../lib/train/two_towers';
 import { defaultOptimizer, scheduleInput } from '../lib/train/optimizer';
@@ -425,7 +426,7 @@ const embed: Kind = async (request, target) => {
       return { embedding };
     },
     specs,
-    { ...target, constants },
+    { ...target, constants, rewrites: rewritesFor(target.device) },
   );
   const side = sizes(request)['imageSize'];
   const images = array(target, [batch, 3, side, side]);

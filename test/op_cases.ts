@@ -617,6 +617,89 @@ function packedAttentionCase({ lengths, spare = 0, heads, headWidth }: PackedSiz
   });
 }
 
+/** The columns [first, first + count) of a matrix or of several. */
+function columns(x: NdArray, first: number, count: number): NdArray {
+  const width = x.shape[x.shape.length - 1];
+  const shape = [...x.shape.slice(0, -1), count];
+  const at = (i: number): number => Math.floor(i / count) * width + first + (i % count);
+  return ndArray(
+    shape,
+    Float64Array.from({ length: elements(shape) }, (_, i) => x.data[at(i)]),
+  );
+}
+
+/** Three arrays of D columns side by side. */
+function sideBySide(parts: readonly NdArray[], D: number): NdArray {
+  const shape = [...parts[0].shape.slice(0, -1), 3 * D];
+  const at = (i: number): number =>
+    parts[Math.floor((i % (3 * D)) / D)].data[Math.floor(i / (3 * D)) * D + (i % D)];
+  return ndArray(
+    shape,
+    Float64Array.from({ length: elements(shape) }, (_, i) => at(i)),
+  );
+}
+
+/** A case of self-attention, its queries, keys and values being columns of one array. */
+function joinedAttentionCase(c: OpCase, heads: number): OpCase {
+  const { q } = c.operands;
+  const limits = Object.entries(c.operands).filter(([name]) => !['q', 'k', 'v'].includes(name));
+  const D = q.spec.shape[q.spec.shape.length - 1];
+  const parts = (a: Arrays): Arrays => ({
+    ...a,
+    ...Object.fromEntries(['q', 'k', 'v'].map((name, i) => [name, columns(a.qkv, i * D, D)])),
+  });
+  const { backward } = c;
+  return {
+    ...c,
+    op: 'joined_attention',
+    operands: {
+      qkv: { ...q, spec: f32([...q.spec.shape.slice(0, -1), 3 * D]).spec },
+      ...Object.fromEntries(limits),
+    },
+    apply: ({ qkv, ...t }) => ({ o: ops.joinedAttention(qkv, { heads, ...t }) }),
+    reference: (a) => c.reference(parts(a)),
+    ...(backward === undefined
+      ? {}
+      : {
+          backward: (gradients, a) => {
+            const { q: dq, k: dk, v: dv } = backward(gradients, parts(a));
+            return { qkv: sideBySide([dq, dk, dv], D) };
+          },
+        }),
+    refuses: [{ qkv: [...q.spec.shape.slice(0, -1), 3 * D + 1] }, { qkv: [3 * D] }],
+  };
+}
+
+function joinRowsCase(row: readonly number[], counts: readonly number[]): OpCase {
+  const names = counts.map((_, i) => `part${String(i)}`);
+  const rows = counts.reduce((sum, count) => sum + count);
+  const [first] = counts;
+  return opCase({
+    op: 'join_rows',
+    name: `${counts.join(' and ')} rows of ${text(row)}, and the first again`,
+    operands: Object.fromEntries(names.map((name, i) => [name, f32([counts[i], ...row])])),
+    apply: (t) => {
+      const y = ops.joinRows(names.map((name) => t[name]));
+      return { y, first: ops.rowRange(y, 0, first), last: ops.rowRange(y, rows - 1, 1) };
+    },
+    reference: (a) => {
+      const y = ndArray(
+        [rows, ...row],
+        names.flatMap((name) => [...a[name].data]),
+      );
+      const range = (begin: number, count: number): NdArray =>
+        ndArray(
+          [count, ...row],
+          y.data.subarray(begin * elements(row), (begin + count) * elements(row)),
+        );
+      return { y, first: range(0, first), last: range(rows - 1, 1) };
+    },
+    tolerance: 'exact',
+    refuses: [{ part1: [counts[1], ...row, 2] }],
+    cost: { forward: { flops: 0, bytes: 2 * floats(rows * elements(row)) } },
+  });
+}
+
 interface PoolSizes {
   readonly B: number;
   readonly N: number;
@@ -1778,6 +1861,22 @@ export const opCases: readonly OpCase[] = [
     heads: 3,
     headWidth: 12,
   }),
+  joinedAttentionCase(attentionCase({ B: 2, Tq: 5, Tk: 5, heads: 3, headWidth: 16 }), 3),
+  joinedAttentionCase(attentionCase({ B: 2, Tq: 17, Tk: 17, heads: 2, headWidth: 64 }), 2),
+  joinedAttentionCase(attentionCase({ B: 1, Tq: 70, Tk: 70, heads: 2, headWidth: 72 }), 2),
+  joinedAttentionCase(attentionCase({ B: 2, Tq: 66, Tk: 66, heads: 1, headWidth: 96 }), 1),
+  joinedAttentionCase(attentionCase({ B: 1, Tq: 300, Tk: 300, heads: 1, headWidth: 64 }), 1),
+  joinedAttentionCase(
+    attentionCase({ B: 3, Tq: 9, Tk: 9, heads: 2, headWidth: 16, keys: [9, 4, 1] }),
+    2,
+  ),
+  joinedAttentionCase(
+    packedAttentionCase({ lengths: [5, 0, 70, 1], spare: 3, heads: 2, headWidth: 24 }),
+    2,
+  ),
+  joinRowsCase([5], [3, 1, 4]),
+  joinRowsCase([], [7, 9]),
+  joinRowsCase([4, 48], [6, 6, 6]),
   attentionPoolCase({ B: 1, N: 1, H: 1, D: 1 }),
   attentionPoolCase({ B: 3, N: 19, H: 2, D: 48 }),
   attentionPoolCase({ B: 2, N: 33, H: 30, D: 60 }),

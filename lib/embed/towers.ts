@@ -7,6 +7,7 @@ import type { CompileOptions, ConstantSource, Program, Spec, Specialize, Tensor 
 import { compile, Constants } from '../graph';
 import type { ModelConfig, TextParameters, VisionParameters } from '../model';
 import { normalizedInput, textInputSpec, textTower, visionTower } from '../model';
+import { rewritesFor } from '../nn';
 import type { Precision } from '../ops';
 import { narrowAttention, packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
@@ -46,7 +47,7 @@ export class Towers {
   private readonly texts = new ProgramCache<Program<TextSpecs, Embeddings<Tensor>>>();
   private readonly visionConstants: VisionConstants | undefined;
   private readonly textConstants: TextConstants | undefined;
-  private readonly target: Pick<CompileOptions, 'device' | 'precision' | 'specialize'>;
+  private readonly target: Pick<CompileOptions, 'device' | 'precision' | 'rewrites' | 'specialize'>;
   private disposed = false;
 
   /**
@@ -66,7 +67,11 @@ export class Towers {
     this.target =
       device === 'cpu'
         ? { device, specialize: specializeBlocks(precision) }
-        : { device, precision: precision === 'bfloat16' ? precision : 'float32' };
+        : {
+            device,
+            precision: precision === 'bfloat16' ? precision : 'float32',
+            rewrites: rewritesFor(device),
+          };
   }
 
   get config(): ModelConfig {

@@ -8,7 +8,7 @@ import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../n
 import { kernelOf, loadAddon } from '../native/load';
 import type { KernelArgument, KernelCall, Ref } from '../native/kernels';
 import type { HostArray, Spec } from '../native/spec';
-import { dtypeCode } from '../native/spec';
+import { bytesOf, dtypeCode } from '../native/spec';
 import type { ConstantSource, Constants, Derived } from './constants';
 import { hoist } from './constants';
 import { copy } from './intrinsics';
@@ -17,8 +17,8 @@ import type { Plan } from './planner';
 import { leftOut, plan, rootsOf, totalBytes } from './planner';
 import type { ComputeDType } from './precision';
 import { narrowed } from './precision';
-import type { Graph, Specialize } from './rewrite';
-import { rewrites, specialized } from './rewrite';
+import type { Graph, Rewrite, Specialize } from './rewrite';
+import { prune, rewrites, specialized } from './rewrite';
 import type { Node } from './tensor';
 import { Tensor, Trace, operandsOf, recordInto } from './tensor';
 import type { MapTree } from './tree';
@@ -39,6 +39,8 @@ export interface CompileOptions<C = unknown> {
   readonly taps?: boolean | readonly string[];
   /** What never changes between runs; `fn` gets it as its second argument. */
   readonly constants?: Constants<C>;
+  /** Rewrites of the traced graph, before those that every program gets. */
+  readonly rewrites?: readonly Rewrite[];
   /** Replaces operations by ones that suit constants; see {@link Specialize}. */
   readonly specialize?: Specialize;
 }
@@ -186,7 +188,7 @@ export function lower<I extends object, O, C = object>(
     nodes: trace.nodes.filter((node) => node.definition !== undefined),
     results: [...results, ...taps.map(([, tensor]) => tensor)],
   };
-  for (const rewrite of rewrites) graph = rewrite(graph);
+  for (const rewrite of [prune, ...(options.rewrites ?? []), ...rewrites]) graph = rewrite(graph);
   if (specialize !== undefined) graph = specialized(graph, leaves, specialize);
   graph = narrowed(graph, precision, leaves);
   let derived: readonly Derived[] = [];
@@ -317,8 +319,8 @@ function donatedTensors(
   );
 }
 
-// A result needs memory of its own: copy what is an input (unless it was donated) or shares memory
-// with another result.
+// A result needs memory of its own: copy what is an input (unless it was donated), shares memory with
+// another result or is a part of something.
 function materialize<O>(
   outputs: O,
   trace: Trace,
@@ -330,7 +332,7 @@ function materialize<O>(
   return mapTree<O, Tensor, Tensor>(outputs, (leaf) => {
     if (!(leaf instanceof Tensor)) return leaf;
     const root = roots.get(leaf) ?? leaf;
-    const own = taken.has(root) ? copy(leaf) : leaf;
+    const own = taken.has(root) || bytesOf(root) !== bytesOf(leaf) ? copy(leaf) : leaf;
     taken.add(root);
     return own;
   }) as O;

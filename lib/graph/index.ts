@@ -2,8 +2,8 @@ export type { CompileOptions, Lowered, ProgramMemory, RunInput, StepTime } from 
 export { Program, compile, disposeArrays, lower } from './compile';
 export type { ConstantSource } from './constants';
 export { Constants } from './constants';
-export { checkpoint, gradient, pullback } from './gradient';
-export { add, cast, copy, fill, stopGradient } from './intrinsics';
+export { checkpoint, gradient, pullback, substitute } from './gradient';
+export { add, cast, copy, fill, isOnes, stopGradient } from './intrinsics';
 export type {
   Fusions,
   GradientContext,
@@ -16,8 +16,10 @@ export { describe, elements, expectRank, expectSpec, extent, op, Reshaped } from
 export type { Part, PartsOptions } from './parts';
 export { compileParts, ProgramInParts } from './parts';
 export type { ComputeDType } from './precision';
-export type { Specialize } from './rewrite';
-export { scope, tap, Tensor } from './tensor';
+export type { Graph, Rewrite, Specialize } from './rewrite';
+export { indexOf } from './rewrite';
+export type { Node } from './tensor';
+export { operandsOf, recordInto, scope, tap, Tensor, Trace } from './tensor';
 export type { MapTree, PathLeaf } from './tree';
 export { flatten, mapTree } from './tree';
 export type { DType, HostArray, Spec } from '../native/spec';

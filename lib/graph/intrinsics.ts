@@ -37,6 +37,11 @@ export function fill(value: number, shape: readonly number[], dtype: DType = 'fl
   return fillForward({}, { value, shape, dtype }).y;
 }
 
+/** Whether every element is known to be 1, as that of a loss's gradient with respect to itself. */
+export function isOnes({ node: { definition, attributes } }: Tensor): boolean {
+  return definition?.name === 'fill' && (attributes as { value: number }).value === 1;
+}
+
 const copyForward = op<{ x: Tensor }, 'y', object>({
   name: 'copy',
   infer: ({ x }) => ({ y: { dtype: x.dtype, shape: x.shape } satisfies Spec }),

@@ -71,6 +71,8 @@ export interface OpDefinition<I = Operands, O extends string = string, A extends
   infer(inputs: I, attributes: A): Readonly<Record<O, Spec>>;
   /** The native call, or `alias` for an operation that only renames memory (its sole operand). */
   readonly kernel: ((call: KernelArguments<I, O, A>) => KernelCall) | 'alias';
+  /** Of an alias of a part of the memory: elements before it. Default 0. */
+  readonly aliasOffset?: (inputs: I, attributes: A) => number;
   /** What is of a program's precision, or that nothing is. */
   readonly precision: Narrowing<keyof I & string, O> | 'float32';
   readonly gradient: GradientRule<I, O, A>;

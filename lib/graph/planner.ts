@@ -3,7 +3,7 @@
 // overlap share memory; peak memory is thus known before a byte is allocated.
 import { SiglipError } from '../errors';
 import type { Spec } from '../native/spec';
-import { bytesOf } from '../native/spec';
+import { bytesOf, ELEMENT_BYTES } from '../native/spec';
 import type { Graph } from './rewrite';
 import type { Node } from './tensor';
 import type { Tensor } from './tensor';
@@ -86,12 +86,14 @@ export function plan(graph: Graph, inputs: readonly Tensor[], options: PlanOptio
 
   const places = new Map<Tensor, Place>();
   const scratch = new Map<Node, Place>();
+  const offsets = offsetsOf(graph);
   const locate = (x: Tensor): void => {
     const root = rootOf(x);
     const buffer = bufferOf.get(root);
     const block = blocks.get(root);
-    if (buffer !== undefined) places.set(x, { storage: buffer, offset: 0 });
-    else if (block !== undefined) places.set(x, { storage: -1, offset: block.offset });
+    const within = offsets.get(x) ?? 0;
+    if (buffer !== undefined) places.set(x, { storage: buffer, offset: within });
+    else if (block !== undefined) places.set(x, { storage: -1, offset: block.offset + within });
   };
   inputs.forEach(locate);
   for (const node of graph.nodes) {
@@ -125,6 +127,21 @@ export function rootsOf(graph: Graph): ReadonlyMap<Tensor, Tensor> {
     }
   }
   return roots;
+}
+
+/** Bytes from the beginning of its root's memory to a tensor that is a part of it. */
+function offsetsOf(graph: Graph): ReadonlyMap<Tensor, number> {
+  const offsets = new Map<Tensor, number>();
+  for (const node of graph.nodes) {
+    for (const [name, output] of Object.entries(node.outputs)) {
+      const source = sharedOperand(node, name);
+      if (source === undefined) continue;
+      const before = node.definition?.aliasOffset?.(node.inputs, node.attributes) ?? 0;
+      const offset = (offsets.get(source) ?? 0) + before * ELEMENT_BYTES[output.dtype];
+      if (offset > 0) offsets.set(output, offset);
+    }
+  }
+  return offsets;
 }
 
 function sharedOperand(node: Node, output: string): Tensor | undefined {

@@ -60,9 +60,11 @@ function reading(node: Node, substitutions: ReadonlyMap<Tensor, Tensor>): Node {
     : node;
 }
 
-// Which node computes a tensor, and at which positions it is read. Tensor.node is of no use here: it
-// names the node as it was first recorded.
-function indexOf({ nodes }: Graph): {
+/**
+ * Which node computes a tensor, and at which positions it is read. Tensor.node is of no use here: it
+ * names the node as it was first recorded.
+ */
+export function indexOf({ nodes }: Graph): {
   producers: ReadonlyMap<Tensor, Node>;
   readers: ReadonlyMap<Tensor, readonly number[]>;
 } {
@@ -221,5 +223,5 @@ export function specialized(
   return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
 }
 
-/** All rewrites, in the order in which compile() applies them. */
+/** What compile() applies to every graph, in this order. */
 export const rewrites: readonly Rewrite[] = [prune, fuseActivations, fuseResiduals, prune];

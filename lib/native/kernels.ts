@@ -460,6 +460,10 @@ export const KERNEL_SIGNATURES = {
     { name: 'x', kind: 'in' },
     { name: 'y', kind: 'out' },
   ],
+  join_rows_forward: [
+    { name: 'parts', kind: 'in_list' },
+    { name: 'y', kind: 'out' },
+  ],
   sum_rows_forward: [
     { name: 'x', kind: 'in' },
     { name: 'y', kind: 'out' },
@@ -1199,6 +1203,12 @@ export const kernels = {
   castForward: (a: { x: Ref; y: Ref }): KernelCall => ({
     kernel: 'cast_forward',
     arguments: [a.x, a.y],
+  }),
+
+  /** The call of `join_rows_forward`; its formula stands in the contract under native/ops. */
+  joinRowsForward: (a: { parts: readonly Ref[]; y: Ref }): KernelCall => ({
+    kernel: 'join_rows_forward',
+    arguments: [a.parts, a.y],
   }),
 
   /** The call of `sum_rows_forward`; its formula stands in the contract under native/ops. */

@@ -11,6 +11,7 @@ export type {
 export { decoderBlock, keysAndValues } from './decoder_block';
 export type { EncoderOptions, EncoderParameters } from './encoder';
 export { encoder } from './encoder';
+export { joinProjections, rewritesFor } from './join_projections';
 export type { LayerNormParameters } from './layer_norm';
 export { layerNorm } from './layer_norm';
 export type { LinearParameters, OptionalBias } from './linear';

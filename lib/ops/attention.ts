@@ -5,32 +5,35 @@ import type { Specialize, Tensor } from '../graph';
 import { expectRank, expectSpec, extent, op, Reshaped } from '../graph';
 import type { Ref } from '../native/kernels';
 import { kernels } from '../native/kernels';
+import { joinedForward } from './joined_attention';
 
-interface Heads {
+export interface Heads {
   readonly heads: number;
   readonly scale: number;
   /** Whether products may be of operands rounded to bfloat16, where that is faster. */
   readonly narrow?: boolean;
 }
 
-// (B, T, D) as the kernel sees it: (B, T, H, head width). Packed rows (T, D) are one batch.
-function byHead(x: Ref, heads: number): Ref {
+/** (B, T, D) as the kernel sees it: (B, T, H, head width). Packed rows (T, D) are one batch. */
+export function byHead(x: Ref, heads: number): Ref {
   const [width = 0, tokens = 0, batch = 1] = [...x.shape].reverse();
   return new Reshaped(x, [batch, tokens, heads, width / heads]);
 }
 
 /** What limits the keys of a query. */
-interface Limits {
+export interface Limits {
   keyMask: Tensor | null;
   segments: Tensor | null;
   keySegments: Tensor | null;
   causal: Tensor | null;
 }
 
-const attentionForward = op<{ q: Tensor; k: Tensor; v: Tensor } & Limits, 'o' | 'lse', Heads>({
+type AttentionOperands = { q: Tensor; k: Tensor; v: Tensor } & Limits;
+
+const attentionForward = op<AttentionOperands, 'o' | 'lse', Heads>({
   name: 'attention',
   infer: ({ q, k, v, ...limits }, { heads }) => {
-    const { keyMask, segments, keySegments, causal } = limits;
+    const { segments, keySegments, causal } = limits;
     const packed = segments !== null;
     const packedKeys = packed || keySegments !== null;
     expectRank('attention', 'q', q, packed ? ['Tq', 'D'] : ['B', 'Tq', 'D']);
@@ -49,25 +52,7 @@ const attentionForward = op<{ q: Tensor; k: Tensor; v: Tensor } & Limits, 'o' | 
         `attention: heads must divide the width ${String(width)}, got ${String(heads)}`,
       );
     }
-    if (segments !== null) {
-      const [starts = 0] = expectRank('attention', 'segments', segments, ['S + 1'], 'int32');
-      if (starts < 2) {
-        throw new SiglipError(
-          'ERR_SHAPE',
-          `attention: segments must have at least 2 elements, got ${String(starts)}`,
-        );
-      }
-    }
-    expectOneLimit(limits);
-    if (keySegments !== null) {
-      expectSpec('attention', 'keySegments', keySegments, { dtype: 'int32', shape: [batch + 1] });
-    }
-    if (causal !== null) {
-      expectSpec('attention', 'causal', causal, { dtype: 'uint8', shape: [batch] });
-    }
-    if (keyMask !== null) {
-      expectSpec('attention', 'keyMask', keyMask, { dtype: 'uint8', shape: [batch, keys] });
-    }
+    expectLimits('attention', limits, { batch, keys });
     return {
       o: { dtype: 'float32', shape: q.shape },
       lse: { dtype: 'float32', shape: [batch, heads, queries] },
@@ -123,15 +108,38 @@ const attentionBackward = op<
   gradient: 'notDifferentiable',
 });
 
-function expectOneLimit(limits: Limits): void {
+/** Throws unless there is one limit at most, and fits. */
+export function expectLimits(
+  who: string,
+  limits: Limits,
+  { batch, keys }: { readonly batch: number; readonly keys: number },
+): void {
+  const { keyMask, segments, keySegments, causal } = limits;
+  if (segments !== null) {
+    const [starts = 0] = expectRank(who, 'segments', segments, ['S + 1'], 'int32');
+    if (starts < 2) {
+      throw new SiglipError(
+        'ERR_SHAPE',
+        `${who}: segments must have at least 2 elements, got ${String(starts)}`,
+      );
+    }
+  }
   const [first, second] = Object.entries(limits)
     .filter(([, limit]) => limit !== null)
     .map(([name]) => name);
-  if (second === undefined) return;
-  throw new SiglipError(
-    'ERR_ARGUMENT',
-    `attention: ${first} must be absent with ${second}, got both`,
-  );
+  if (second !== undefined) {
+    throw new SiglipError(
+      'ERR_ARGUMENT',
+      `${who}: ${first} must be absent with ${second}, got both`,
+    );
+  }
+  if (keySegments !== null) {
+    expectSpec(who, 'keySegments', keySegments, { dtype: 'int32', shape: [batch + 1] });
+  }
+  if (causal !== null) expectSpec(who, 'causal', causal, { dtype: 'uint8', shape: [batch] });
+  if (keyMask !== null) {
+    expectSpec(who, 'keyMask', keyMask, { dtype: 'uint8', shape: [batch, keys] });
+  }
 }
 
 /** Which keys a query attends to; by default all of its image. */
@@ -193,10 +201,14 @@ export function attention(
  */
 export function narrowAttention(isNarrow: (label: string) => boolean): Specialize {
   return ({ definition, inputs, attributes, label }) => {
-    if (definition?.name !== 'attention' || !isNarrow(label)) return undefined;
-    return attentionForward(inputs as unknown as { q: Tensor; k: Tensor; v: Tensor } & Limits, {
-      ...(attributes as unknown as Heads),
-      narrow: true,
-    });
+    if (!isNarrow(label)) return undefined;
+    const narrowed = { ...(attributes as unknown as Heads), narrow: true };
+    if (definition?.name === 'attention') {
+      return attentionForward(inputs as unknown as AttentionOperands, narrowed);
+    }
+    if (definition?.name === 'joined_attention') {
+      return joinedForward(inputs as unknown as { qkv: Tensor } & Limits, narrowed);
+    }
+    return undefined;
   };
 }

@@ -3,7 +3,7 @@ export type { AdamConstants } from './adam';
 export { adam } from './adam';
 export { add } from './add';
 export { addRow } from './add_row';
-export type { AttentionScope, DecoderScope } from './attention';
+export type { AttentionScope, DecoderScope, Heads, Limits } from './attention';
 export { attention, narrowAttention } from './attention';
 export { attentionPool } from './attention_pool';
 export { cast } from './cast';
@@ -12,6 +12,8 @@ export { embedding } from './embedding';
 export { gelu } from './gelu';
 export { globalNorm, rootSum } from './global_norm';
 export { groupMatmul } from './group_matmul';
+export { joinedAttention, joinedBackward, joinedForward } from './joined_attention';
+export { joinRows, rowRange } from './join_rows';
 export { l2Normalize } from './l2_normalize';
 export { layerNorm } from './layer_norm';
 export type { DrawOptions, ScoredModel, ScoreLoss, ScoreWeights } from './learnability';
@@ -25,7 +27,15 @@ export {
   scoreWeights,
 } from './learnability';
 export type { LinearEpilogue, PackedLinear, Precision } from './linear';
-export { linear, packedLinear, packLinears, precisions } from './linear';
+export {
+  linear,
+  linearBackwardInput,
+  linearBackwardWeight,
+  linearForward,
+  packedLinear,
+  packLinears,
+  precisions,
+} from './linear';
 export { maskTokens } from './mask_tokens';
 export { matmul } from './matmul';
 export { movingAverage } from './moving_average';

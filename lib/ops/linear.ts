@@ -47,7 +47,7 @@ function layerOutputs(
   return { pre: y, y };
 }
 
-const linearForward = op<
+export const linearForward = op<
   { x: Tensor; weight: Tensor } & Epilogue,
   'pre' | 'y',
   { activation: number }
@@ -79,7 +79,7 @@ const linearForward = op<
   },
 });
 
-const linearBackwardInput = op<
+export const linearBackwardInput = op<
   { dy: Tensor; weight: Tensor; residual: Tensor | null },
   'dx',
   object
@@ -94,7 +94,7 @@ const linearBackwardInput = op<
   fusions: { residual: { operand: 'residual', output: 'dx' } },
 });
 
-const linearBackwardWeight = op<{ dy: Tensor; x: Tensor }, 'dweight' | 'dbias', object>({
+export const linearBackwardWeight = op<{ dy: Tensor; x: Tensor }, 'dweight' | 'dbias', object>({
   name: 'linear_backward_weight',
   infer: ({ dy, x }) => ({
     dweight: { dtype: 'float32', shape: [extent(dy, -1), extent(x, -1)] },

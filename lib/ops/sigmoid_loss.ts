@@ -1,7 +1,7 @@
 // The sigmoid contrastive loss (SigLIP, arXiv 2303.15343 §3.2), in tiles: B × B never exists.
 import { SiglipError } from '../errors';
 import type { Tensor } from '../graph';
-import { expectRank, expectSpec, extent, op } from '../graph';
+import { expectRank, expectSpec, extent, isOnes, op } from '../graph';
 import { kernels } from '../native/kernels';
 
 interface Block {
@@ -68,6 +68,7 @@ const sigmoidLossBackward = op<{ x: Tensor; factor: Tensor }, 'y', object>({
 });
 
 function timesUpstream(gradient: Tensor, dloss: Tensor): Tensor {
+  if (isOnes(dloss)) return gradient;
   return sigmoidLossBackward({ x: gradient, factor: dloss }, {}).y;
 }
 

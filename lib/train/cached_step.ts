@@ -26,6 +26,7 @@ import type { Schedules } from './optimizer';
 import { stateSpecs, updateParameters } from './optimizer';
 import type { Step, StepConfig, StepInputs, StepOutputs } from './step';
 import { enteredSpecs, sumTrees } from './step';
+import { rewritesFor } from '../nn';
 import { accumulate } from '../ops';
 
 type Parameters<Leaf> = TrainedParameters<Leaf>;
@@ -190,7 +191,11 @@ export class CachedStep implements Step<Parameters<Spec>, Averages<Spec>, StepBa
       );
     }
     const functions = cachedStepFunctions(config);
-    const options = { device: device ?? 'cpu', precision: precision ?? 'float32' } as const;
+    const options = {
+      device: device ?? 'cpu',
+      precision: precision ?? 'float32',
+      rewrites: rewritesFor(device),
+    } as const;
     const made: { dispose(): void }[] = [];
     const keep = <T extends { dispose(): void }>(program: T): T => {
       made.push(program);

@@ -10,6 +10,7 @@ import {
   twoTowers,
   twoTowersParameters,
 } from '../model';
+import { rewritesFor } from '../nn';
 import type { Embeddings, StepBatch } from './objective';
 import { batchRange } from './pairs';
 
@@ -51,7 +52,7 @@ export class PairEmbedder {
         return { images: vision.embedding, texts: text.embedding };
       },
       specs,
-      { device, precision },
+      { device, precision, rewrites: rewritesFor(device) },
     );
   }
 

@@ -13,6 +13,7 @@ import type {
   Tensor,
 } from '../graph';
 import { compile, flatten, float32, gradient, mapTree, scope } from '../graph';
+import { rewritesFor } from '../nn';
 import { accumulate, add, scaleBy } from '../ops';
 import type { OptimizerConfig, OptimizerState, Schedules } from './optimizer';
 import { stateSpecs, updateParameters } from './optimizer';
@@ -140,7 +141,7 @@ export function compileStep<P extends object, A extends object, B extends object
   return compile<
     StepInputs<P, A, B>,
     StepOutputs<MapTree<P, Spec, Tensor>, MapTree<A, Spec, Tensor>>
-  >(config.name, step, specs, options);
+  >(config.name, step, specs, { ...options, rewrites: rewritesFor(options.device) });
 }
 
 /** What {@link compileStep} compiles. */

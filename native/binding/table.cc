@@ -179,6 +179,7 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL(fill, "value", "y"),
       SIGLIP_KERNEL(copy_forward, "x", "y"),
       SIGLIP_KERNEL(cast_forward, "x", "y"),
+      SIGLIP_KERNEL(join_rows_forward, "parts", "y"),
       SIGLIP_KERNEL(sum_rows_forward, "x", "y"),
       SIGLIP_KERNEL(row_shares_forward, "x", "y"),
       SIGLIP_KERNEL_SCRATCH(dot_forward, ("a"),  //

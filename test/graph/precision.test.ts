@@ -71,6 +71,7 @@ const contract: Partial<
   learnability_condition: {
     alike: 'learner_images learner_texts reference_images reference_texts',
   },
+  join_rows_forward: { free: 'parts y' },
   add_forward: { alike: 'a b y' },
   add_row_forward: { alike: 'x y', free: 'row' },
   repeat_row_forward: { alike: 'row y' },

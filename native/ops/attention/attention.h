@@ -4,6 +4,8 @@
 //   P = exp(S − lse),  dV = Pᵀ dO,  dP = dO Vᵀ,  δ = Σ_d dO ∘ O,  dS = P ∘ (dP − δ)
 //   dQ = scale · dS K,  dK = scale · dSᵀ Q
 // Layout is (B, T, H, hd): heads interleaved in a token, as the projections produce them.
+// q, k and v may be parts of one array (B, T, 3, H, hd), which is then given for each of them, as one of
+// the same shape is for dq, dk and dv.
 // key_mask (B, Tk) uint8, 1 = attend, 0 = ignore (padding). A row without any key gives zeros.
 // segments (S + 1) int32 instead of a mask: with B = 1 and Tq = Tk, sequences of different lengths lie
 // one after the other without padding, sequence s in rows [segments[s], segments[s + 1]); a query

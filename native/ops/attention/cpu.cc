@@ -15,6 +15,7 @@
 #include "cpu/segments.h"
 #include "cpu/simd.h"
 #include "cpu/tile.h"
+#include "ops/attention/joined.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
@@ -43,16 +44,18 @@ struct Extents {
   int64_t width;
   int64_t sequences;
   bool packed;
+  int64_t stride;  // of q, k and v and their gradients: from one token of a head to the next
 
   int64_t items() const { return sequences * heads; }
-  int64_t stride() const { return heads * width; }  // from one token of a head to the next
+  int64_t result_stride() const { return heads * width; }  // the same of o and dout
   int64_t padded_width() const { return ceil_div(width, kLanes) * kLanes; }
 };
 
 // One head of one sequence: where its elements begin and how many rows it has.
 struct Item {
-  int64_t query;  // of q, o, dout, dq
-  int64_t key;    // of k, v, dk, dv
+  int64_t query;   // of q, dq
+  int64_t result;  // of o, dout
+  int64_t key;     // of k, v, dk, dv
   int64_t lse;
   int64_t mask;
   int64_t queries;
@@ -81,19 +84,22 @@ struct Items {
     if (starts != nullptr) {
       const int64_t first = starts[sequence];
       const int64_t size = starts[sequence + 1] - first;
-      const int64_t at = first * e.stride() + head * e.width;
-      return {at, at, head * e.queries + first, 0, size, size, false};
+      const int64_t at = first * e.stride + head * e.width;
+      const int64_t result = first * e.result_stride() + head * e.width;
+      return {at, result, at, head * e.queries + first, 0, size, size, false};
     }
-    const int64_t query = sequence * e.queries * e.stride() + head * e.width;
+    const int64_t query = sequence * e.queries * e.stride + head * e.width;
+    const int64_t result = sequence * e.queries * e.result_stride() + head * e.width;
     const int64_t lse = (sequence * e.heads + head) * e.queries;
     if (key_starts != nullptr) {
       const int64_t first = key_starts[sequence];
       const int64_t size = key_starts[sequence + 1] - first;
-      return {query, first * e.stride() + head * e.width, lse, 0, e.queries, size, false};
+      const int64_t key = first * e.stride + head * e.width;
+      return {query, result, key, lse, 0, e.queries, size, false};
     }
-    return {
-        query,  sequence * e.keys * e.stride() + head * e.width, lse, sequence * e.keys, e.queries,
-        e.keys, causal != nullptr && causal[sequence] != 0};
+    const int64_t key = sequence * e.keys * e.stride + head * e.width;
+    const bool is_causal = causal != nullptr && causal[sequence] != 0;
+    return {query, result, key, lse, sequence * e.keys, e.queries, e.keys, is_causal};
   }
 };
 
@@ -102,10 +108,11 @@ Extents extents_of(const In& q, const In& k, const MaybeIn& segments, const Mayb
   return {q.extent(0),
           q.extent(1),
           k.extent(1),
-          q.extent(2),
-          q.extent(3),
+          q.extent(-2),
+          q.extent(-1),
           sequences,
-          segments.present() || key_segments.present()};
+          segments.present() || key_segments.present(),
+          part_stride(q)};
 }
 
 // What limits the keys of a query.
@@ -116,16 +123,30 @@ struct Limits {
   const MaybeIn& causal;
 };
 
+template <typename Role>
+void check_joined(const char* who, const char* what, const Role& view, const Role& whole) {
+  if (view.bytes() == whole.bytes() && view.elements() == whole.elements()) return;
+  fail("ERR_ARGUMENT", "%s: %s must be the same array as the first of the three", who, what);
+}
+
 Extents check_operands(const char* who, const In& q, const In& k, const In& v,
                        const Limits& limits) {
   const auto& [key_mask, segments, key_segments, causal] = limits;
-  check_rank(who, "q", q, 4);
-  check_rank(who, "k", k, 4);
+  if (!is_joined(q)) {
+    check_rank(who, "q", q, 4);
+    check_rank(who, "k", k, 4);
+  }
   const Extents e = extents_of(q, k, segments, key_segments);
-  check_extent(who, "k", k, 0, key_segments.present() ? 1 : e.batch);
-  check_extent(who, "k", k, 2, e.heads);
-  check_extent(who, "k", k, 3, e.width);
-  check_elements(who, "v", v, k.elements());
+  if (is_joined(q)) {
+    check_extent(who, "q", q, 2, 3);
+    check_joined(who, "k", k, q);
+    check_joined(who, "v", v, q);
+  } else {
+    check_extent(who, "k", k, 0, key_segments.present() ? 1 : e.batch);
+    check_extent(who, "k", k, 2, e.heads);
+    check_extent(who, "k", k, 3, e.width);
+    check_elements(who, "v", v, k.elements());
+  }
   if (key_mask.present()) check_elements(who, "key_mask", key_mask, e.batch * e.keys);
   if (segments.present()) {
     check_extent(who, "q", q, 0, 1);
@@ -272,10 +293,10 @@ KeyStore take_keys(const Extents& e, int64_t keys, Carver& carver) {
 // with zeros.
 Keys select_keys(const Extents& e, const Item& item, int64_t begin, int64_t end, const float* k,
                  const float* v, const uint8_t* mask, bool pack, const KeyStore& keep) {
-  const Rows all_k = {k + item.key, e.stride()};
-  const Rows all_v = {v + item.key, e.stride()};
+  const Rows all_k = {k + item.key, e.stride};
+  const Rows all_v = {v + item.key, e.stride};
   if (mask == nullptr && !pack) {
-    return {{all_k.at(begin), e.stride()}, {all_v.at(begin), e.stride()}, end - begin};
+    return {{all_k.at(begin), e.stride}, {all_v.at(begin), e.stride}, end - begin};
   }
   const int64_t width = e.padded_width();
   int64_t count = 0;
@@ -395,26 +416,33 @@ ForwardWorkspace forward_workspace(const Extents& e, bool tiles, Carver& carver)
   return w;
 }
 
+// Where the results of a panel of queries go.
+struct Results {
+  float* o;
+  int64_t stride;
+  float* lse;
+};
+
 // Rows of o and lse from a panel's products, maxima and sums.
 template <int kVectors>
 void finish_panel(const Vec (&highest)[kVectors], const Vec (&total)[kVectors], int64_t count,
-                  int64_t width, const float* outputs, float* o, float* lse, int64_t stride) {
+                  int64_t width, const float* outputs, const Results& to) {
   Vec inverse[kVectors];
   for (int j = 0; j < kVectors; ++j) {
     inverse[j] = splat(1.0F) / total[j];
     const int64_t first = j * kLanes;
     if (first < count) {
-      store_up_to(lse + first, highest[j] * splat(kLn2) + log(total[j]), count - first);
+      store_up_to(to.lse + first, highest[j] * splat(kLn2) + log(total[j]), count - first);
     }
   }
-  lanes_to_rows<kVectors>(outputs, inverse, count, width, o, stride);
+  lanes_to_rows<kVectors>(outputs, inverse, count, width, to.o, to.stride);
 }
 
 // Up to kVectors · kLanes queries: `count` rows from q, o and lse on, the first of which attends to the
 // keys up to `last` (see where_seen). At least one key.
 template <int kVectors>
 void forward_panel(const Keys& keys, int64_t last, Rows q, int64_t count, int64_t width, float c,
-                   const ForwardWorkspace& w, float* o, float* lse) {
+                   const ForwardWorkspace& w, const Results& to) {
   const Vec lowest = splat(-__builtin_huge_valf());
   rows_to_lanes<kVectors>(q, count, width, c, w.queries);
   Vec highest[kVectors];
@@ -477,7 +505,7 @@ void forward_panel(const Keys& keys, int64_t last, Rows q, int64_t count, int64_
     });
   }
 
-  finish_panel<kVectors>(highest, total, count, width, w.outputs, o, lse, q.stride);
+  finish_panel<kVectors>(highest, total, count, width, w.outputs, to);
 }
 
 #if defined(SIGLIP_ISA_AVX512)
@@ -570,7 +598,7 @@ void multiply_panel_tiles(const Cell* left, int64_t stride, const Cell* right, i
 // As forward_panel, with all scores of the panel at once. At least one key.
 template <int kVectors>
 void forward_panel_tiles(const TileKeys& keys, Rows q, int64_t count, int64_t width, float c,
-                         const ForwardWorkspace& w, float* o, float* lse) {
+                         const ForwardWorkspace& w, const Results& to) {
   const auto& [queries, probabilities] = w.tile_panel;
   pack_tile_queries<kVectors>(q, count, width, c, w.queries, queries);
   Vec highest[kVectors];
@@ -603,7 +631,7 @@ void forward_panel_tiles(const TileKeys& keys, Rows q, int64_t count, int64_t wi
     multiply_panel_tiles<kVectors>(keys.v + d * keys.v_stride, keys.v_stride, probabilities,
                                    whole_tiles(keys.count) / kTileTokens, w.outputs + d * kPanel);
   }
-  finish_panel<kVectors>(highest, total, count, width, w.outputs, o, lse, q.stride);
+  finish_panel<kVectors>(highest, total, count, width, w.outputs, to);
 }
 #endif
 
@@ -659,12 +687,12 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
 #endif
     *w.item = index;
   }
-  const Rows q = {call.q + item.query, e.stride()};
-  float* o = call.o + item.query;
+  const Rows q = {call.q + item.query, e.stride};
+  float* o = call.o + item.result;
   float* lse = call.lse + item.lse;
   if (w.keys->count == 0) {
     for (int64_t i = begin; i < end; ++i) {
-      zero_row(e.width, o + i * e.stride());
+      zero_row(e.width, o + i * e.result_stride());
       lse[i] = -__builtin_huge_valf();
     }
     return;
@@ -673,7 +701,7 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
     for (int64_t i = begin; i < end; ++i) {
       Keys keys = *w.keys;
       if (item.causal) keys.count = item.last_key(i) + 1;
-      forward_row(e, keys, q.at(i), call.c, w, o + i * e.stride(), lse + i);
+      forward_row(e, keys, q.at(i), call.c, w, o + i * e.result_stride(), lse + i);
     }
     return;
   }
@@ -685,24 +713,24 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
       const Parts keys = {after.keys, panels};
       const int64_t from = keys.begin(panel);
       const int64_t to = keys.end(panel);
-      prefetch_rows({call.k + after.key, e.stride()}, from, to, e.width);
-      prefetch_rows({call.v + after.key, e.stride()}, from, to, e.width);
-      prefetch_rows({call.q + after.query, e.stride()}, queries.begin(panel), queries.end(panel),
+      prefetch_rows({call.k + after.key, e.stride}, from, to, e.width);
+      prefetch_rows({call.v + after.key, e.stride}, from, to, e.width);
+      prefetch_rows({call.q + after.query, e.stride}, queries.begin(panel), queries.end(panel),
                     e.width);
     }
     const int64_t at = begin + first;
+    const Results to = {o + at * e.result_stride(), e.result_stride(), lse + at};
 #if defined(SIGLIP_ISA_AVX512)
     if (call.tiles) {
       forward_panel_tiles<decltype(vectors)::value>(*w.tile_keys, {q.at(at), q.stride}, size,
-                                                    e.width, call.c, w, o + at * e.stride(),
-                                                    lse + at);
+                                                    e.width, call.c, w, to);
       return;
     }
 #endif
     Keys seen = *w.keys;
     if (item.causal) seen.count = item.last_key(at + size - 1) + 1;
     forward_panel<decltype(vectors)::value>(seen, item.last_key(at), {q.at(at), q.stride}, size,
-                                            e.width, call.c, w, o + at * e.stride(), lse + at);
+                                            e.width, call.c, w, to);
   });
 }
 
@@ -881,10 +909,11 @@ void backward_block(const Backward& call, const Item& item, const Keys& keys, in
                     int64_t query, int64_t count, const BackwardWorkspace& w, float* dq) {
   const Extents& e = call.items.e;
   const int64_t width = e.padded_width();
-  const int64_t origin = item.query + query * e.stride();
-  const Rows q = {call.q + origin, e.stride()};
-  const Rows dout = {call.dout + origin, e.stride()};
-  const Rows o = {call.o + origin, e.stride()};
+  const int64_t origin = item.query + query * e.stride;
+  const int64_t result = item.result + query * e.result_stride();
+  const Rows q = {call.q + origin, e.stride};
+  const Rows dout = {call.dout + result, e.result_stride()};
+  const Rows o = {call.o + result, e.result_stride()};
   const float* lse = call.lse + item.lse + query;
   const float c = call.scale * kLog2E;
 
@@ -937,17 +966,17 @@ void backward_block(const Backward& call, const Item& item, const Keys& keys, in
 
   float* target = dq + origin;
   if (keys.count == 0) {
-    for (int64_t i = 0; i < count; ++i) zero_row(e.width, target + i * e.stride());
+    for (int64_t i = 0; i < count; ++i) zero_row(e.width, target + i * e.stride);
   } else if (few) {
     for (int64_t i = 0; i < count; ++i) {
-      scale_row(w.dquery_panels + i * width, call.scale, e.width, target + i * e.stride());
+      scale_row(w.dquery_panels + i * width, call.scale, e.width, target + i * e.stride);
     }
   } else {
     for_panels(count, [&](int64_t panel, int64_t first, int64_t size, auto vectors) {
       Vec factor[decltype(vectors)::value];
       for (Vec& f : factor) f = splat(call.scale);
       lanes_to_rows(w.dquery_panels + panel * kPanel * width, factor, size, e.width,
-                    target + first * e.stride(), e.stride());
+                    target + first * e.stride, e.stride);
     });
   }
 }
@@ -969,7 +998,7 @@ void backward_unit(const Backward& call, const Item& item, int64_t begin, int64_
   const int64_t width = e.padded_width();
   int64_t next = 0;  // of the keys that count
   for (int64_t key = begin; key < end; ++key) {
-    const int64_t at = item.key + key * e.stride();
+    const int64_t at = item.key + key * e.stride;
     const bool counts =
         next < keys.count && item.queries > 0 && (mask == nullptr || w.store.index[next] == key);
     if (counts) {
@@ -997,7 +1026,7 @@ size_t backward_worker_bytes(const Extents& e) {
 
 // dQ of every chunk of keys but the first.
 int64_t partial_elements(const Extents& e) {
-  return (key_chunks(e) - 1) * e.batch * e.queries * e.stride();
+  return (key_chunks(e) - 1) * e.batch * e.queries * e.stride;
 }
 
 // What a call needs besides the workspaces: the order of its segments and parts of dQ.
@@ -1034,7 +1063,7 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   constexpr char kName[] = "attention_forward";
   const Limits limits = {key_mask, segments, key_segments, causal};
   const Extents e = check_operands(kName, q, k, v, limits);
-  check_elements(kName, "o", o, q.elements());
+  check_elements(kName, "o", o, e.batch * e.queries * e.result_stride());
   check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
   check_scratch(kName, scratch,
                 attention_forward_scratch(stream.threads(), q, k, segments, key_segments, narrow));
@@ -1044,9 +1073,9 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   const bool tiles = narrow != 0 && has_bfloat16_tiles();
   const Forward call = {items_of(e, limits, shared.order),
                         tiles && !causal.present(),
-                        q.data(),
-                        k.data(),
-                        v.data(),
+                        q.data() + part_offset(q, 0),
+                        k.data() + part_offset(k, 1),
+                        v.data() + part_offset(v, 2),
                         key_mask.present() ? key_mask.data<uint8_t>() : nullptr,
                         static_cast<float>(scale * 1.44269504088896341),
                         o.data(),
@@ -1082,8 +1111,8 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   });
   if (!segments.present()) return;
   const int64_t first = call.items.starts[e.sequences];
-  std::memset(o.data() + first * e.stride(), 0,
-              static_cast<size_t>((e.queries - first) * e.stride()) * sizeof(float));
+  std::memset(o.data() + first * e.result_stride(), 0,
+              static_cast<size_t>((e.queries - first) * e.result_stride()) * sizeof(float));
   for (int64_t head = 0; head < e.heads; ++head) {
     for (int64_t row = first; row < e.queries; ++row) {
       call.lse[head * e.queries + row] = -__builtin_huge_valf();
@@ -1103,12 +1132,17 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
   constexpr char kName[] = "attention_backward";
   const Limits limits = {key_mask, segments, key_segments, causal};
   const Extents e = check_operands(kName, q, k, v, limits);
-  check_elements(kName, "dout", dout, q.elements());
-  check_elements(kName, "o", o, q.elements());
+  check_elements(kName, "dout", dout, e.batch * e.queries * e.result_stride());
+  check_elements(kName, "o", o, e.batch * e.queries * e.result_stride());
   check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
   check_elements(kName, "dq", dq, q.elements());
   check_elements(kName, "dk", dk, k.elements());
   check_elements(kName, "dv", dv, k.elements());
+  if (is_joined(q)) {
+    check_rank(kName, "dq", dq, 5);
+    check_joined(kName, "dk", dk, dq);
+    check_joined(kName, "dv", dv, dq);
+  }
   check_scratch(kName, scratch,
                 attention_backward_scratch(stream.threads(), q, k, segments, key_segments));
   Carver carver(scratch.data);
@@ -1116,16 +1150,16 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
   std::byte* const workers = scratch.data + carver.bytes();
   const Backward call = {items_of(e, limits, shared.order),
                          dout.data(),
-                         q.data(),
-                         k.data(),
-                         v.data(),
+                         q.data() + part_offset(q, 0),
+                         k.data() + part_offset(k, 1),
+                         v.data() + part_offset(v, 2),
                          key_mask.present() ? key_mask.data<uint8_t>() : nullptr,
                          o.data(),
                          lse.data(),
                          static_cast<float>(scale),
-                         dk.data(),
-                         dv.data()};
-  float* dq_data = dq.data();
+                         dk.data() + part_offset(dk, 1),
+                         dv.data() + part_offset(dv, 2)};
+  float* dq_data = dq.data() + part_offset(dq, 0);
 
   const size_t worker_bytes = backward_worker_bytes(e);
   const int64_t size = dq.elements();
@@ -1144,9 +1178,9 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
   });
   // Rows that belong to no sequence.
   const auto zero_rows = [&](float* gradient, int64_t rows, const int32_t* starts) {
-    const int64_t first = starts[e.sequences];
-    std::memset(gradient + first * e.stride(), 0,
-                static_cast<size_t>((rows - first) * e.stride()) * sizeof(float));
+    for (int64_t row = starts[e.sequences]; row < rows; ++row) {
+      zero_row(e.heads * e.width, gradient + row * e.stride);
+    }
   };
   if (segments.present()) zero_rows(dq_data, e.queries, call.items.starts);
   if (e.packed) {
@@ -1158,12 +1192,14 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
   const int64_t tokens = e.batch * e.queries;
   const Parts sums = {tokens, larger(1, smaller(tokens, size * chunks / kTaskProducts))};
   stream.parallel(sums.count, [&](int64_t task, int) {
-    for (int64_t i = sums.begin(task) * e.stride(); i < sums.end(task) * e.stride(); ++i) {
-      float sum = dq_data[i];
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-        sum += shared.partial[(chunk - 1) * size + i];
+    for (int64_t token = sums.begin(task); token < sums.end(task); ++token) {
+      for (int64_t i = token * e.stride; i < token * e.stride + e.heads * e.width; ++i) {
+        float sum = dq_data[i];
+        for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+          sum += shared.partial[(chunk - 1) * size + i];
+        }
+        dq_data[i] = sum;
       }
-      dq_data[i] = sum;
     }
   });
 }

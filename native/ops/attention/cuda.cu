@@ -7,6 +7,7 @@
 #include <string>
 
 #include "ops/attention/cuda_call.cuh"
+#include "ops/attention/joined.h"
 
 namespace siglip::cuda {
 namespace {
@@ -79,6 +80,13 @@ void check_extent(const char* who, const char* what, const View& view, int axis,
            ", got " + std::to_string(view.extent(axis)));
 }
 
+template <typename Role>
+void check_joined(const char* who, const char* what, const Role& view, const Role& whole) {
+  if (view.bytes() == whole.bytes() && view.elements() == whole.elements()) return;
+  fail("ERR_ARGUMENT", who,
+       std::string(what) + " must be the same array as the first of the three");
+}
+
 void check_rank(const char* who, const char* what, const View& view, int rank) {
   if (view.rank() == rank) return;
   fail("ERR_SHAPE", who,
@@ -102,7 +110,7 @@ size_t tiles_bytes(const In& q, const MaybeIn& segments) {
 }
 
 size_t delta_bytes(const In& q) {
-  return static_cast<size_t>(q.extent(0) * q.extent(1) * q.extent(2)) * sizeof(float);
+  return static_cast<size_t>(q.extent(0) * q.extent(1) * q.extent(-2)) * sizeof(float);
 }
 
 // What limits the keys of a query.
@@ -116,12 +124,18 @@ struct Limits {
 Shape check_operands(const char* who, const In& q, const In& k, const In& v, const Limits& limits) {
   const MaybeIn& key_mask = limits.key_mask;
   const MaybeIn& segments = limits.segments;
-  check_rank(who, "q", q, 4);
-  check_rank(who, "k", k, 4);
-  check_extent(who, "k", k, 0, limits.key_segments.present() ? 1 : q.extent(0));
-  check_extent(who, "k", k, 2, q.extent(2));
-  check_extent(who, "k", k, 3, q.extent(3));
-  check_elements(who, "v", v, k.elements());
+  if (is_joined(q)) {
+    check_extent(who, "q", q, 2, 3);
+    check_joined(who, "k", k, q);
+    check_joined(who, "v", v, q);
+  } else {
+    check_rank(who, "q", q, 4);
+    check_rank(who, "k", k, 4);
+    check_extent(who, "k", k, 0, limits.key_segments.present() ? 1 : q.extent(0));
+    check_extent(who, "k", k, 2, q.extent(2));
+    check_extent(who, "k", k, 3, q.extent(3));
+    check_elements(who, "v", v, k.elements());
+  }
   if (q.dtype() != DType::kBfloat16) check_dtype(who, "q", q, DType::kFloat32);
   check_dtype(who, "k", k, q.dtype());
   check_dtype(who, "v", v, q.dtype());
@@ -129,8 +143,9 @@ Shape check_operands(const char* who, const In& q, const In& k, const In& v, con
   shape.batch = q.extent(0);
   shape.queries = static_cast<int>(q.extent(1));
   shape.keys = static_cast<int>(k.extent(1));
-  shape.heads = static_cast<int>(q.extent(2));
-  shape.width = static_cast<int>(q.extent(3));
+  shape.heads = static_cast<int>(q.extent(-2));
+  shape.width = static_cast<int>(q.extent(-1));
+  shape.row_stride = part_stride(q);
   if (key_mask.present()) {
     check_elements(who, "key_mask", key_mask, shape.batch * shape.keys);
     shape.mask = key_mask.data<uint8_t>();
@@ -185,6 +200,12 @@ void plan(const CudaContext& cuda, const MaybeIn& segments, int tile_rows, std::
   check_launch("plan_tiles");
 }
 
+// The first element of q, k or v (0, 1 or 2).
+template <typename Role>
+auto* part_of(const Role& array, int part) {
+  return array.bytes() + part_offset(array, part) * static_cast<int64_t>(size_of(array.dtype()));
+}
+
 enum class Family { kSimple, kMma, kWgmma };
 
 // The fastest that can do a call. SIGLIP2_CUDA_ATTENTION = simple, mma or wgmma asks for one, which
@@ -217,13 +238,13 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   constexpr char kName[] = "attention_forward";
   ForwardCall call = {};
   call.shape = check_operands(kName, q, k, v, {key_mask, segments, key_segments, causal});
-  check_elements(kName, "o", o, q.elements());
+  check_elements(kName, "o", o, call.shape.batch * call.shape.queries * call.shape.result_stride());
   check_dtype(kName, "o", o, q.dtype());
-  check_elements(kName, "lse", lse, q.extent(0) * q.extent(1) * q.extent(2));
+  check_elements(kName, "lse", lse, call.shape.batch * call.shape.queries * call.shape.heads);
   check_scratch(kName, scratch, tiles_bytes(q, segments));
-  call.q = q.bytes();
-  call.k = k.bytes();
-  call.v = v.bytes();
+  call.q = part_of(q, 0);
+  call.k = part_of(k, 1);
+  call.v = part_of(v, 2);
   call.scale = scale;
   call.o = o.bytes();
   call.lse = lse.data();
@@ -250,28 +271,34 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
   constexpr char kName[] = "attention_backward";
   BackwardCall call = {};
   call.shape = check_operands(kName, q, k, v, {key_mask, segments, key_segments, causal});
-  check_elements(kName, "lse", lse, q.extent(0) * q.extent(1) * q.extent(2));
-  const auto check = [&](const char* what, const View& view, const View& like) {
-    check_elements(kName, what, view, like.elements());
+  check_elements(kName, "lse", lse, call.shape.batch * call.shape.queries * call.shape.heads);
+  const auto check = [&](const char* what, const View& view, int64_t elements) {
+    check_elements(kName, what, view, elements);
     check_dtype(kName, what, view, q.dtype());
   };
-  check("dout", dout, q);
-  check("o", o, q);
-  check("dq", dq, q);
-  check("dk", dk, k);
-  check("dv", dv, k);
+  const int64_t results = call.shape.batch * call.shape.queries * call.shape.result_stride();
+  check("dout", dout, results);
+  check("o", o, results);
+  check("dq", dq, q.elements());
+  check("dk", dk, k.elements());
+  check("dv", dv, k.elements());
+  if (is_joined(q)) {
+    check_rank(kName, "dq", dq, 5);
+    check_joined(kName, "dk", dk, dq);
+    check_joined(kName, "dv", dv, dq);
+  }
   const size_t delta_at = tiles_bytes(q, segments);
   check_scratch(kName, scratch, delta_at + delta_bytes(q));
   call.dout = dout.bytes();
-  call.q = q.bytes();
-  call.k = k.bytes();
-  call.v = v.bytes();
+  call.q = part_of(q, 0);
+  call.k = part_of(k, 1);
+  call.v = part_of(v, 2);
   call.o = o.bytes();
   call.lse = lse.data();
   call.scale = scale;
-  call.dq = dq.bytes();
-  call.dk = dk.bytes();
-  call.dv = dv.bytes();
+  call.dq = part_of(dq, 0);
+  call.dk = part_of(dk, 1);
+  call.dv = part_of(dv, 2);
   call.delta = reinterpret_cast<float*>(scratch.data + delta_at);
   const CudaContext& cuda = stream.cuda();
   const bool bfloat16 = q.dtype() == DType::kBfloat16;

@@ -23,8 +23,10 @@ struct Shape {
   const uint8_t* causal;  // (batch), null without
   const int4* tiles;      // of a packed batch (see plan_tiles), null for others
   int most_tiles;         // of a packed batch
+  int64_t row_stride;     // of q, k and v and their gradients: elements from row to row
 
-  int64_t stride() const { return static_cast<int64_t>(heads) * width; }
+  // The same of o and dout.
+  __host__ __device__ int64_t result_stride() const { return static_cast<int64_t>(heads) * width; }
 };
 
 // Operands, as pointers to float or __nv_bfloat16.

@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads)
   float(*const biases)[kKeys] = reinterpret_cast<float(*)[kKeys]>(
       reinterpret_cast<char*>(memory) + kTile * row_bytes(kWidth) + 4 * kBlockBytes);
 
-  const int64_t stride = static_cast<int64_t>(shape.heads) * shape.width;
+  const int64_t stride = shape.row_stride;
   const int64_t column = static_cast<int64_t>(tile.head) * shape.width;
   const Element* const keys = k + tile.other * stride + column;
   const Element* const values = v + tile.other * stride + column;
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kThreads)
   copy_async_wait<0>();
   __syncthreads();
 
-  Element* const target = o + tile.row * stride + column;
+  Element* const target = o + tile.row * shape.result_stride() + column;
 #pragma unroll
   for (int panel = 0; panel < kPanels; ++panel) {
     float inverse[2];
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     store_rows<kWidth>(sums[panel], inverse[0], inverse[1], q_tile, warp_row + 16 * panel,
-                       tile.rows, stride, shape.width, target);
+                       tile.rows, shape.result_stride(), shape.width, target);
   }
 }
 
@@ -349,11 +349,12 @@ __global__ void __launch_bounds__(kThreads)
       reinterpret_cast<char*>(memory) + 2 * kTile * row_bytes(kWidth) + 4 * kBlockBytes);
   float(*const deltas)[kQueries] = log2_totals + 2;
 
-  const int64_t stride = static_cast<int64_t>(shape.heads) * shape.width;
+  const int64_t stride = shape.row_stride;
   const int64_t column = static_cast<int64_t>(tile.head) * shape.width;
   const int64_t at = tile.row * stride + column;
   const Element* const queries = q + tile.other * stride + column;
-  const Element* const douts = dout + tile.other * stride + column;
+  const int64_t dout_stride = shape.result_stride();
+  const Element* const douts = dout + tile.other * dout_stride + column;
   const uint8_t* const mask = shape.mask == nullptr ? nullptr : shape.mask + tile.row;
   const int blocks = ceil_div(tile.others, kQueries);
   const int lane = threadIdx.x % 32;
@@ -366,8 +367,8 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t offset = block % 2 * kBlockBytes;
     copy_rows<kWidth, kQueries>(queries + first * stride, stride, left, shape.width, nullptr,
                                 q_blocks + offset);
-    copy_rows<kWidth, kQueries>(douts + first * stride, stride, left, shape.width, nullptr,
-                                dout_blocks + offset);
+    copy_rows<kWidth, kQueries>(douts + first * dout_stride, dout_stride, left, shape.width,
+                                nullptr, dout_blocks + offset);
     copy_async_commit();
     for (int i = threadIdx.x; i < kQueries; i += kThreads) {
       const bool there = i < left;
@@ -447,7 +448,7 @@ __global__ void __launch_bounds__(kThreads)
   float(*const biases)[kKeys] = reinterpret_cast<float(*)[kKeys]>(
       reinterpret_cast<char*>(memory) + 2 * kTile * row_bytes(kWidth) + 4 * kBlockBytes);
 
-  const int64_t stride = static_cast<int64_t>(shape.heads) * shape.width;
+  const int64_t stride = shape.row_stride;
   const int64_t column = static_cast<int64_t>(tile.head) * shape.width;
   const int64_t at = tile.row * stride + column;
   const Element* const keys = k + tile.other * stride + column;
@@ -475,7 +476,8 @@ __global__ void __launch_bounds__(kThreads)
   };
 
   copy_rows<kWidth, kTile>(q + at, stride, tile.rows, shape.width, nullptr, q_tile);
-  copy_rows<kWidth, kTile>(dout + at, stride, tile.rows, shape.width, nullptr, dout_tile);
+  copy_rows<kWidth, kTile>(dout + tile.row * shape.result_stride() + column, shape.result_stride(),
+                           tile.rows, shape.width, nullptr, dout_tile);
   copy_async_commit();
   if (blocks > 0) start_block(0);
   float total[2];

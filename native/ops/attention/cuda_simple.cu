@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
   float* const v_block = k_block + kOthers * (kWidth + 4);
   float* const scores = v_block + kOthers * (kWidth + 4);
 
-  const int64_t stride = static_cast<int64_t>(shape.heads) * shape.width;
+  const int64_t stride = shape.row_stride;
   const int64_t column = static_cast<int64_t>(tile.head) * shape.width;
   const uint8_t* const mask = shape.mask == nullptr ? nullptr : shape.mask + tile.other;
   const Matrix<T> keys = {k + tile.other * stride + column, stride, tile.others, shape.width};
@@ -197,8 +197,8 @@ __global__ void __launch_bounds__(kThreads)
       lse[tile.statistic + row] = sum == 0.0F ? -INFINITY : highest[i] + logf(sum);
     }
   }
-  store_rows<kWidth, kRows>(sums, inverse, tile.rows, stride, shape.width,
-                            o + tile.row * stride + column);
+  store_rows<kWidth, kRows>(sums, inverse, tile.rows, shape.result_stride(), shape.width,
+                            o + tile.row * shape.result_stride() + column);
 }
 
 // The gradients of a tile of keys (kOfKeys: first = dK, second = dV, against all queries) or of
@@ -222,8 +222,9 @@ __global__ void __launch_bounds__(kThreads)
   float* const p_scores = other_b + kOthers * (kWidth + 4);
   float* const ds_scores = p_scores + kTile * kScoreStride;
 
-  const int64_t stride = static_cast<int64_t>(shape.heads) * shape.width;
+  const int64_t stride = shape.row_stride;
   const int64_t column = static_cast<int64_t>(tile.head) * shape.width;
+  const int64_t dout_stride = shape.result_stride();
   const int64_t own_at = tile.row * stride + column;
   const int64_t other_at = tile.other * stride + column;
   const uint8_t* mask = shape.mask;
@@ -232,10 +233,14 @@ __global__ void __launch_bounds__(kThreads)
   const uint8_t* const other_mask = kOfKeys ? nullptr : mask;
   load_rows<kWidth, kTile>(Matrix<T>{(kOfKeys ? k : q) + own_at, stride, tile.rows, shape.width}, 0,
                            own_mask, own_a);
-  load_rows<kWidth, kTile>(Matrix<T>{(kOfKeys ? v : dout) + own_at, stride, tile.rows, shape.width},
+  load_rows<kWidth, kTile>(kOfKeys ? Matrix<T>{v + own_at, stride, tile.rows, shape.width}
+                                   : Matrix<T>{dout + tile.row * dout_stride + column, dout_stride,
+                                               tile.rows, shape.width},
                            0, own_mask, own_b);
   const Matrix<T> a = {(kOfKeys ? q : k) + other_at, stride, tile.others, shape.width};
-  const Matrix<T> b = {(kOfKeys ? dout : v) + other_at, stride, tile.others, shape.width};
+  const Matrix<T> b = kOfKeys ? Matrix<T>{dout + tile.other * dout_stride + column, dout_stride,
+                                          tile.others, shape.width}
+                              : Matrix<T>{v + other_at, stride, tile.others, shape.width};
 
   float first_sums[kRows][kWidth / 16] = {};
   float second_sums[kRows][kWidth / 16] = {};
@@ -259,7 +264,8 @@ __global__ void __launch_bounds__(kThreads)
         const bool counts = own < tile.rows && other < tile.others &&
                             (mask == nullptr || mask[key] != 0) && tile.sees<kOfKeys>(own, other);
         const int64_t at = tile.statistic + query;
-        p[i][j] = counts ? expf(fmaf(p[i][j], scale, -lse[at])) : 0.0F;
+        // Rounded as by the forward, so that the probabilities of a query add up to 1.
+        p[i][j] = counts ? expf(__fmul_rn(p[i][j], scale) - lse[at]) : 0.0F;
         ds[i][j] = counts ? p[i][j] * (ds[i][j] - delta[at]) : 0.0F;
       }
     }

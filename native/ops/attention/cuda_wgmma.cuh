@@ -78,9 +78,10 @@ struct ForwardTensors {
   Tensor<kWidth> o;
 };
 
-inline TensorMaps tensor_maps(const void* data, const Shape& shape, int rows, int rest) {
+inline TensorMaps tensor_maps(const void* data, const Shape& shape, int rows, int64_t stride,
+                              int rest) {
   const int64_t extents[4] = {shape.width, shape.heads, rows, shape.batch};
-  const int64_t strides[3] = {shape.width, shape.stride(), shape.stride() * rows};
+  const int64_t strides[3] = {shape.width, stride, stride * rows};
   const int main_box[4] = {64, 1, kBoxRows, 1};
   TensorMaps maps;
   maps.main = tensor_map(data, 4, extents, strides, main_box, Swizzle::k128);
@@ -93,22 +94,22 @@ inline TensorMaps tensor_maps(const void* data, const Shape& shape, int rows, in
 }
 
 template <int kWidth>
-Tensor<kWidth> head_tensor(const void* data, const Shape& shape, int rows) {
+Tensor<kWidth> head_tensor(const void* data, const Shape& shape, int rows, int64_t stride) {
   using C = Columns<kWidth>;
   if constexpr (C::kByEngine) {
-    return tensor_maps(data, shape, rows, C::kRest);
+    return tensor_maps(data, shape, rows, stride, C::kRest);
   } else {
-    return {static_cast<char*>(const_cast<void*>(data)), shape.stride() * 2, rows};
+    return {static_cast<char*>(const_cast<void*>(data)), stride * 2, rows};
   }
 }
 
 template <int kWidth>
 ForwardTensors<kWidth> forward_tensors(const ForwardCall& call) {
   const Shape& shape = call.shape;
-  return {head_tensor<kWidth>(call.q, shape, shape.queries),
-          head_tensor<kWidth>(call.k, shape, shape.keys),
-          head_tensor<kWidth>(call.v, shape, shape.keys),
-          head_tensor<kWidth>(call.o, shape, shape.queries)};
+  return {head_tensor<kWidth>(call.q, shape, shape.queries, shape.row_stride),
+          head_tensor<kWidth>(call.k, shape, shape.keys, shape.row_stride),
+          head_tensor<kWidth>(call.v, shape, shape.keys, shape.row_stride),
+          head_tensor<kWidth>(call.o, shape, shape.queries, shape.result_stride())};
 }
 
 // More than 256 keys, which go by in blocks. kWidth is padded.

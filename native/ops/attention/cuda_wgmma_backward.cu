@@ -305,10 +305,17 @@ void run(const CudaContext& cuda, const BackwardCall& call) {
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes),
       "attention_backward_short");
-  const auto queries = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.queries); };
-  const auto keys = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.keys); };
+  const auto queries = [&](const void* x) {
+    return head_tensor<kWidth>(x, shape, shape.queries, shape.row_stride);
+  };
+  const auto keys = [&](const void* x) {
+    return head_tensor<kWidth>(x, shape, shape.keys, shape.row_stride);
+  };
+  const auto results = [&](const void* x) {
+    return head_tensor<kWidth>(x, shape, shape.queries, shape.result_stride());
+  };
   const BackwardTensors<kWidth> tensors = {
-      {queries(call.o), queries(call.dout), keys(call.k), queries(call.q), keys(call.v)},
+      {results(call.o), results(call.dout), keys(call.k), queries(call.q), keys(call.v)},
       queries(call.dq),
       keys(call.dk),
       keys(call.dv)};

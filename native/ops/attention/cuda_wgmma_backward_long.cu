@@ -342,12 +342,19 @@ void run(const CudaContext& cuda, const BackwardCall& call,
 template <int kWidth>
 void backward_long(const CudaContext& cuda, const BackwardCall& call) {
   const Shape& shape = call.shape;
-  const auto queries = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.queries); };
-  const auto keys = [&](const void* x) { return head_tensor<kWidth>(x, shape, shape.keys); };
+  const auto queries = [&](const void* x) {
+    return head_tensor<kWidth>(x, shape, shape.queries, shape.row_stride);
+  };
+  const auto keys = [&](const void* x) {
+    return head_tensor<kWidth>(x, shape, shape.keys, shape.row_stride);
+  };
+  const auto results = [&](const void* x) {
+    return head_tensor<kWidth>(x, shape, shape.queries, shape.result_stride());
+  };
   const Tensor<kWidth> k = keys(call.k);
   const Tensor<kWidth> v = keys(call.v);
   const Tensor<kWidth> q = queries(call.q);
-  const Tensor<kWidth> dout = queries(call.dout);
+  const Tensor<kWidth> dout = results(call.dout);
   const Tensor<kWidth> dq = queries(call.dq);
   run<kWidth, true>(cuda, call, {{k, v}, {q, dout}, keys(call.dk), keys(call.dv)});
   run<kWidth, false>(cuda, call, {{q, dout}, {k, v}, dq, dq});

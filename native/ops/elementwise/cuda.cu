@@ -267,4 +267,17 @@ void cast_forward(Stream& stream, In x, Out y) {
   });
 }
 
+void join_rows_forward(Stream& stream, InList parts, Out y) {
+  int64_t size = 0;
+  for (int64_t i = 0; i < parts.count; ++i) size += parts[i].elements();
+  check_elements("join_rows_forward", "y", y, size);
+  int64_t begin = 0;
+  for (int64_t i = 0; i < parts.count; ++i) {
+    const int64_t count = parts[i].elements();
+    std::byte* const target = y.bytes() + begin * static_cast<int64_t>(size_of(y.dtype()));
+    cast_forward(stream, parts[i], Out(target, y.dtype(), 1, &count));
+    begin += count;
+  }
+}
+
 }  // namespace siglip::cuda

@@ -25,6 +25,8 @@ SIGLIP_FOR_EACH_TARGET(
     // y = x.
     void copy_forward(Stream&, In x, Out y);
     // y = x in y's dtype, both float32 or bfloat16: to the nearest, ties to even; NaN stays NaN.
-    void cast_forward(Stream&, In x, Out y);)
+    void cast_forward(Stream&, In x, Out y);
+    // y = the parts one after the other, each in y's dtype as by cast_forward.
+    void join_rows_forward(Stream&, InList parts, Out y);)
 
 }  // namespace siglip

@@ -186,6 +186,8 @@ struct Backward {
 constexpr int kMostWarps = 12;
 constexpr int kMostThreads = kMostWarps * kWarpThreads;
 constexpr int kMostFloats = 16;
+// Of a multiprocessor, as threads of eight columns have 80 registers.
+constexpr int kResidentWarps = 25;
 
 struct Shape {
   int floats;  // columns of a thread; 0: the kernels for any width
@@ -199,8 +201,9 @@ constexpr int rows_at_once(int floats, size_t element_bytes) {
   return floats == 8 && element_bytes == 2 ? 2 : 1;
 }
 
-// As many blocks as run at the same time: two of 384 threads a multiprocessor where a thread has
-// eight columns, one where it has more. Depends on the extents alone, so as scratch does.
+// As many blocks as run at the same time: of up to 384 threads, so many to a block that most warps are on
+// a multiprocessor, where a thread has eight columns; one a multiprocessor where it has more. Depends on
+// the extents alone, so as scratch does.
 Shape backward_shape(int multiprocessors, int64_t rows, int64_t width) {
   Shape shape = {8, 1, 1, 0};
   while (shape.floats <= kMostFloats && width > int64_t{shape.floats} * kMostThreads) {
@@ -211,9 +214,15 @@ Shape backward_shape(int multiprocessors, int64_t rows, int64_t width) {
     shape.blocks = 2 * multiprocessors;
   } else {
     shape.warps = static_cast<int>(ceil_div(width, int64_t{shape.floats} * kWarpThreads));
-    if (shape.floats == 8) shape.groups = kMostWarps / shape.warps;
-    const int together = shape.floats == 8 ? 2 * kMostWarps / (shape.groups * shape.warps) : 1;
-    shape.blocks = int64_t{together} * multiprocessors;
+    shape.blocks = multiprocessors;
+    int resident = 0;
+    for (int groups = 1; shape.floats == 8 && groups * shape.warps <= kMostWarps; ++groups) {
+      const int together = kResidentWarps / (groups * shape.warps);
+      if (together * groups * shape.warps < resident) continue;
+      resident = together * groups * shape.warps;
+      shape.groups = groups;
+      shape.blocks = int64_t{together} * multiprocessors;
+    }
   }
   const int64_t most = ceil_div(rows, shape.groups);
   if (shape.blocks > most) shape.blocks = most;
@@ -222,7 +231,7 @@ Shape backward_shape(int multiprocessors, int64_t rows, int64_t width) {
 
 // The sums of kCount values over the `warps` warps of a group; `shared` holds kCount values for each
 // of them, and another call may not use the same ones: a warp may still be reading.
-template <int kCount>
+template <bool kAlone, int kCount>
 __device__ inline void group_sum(float (&values)[kCount], int group, int warps,
                                  float (*shared)[kCount]) {
 #pragma unroll
@@ -233,7 +242,11 @@ __device__ inline void group_sum(float (&values)[kCount], int group, int warps,
 #pragma unroll
     for (int i = 0; i < kCount; ++i) shared[device::warp_index()][i] = values[i];
   }
-  device::sync_group(1 + group, warps * kWarpThreads);
+  if constexpr (kAlone) {
+    __syncthreads();
+  } else {
+    device::sync_group(1 + group, warps * kWarpThreads);
+  }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) values[i] = 0.0F;
   for (int warp = 0; warp < warps; ++warp) {
@@ -266,7 +279,8 @@ __device__ inline void write_columns(const Floats<N> (&sums)[kVectors], int widt
   __syncthreads();
 }
 
-template <typename T, int kFloats, bool kResidual>
+// kAlone: of one group. The barriers of groups are a multiprocessor's, and would let fewer blocks be there.
+template <typename T, int kFloats, bool kResidual, bool kAlone>
 __global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
     backward_kernel(Backward<T> on, int warps, int groups) {
   constexpr int N = device::kElements16<T>;
@@ -332,7 +346,7 @@ __global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
         device::keep_packed(&x[r][k]);
       }
     }
-    group_sum(means, group, warps, sums[turn]);
+    group_sum<kAlone>(means, group, warps, sums[turn]);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float mean_g = means[2 * r] * per_column;
@@ -475,16 +489,18 @@ void launch_backward(Stream& stream, const Backward<T>& on, float* dweight, floa
         on);
     check_launch(kName);
   } else {
-    const auto launch = [&](auto floats) {
-      const auto kernel = on.residual != nullptr ? backward_kernel<T, floats(), true>
-                                                 : backward_kernel<T, floats(), false>;
+    const auto launch = [&](auto floats, auto alone) {
+      const auto kernel = on.residual != nullptr ? backward_kernel<T, floats(), true, alone()>
+                                                 : backward_kernel<T, floats(), false, alone()>;
       kernel<<<shape.blocks, shape.groups * shape.warps * kWarpThreads, 0, queue>>>(on, shape.warps,
                                                                                     shape.groups);
     };
-    if (shape.floats == 8) {
-      launch(std::integral_constant<int, 8>());
+    if (shape.floats != 8) {
+      launch(std::integral_constant<int, kMostFloats>(), std::true_type());
+    } else if (shape.groups == 1) {
+      launch(std::integral_constant<int, 8>(), std::true_type());
     } else {
-      launch(std::integral_constant<int, kMostFloats>());
+      launch(std::integral_constant<int, 8>(), std::false_type());
     }
     check_launch(kName);
   }

@@ -1,0 +1,3 @@
+import { describeOp } from './describe_op';
+
+describeOp('joined_attention');

@@ -11,6 +11,7 @@ import { Siglip2 } from '../lib/embed';
 import type { ComputeDType, ConstantSource, MapTree, Program, Spec, Tensor } from '../lib/graph';
 import {
   add,
+  bfloat16,
   compile,
   Constants,
   disposeArrays,
@@ -94,6 +95,12 @@ function array({ device }: Target, shape: readonly number[], deviation = 1): Dev
 function parameter(spec: ParameterSpec): Float32Array {
   const count = elements(spec);
   return tiled(initialValues({ ...spec, shape: [Math.min(count, DRAWN)] }, 1), count);
+}
+
+/** The nearest bfloat16 of every value, as their bits. */
+function rounded(values: Float32Array): Uint16Array {
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  return Uint16Array.from(bits, (word) => (word + 0x7fff + ((word >>> 16) & 1)) >>> 16);
 }
 
 function unitRows(rows: number, width: number): Float32Array {
@@ -332,20 +339,23 @@ const adam: Kind = ({ batch }, target) => {
 const sigmoidLoss: Kind = (request, target) => {
   const { batch, width } = sizes(request);
   const { device } = target;
+  // As the peer has them.
   const specs = {
-    images: float32(batch, width),
-    texts: float32(batch, width),
+    images: bfloat16(batch, width),
+    texts: bfloat16(batch, width),
     logitScale: float32(1),
     logitBias: float32(1),
   };
   const inputs = {
-    images: DeviceArray.from(unitRows(batch, width), [batch, width], device),
-    texts: DeviceArray.from(unitRows(batch, width).reverse(), [batch, width], device),
+    images: DeviceArray.from(rounded(unitRows(batch, width)), [batch, width], device),
+    texts: DeviceArray.from(rounded(unitRows(batch, width).reverse()), [batch, width], device),
     logitScale: DeviceArray.from(Float32Array.of(Math.log(10)), [1], device),
     logitBias: DeviceArray.from(Float32Array.of(-10), [1], device),
   };
   const fn = (t: Record<string, Tensor>): Record<string, Tensor> => {
-    const { images, texts, logitScale, logitBias } = t;
+    const { logitScale, logitBias } = t;
+    const images = ops.cast(t['images'], 'float32');
+    const texts = ops.cast(t['texts'], 'float32');
     const loss = ops.sigmoidLoss(images, texts, logitScale, logitBias);
     return { loss, ...gradient(loss, { images, texts, logitScale, logitBias }) };
   };

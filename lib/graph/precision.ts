@@ -73,8 +73,18 @@ class Narrower {
     );
     for (const [name, traced] of Object.entries(node.outputs)) {
       const output = outputs[name];
-      if (output !== undefined) this.current.set(traced, output);
+      if (output === undefined) continue;
+      this.current.set(traced, output);
+      this.rememberWidened(node, output);
     }
+  }
+
+  // What a cast has widened is there as it was.
+  private rememberWidened({ definition, inputs }: Node, y: Tensor): void {
+    const { x } = inputs;
+    if (definition?.name !== 'cast' || !(x instanceof Tensor)) return;
+    const source = this.now(x);
+    if (source.dtype === this.dtype) this.others.set(y, source);
   }
 
   /** A result as it was traced. */

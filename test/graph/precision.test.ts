@@ -4,7 +4,7 @@ import { readdirSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import type { SiglipError } from '../../lib/errors';
 import type { ComputeDType, ConstantSource, Lowered, Tensor } from '../../lib/graph';
-import { compile, Constants, float32, gradient, lower, tap } from '../../lib/graph';
+import { bfloat16, compile, Constants, float32, gradient, lower, tap } from '../../lib/graph';
 import { plan, totalBytes } from '../../lib/graph/planner';
 import type { Node } from '../../lib/graph/tensor';
 import { operandsOf } from '../../lib/graph/tensor';
@@ -301,6 +301,16 @@ describe('the rewrite', () => {
       y: ops.add(ops.linear(x, weight), ops.linear(x, ops.reshape(weight, [8, 8]))),
     }));
     expect(names(nodes)).toEqual(['cast', 'cast', 'linear', 'reshape', 'linear', 'cast']);
+  });
+
+  test('what was widened is read as it was', () => {
+    const nodes = lower(
+      'f',
+      ({ x, weight }) => ({ y: ops.linear(ops.cast(x, 'float32'), weight) }),
+      { x: bfloat16(2, 8), weight: float32(8, 8) },
+      { precision: 'bfloat16' },
+    ).graph.nodes;
+    expect(names(nodes)).toEqual(['cast', 'linear', 'cast']);
   });
 
   test('results and taps keep their dtype', () => {

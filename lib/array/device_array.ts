@@ -39,12 +39,17 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /** The native memory; for programs, not for users. */
   readonly buffer: NativeBuffer;
 
-  private constructor(dtype: D, shape: readonly number[], device: Device) {
+  private constructor(
+    dtype: D,
+    shape: readonly number[],
+    device: Device,
+    contents: 'zeros' | 'unfilled',
+  ) {
     checkShape(shape);
     this.dtype = dtype;
     this.shape = [...shape];
     this.bytes = bytesOf(this);
-    this.buffer = new (loadAddon().Buffer)(this.bytes, device);
+    this.buffer = new (loadAddon().Buffer)(this.bytes, device, contents === 'unfilled');
   }
 
   /**
@@ -76,7 +81,7 @@ export class DeviceArray<D extends DType = DType> implements Spec {
     const dtype = dtypeOf('DeviceArray.from', data);
     checkShape(shape);
     checkLength('DeviceArray.from', data, shape);
-    const array = new DeviceArray(dtype, shape, device);
+    const array = new DeviceArray(dtype, shape, device, 'unfilled');
     array.buffer.write(0, bytesIn(data));
     return array;
   }
@@ -87,13 +92,8 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
   static zeros(spec: Spec, device: Device = 'cpu'): DeviceArray {
-    if (!Object.hasOwn(HOST_ARRAYS, spec.dtype)) {
-      throw new SiglipError(
-        'ERR_DTYPE',
-        `DeviceArray.zeros: dtype must be float32, int32, uint8 or bfloat16, got ${spec.dtype}`,
-      );
-    }
-    return new DeviceArray(spec.dtype, spec.shape, device);
+    checkDType('DeviceArray.zeros', spec);
+    return new DeviceArray(spec.dtype, spec.shape, device, 'zeros');
   }
 
   /**
@@ -102,7 +102,8 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
   static empty(spec: Spec, device: Device = 'cpu'): DeviceArray {
-    return DeviceArray.zeros(spec, device);
+    checkDType('DeviceArray.empty', spec);
+    return new DeviceArray(spec.dtype, spec.shape, device, 'unfilled');
   }
 
   /** Where it is, by full name. */
@@ -203,6 +204,14 @@ function dtypeOf(who: string, data: HostArray): DType {
         `${who}: data must be a Float32Array, Int32Array, Uint8Array or Uint16Array, got ${Object.prototype.toString.call(data).slice(8, -1)}`,
       );
   }
+}
+
+function checkDType(who: string, { dtype }: Spec): void {
+  if (Object.hasOwn(HOST_ARRAYS, dtype)) return;
+  throw new SiglipError(
+    'ERR_DTYPE',
+    `${who}: dtype must be float32, int32, uint8 or bfloat16, got ${dtype}`,
+  );
 }
 
 function bytesIn(data: HostArray): Uint8Array {

@@ -272,9 +272,10 @@ export interface Addon {
   /** Bytes of scratch one call needs; the arguments as in a step, their storage ignored. */
   scratchBytes(kernel: number, args: readonly NativeArgument[], device?: Device): number;
   /**
-   * Zero-filled and aligned to 64 bytes, on a GPU to 256. ERR_OUT_OF_MEMORY when the system refuses.
+   * Zero-filled, or `unfilled` for who writes all of it before it is read, and aligned to 64 bytes, on a
+   * GPU to 256. ERR_OUT_OF_MEMORY when the system refuses.
    */
-  readonly Buffer: new (bytes: number, device?: Device) => NativeBuffer;
+  readonly Buffer: new (bytes: number, device?: Device, unfilled?: boolean) => NativeBuffer;
   /** ERR_DEVICE for a kernel the device has no form of. Its runs take buffers of that device. */
   readonly Program: new (description: ProgramDescription, device?: Device) => NativeProgram;
   readonly MappedFile: new (path: string) => NativeMappedFile;
@@ -304,6 +305,8 @@ export interface Addon {
     recipe: { readonly filter: number; readonly size: number },
     into: Uint8Array,
   ): Promise<void>;
+  /** Index of the first value that is infinite or not a number, −1 when there is none. */
+  firstNotFinite(values: Float32Array): number;
   memory(): NativeMemory;
   /**
    * Peak of multiply-adds on registers alone, measured for that long on all threads, FLOP/s: fused

@@ -140,7 +140,9 @@ BufferObject::BufferObject(const Napi::CallbackInfo& info) : ObjectWrap<BufferOb
     bytes_ = to_size(info[0], "buffer: bytes");
     if (bytes_ == 0) throw Error("ERR_ARGUMENT", "buffer: bytes must be at least 1, got 0");
     device_ = &to_device(info[1], "buffer: device");
-    buffer_ = std::make_shared<Buffer>(*device_, static_cast<size_t>(bytes_));
+    const bool unfilled = !info[2].IsUndefined() && to_flag(info[2], "buffer: unfilled");
+    const Contents contents = unfilled ? Contents::kUndefined : Contents::kZeros;
+    buffer_ = std::make_shared<Buffer>(*device_, static_cast<size_t>(bytes_), contents);
     napi_type_tag_object(info.Env(), info.This(), &kTag);
     int64_t total = 0;
     napi_adjust_external_memory(info.Env(), bytes_, &total);

@@ -215,11 +215,7 @@ Napi::Value ProgramObject::run(const Napi::CallbackInfo& info) {
     // Reading the list may run JavaScript, which may dispose this very program.
     const std::shared_ptr<Program> program = program_;
     std::vector<BufferUse> buffers = parse_buffers(info[0], *program);
-    if (!info[1].IsBoolean() && !info[1].IsUndefined()) {
-      throw Error("ERR_ARGUMENT",
-                  program->name() + ": profile must be a boolean, got " + text_of(info[1]));
-    }
-    const bool profile = info[1].IsBoolean() && info[1].As<Napi::Boolean>().Value();
+    const bool profile = !info[1].IsUndefined() && to_flag(info[1], program->name() + ": profile");
     auto settlement = std::make_unique<RunSettlement>(id, profile ? program->step_count() : 0);
     if (profile) settlement->set_profiled();
     program->device().submit(std::make_unique<RunJob>(

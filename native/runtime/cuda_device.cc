@@ -125,7 +125,7 @@ void CudaDevice::submit(std::unique_ptr<Job> job) {
 
 // No kernel is queued on the second stream and memory is freed only when the device is done with it,
 // so what the pool hands out there is at nobody else's use.
-std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes) {
+std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes, Contents contents) {
   check_usable();
   const CurrentDevice current(context_.device);
   const size_t padded = padded_bytes(bytes);
@@ -140,8 +140,10 @@ std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   }
   allocations_ += 1;
   auto allocation = std::make_shared<Allocation>(*this, data, bytes);
-  check_cuda(cudaMemsetAsync(data, 0, padded, copies_), "zeros");
-  copies_queued_ = true;
+  if (contents == Contents::kZeros) {
+    check_cuda(cudaMemsetAsync(data, 0, padded, copies_), "zeros");
+    copies_queued_ = true;
+  }
   return allocation;
 }
 
@@ -172,6 +174,7 @@ void* CudaDevice::take(size_t padded) {
     return nullptr;
   }
   check_cuda(status, "an allocation");
+  copies_queued_ = true;
   return data;
 }
 

@@ -22,7 +22,7 @@ class CudaDevice final : public Device, private Engine {
 
   int workers() override { return context_.multiprocessors; }
   void submit(std::unique_ptr<Job> job) override;
-  std::shared_ptr<Memory> allocate(size_t bytes) override;
+  std::shared_ptr<Memory> allocate(size_t bytes, Contents contents) override;
   std::unique_ptr<Staging> stage(size_t bytes, bool patient) override;
   void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) override;
   void copy_out(Staging& to, const std::byte* from, size_t bytes) override;
@@ -38,7 +38,7 @@ class CudaDevice final : public Device, private Engine {
   void* mark() noexcept override;
   void await(void* mark, const Job& job) override;
 
-  // A block of `padded` bytes, zeros apart. Small ones that were given back come first, the lowest
+  // A block of `padded` bytes. Small ones that were given back come first, the lowest
   // address of them: so the runs of a program find the addresses that its graphs were recorded with.
   void* take(size_t padded);
   // Keeps a small block for take(); gives others back to the pool, and the pool's to the device when

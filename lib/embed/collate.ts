@@ -24,7 +24,7 @@ export interface ImageBatch<Input> {
 }
 
 /**
- * Puts images side by side; NaFlex images without padding, their patches one after the other, with
+ * Puts images side by side, one alone not being copied; NaFlex images without padding, their patches one after the other, with
  * rows of zeros up to a number that few batches miss (see packedRows).
  */
 export function collate(
@@ -33,8 +33,10 @@ export function collate(
 ): ImageBatch<VisionInput<Float32Array | Int32Array>> {
   const batch = images.length;
   if (vision.layout === 'fixed') {
-    const values = new Float32Array(batch * 3 * vision.imageSize * vision.imageSize);
-    sideBySide(images, values);
+    const values = sideBySide(
+      images,
+      () => new Float32Array(batch * 3 * vision.imageSize * vision.imageSize),
+    );
     return { input: { images: values }, batch, length: vision.positions };
   }
   const rowWidth = vision.patch * vision.patch * 3;
@@ -63,17 +65,26 @@ export function collateBytes(
   images: readonly PreparedImage[],
   table: Float32Array,
 ): ImageBatch<PixelInput<Float32Array | Uint8Array>> {
-  const pixels = new Uint8Array(images.reduce((sum, { values }) => sum + values.length, 0));
-  sideBySide(images, pixels);
+  const pixels = sideBySide(
+    images,
+    () => new Uint8Array(images.reduce((sum, { values }) => sum + values.length, 0)),
+  );
   return { input: { pixels, table }, batch: images.length, length: vision.positions };
 }
 
-function sideBySide(images: readonly PreparedImage[], all: Float32Array | Uint8Array): void {
+function sideBySide<A extends Float32Array | Uint8Array>(
+  images: readonly PreparedImage[],
+  create: () => A,
+): A {
+  // All are of the class that is created here, which the type system does not know.
+  if (images.length === 1) return images[0].values as A;
+  const all = create();
   let at = 0;
   for (const { values } of images) {
     all.set(values, at);
     at += values.length;
   }
+  return all;
 }
 
 /** Whether the device has to normalise an image. */

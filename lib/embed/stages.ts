@@ -105,6 +105,7 @@ export class Stages {
 
 // Copies, so that one result does not keep the memory of its whole batch alive.
 function rowsOf(flat: Float32Array, rows: number): Float32Array[] {
+  if (rows === 1) return [flat];
   const width = flat.length / rows;
   return Array.from({ length: rows }, (_, i) => flat.slice(i * width, (i + 1) * width));
 }

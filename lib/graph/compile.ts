@@ -1,13 +1,13 @@
 // From a TypeScript function over symbolic tensors to a program the native side can run: trace,
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
-import type { Device } from '../array';
+import type { Device, HostArrayOf } from '../array';
 import { DeviceArray, moved, resolveDevice } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
 import { kernelOf, loadAddon } from '../native/load';
 import type { KernelArgument, KernelCall, Ref } from '../native/kernels';
-import type { HostArray, Spec } from '../native/spec';
+import type { DType, HostArray, Spec } from '../native/spec';
 import { bytesOf, dtypeCode } from '../native/spec';
 import type { ConstantSource, Constants, Derived } from './constants';
 import { hoist } from './constants';
@@ -423,6 +423,17 @@ function viewOf({ dtype, shape }: Ref, storage: number, offset: number): NativeV
   return { storage, offset, dtype: dtypeCode(dtype), shape: [...shape] };
 }
 
+// A run that is queued.
+interface Started<O> {
+  readonly results: MapTree<O, Tensor, DeviceArray>;
+  readonly taps: Map<string, DeviceArray>;
+  /** Arrays that were created for the run. */
+  readonly owned: readonly DeviceArray[];
+  /** Those of them that hold taps and no result. */
+  readonly unshared: readonly DeviceArray[];
+  readonly ended: Promise<Float64Array | undefined>;
+}
+
 /** A compiled function. Holds no memory of its own but the share in its device's arena. */
 export class Program<I, O> {
   constructor(
@@ -469,6 +480,23 @@ export class Program<I, O> {
     return results;
   }
 
+  /**
+   * As run(), but gives the contents of one result, which is read behind the run without another turn
+   * of the JavaScript thread. Arrays that the run created are disposed.
+   */
+  async read<D extends DType>(
+    inputs: MapTree<I, Spec, RunInput>,
+    select: (results: MapTree<O, Tensor, DeviceArray>) => DeviceArray<D>,
+  ): Promise<HostArrayOf[D]> {
+    const { results, owned, ended } = await this.start(inputs, false);
+    try {
+      const [contents] = await Promise.all([select(results).read(), ended]);
+      return contents;
+    } finally {
+      disposeArrays(owned);
+    }
+  }
+
   /** As run(), with the named intermediates the program was compiled with. */
   async runWithTaps(
     inputs: MapTree<I, Spec, RunInput>,
@@ -510,13 +538,18 @@ export class Program<I, O> {
   private async execute(
     tree: MapTree<I, Spec, RunInput>,
     profile: boolean,
-  ): Promise<{
-    results: MapTree<O, Tensor, DeviceArray>;
-    taps: Map<string, DeviceArray>;
-    /** Arrays of this run that hold taps and no result. */
-    unshared: readonly DeviceArray[];
-    nanoseconds: Float64Array | undefined;
-  }> {
+  ): Promise<Started<O> & { nanoseconds: Float64Array | undefined }> {
+    const started = await this.start(tree, profile);
+    try {
+      return { ...started, nanoseconds: await started.ended };
+    } catch (error) {
+      disposeArrays(started.owned);
+      throw error;
+    }
+  }
+
+  // Queues a run. Who calls has to listen to its end.
+  private async start(tree: MapTree<I, Spec, RunInput>, profile: boolean): Promise<Started<O>> {
     const { native, device, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
     const temporary: DeviceArray[] = [];
     const owned: DeviceArray[] = [];
@@ -564,10 +597,6 @@ export class Program<I, O> {
         ...arrays,
         ...[...created].sort(([a], [b]) => a - b).map(([, array]) => array),
       ];
-      const nanoseconds = await native.run(
-        buffers.map((array) => array.buffer),
-        profile,
-      );
       const leafCount = resultArrays.length - taps.length;
       const leaves = new Set(resultArrays.slice(0, leafCount));
       let next = 0;
@@ -585,13 +614,18 @@ export class Program<I, O> {
             return array === undefined ? [] : [[tapName, array] as const];
           }),
         ),
+        owned,
         unshared: owned.filter((array) => !leaves.has(array)),
-        nanoseconds,
+        ended: native.run(
+          buffers.map((array) => array.buffer),
+          profile,
+        ),
       };
     } catch (error) {
       disposeArrays(owned);
       throw error;
     } finally {
+      // The run that was queued keeps their memory until it is done with it.
       disposeArrays(temporary);
     }
   }

@@ -436,6 +436,8 @@ interface Started<O> {
 
 /** A compiled function. Holds no memory of its own but the share in its device's arena. */
 export class Program<I, O> {
+  private constantsBound = false;
+
   constructor(
     readonly name: string,
     private readonly compiled: Compiled,
@@ -578,15 +580,23 @@ export class Program<I, O> {
         return this.admit(leaf.leaf as RunInput, path, spec, temporary);
       });
       // From the second run on without waiting, so that runs queue up in the order of their calls.
-      const present = bound.map((value) => value.present());
-      const constants = present.every((value) => value !== undefined)
-        ? present
-        : await Promise.all(bound.map((value) => value.make()));
-      const arrays = [...brought, ...constants];
+      if (!this.constantsBound) {
+        const present = bound.map((value) => value.present());
+        const constants = present.every((value) => value !== undefined)
+          ? present
+          : await Promise.all(bound.map((value) => value.make()));
+        native.bind(
+          inputs.length,
+          constants.map(({ buffer }) => buffer),
+        );
+        this.constantsBound = true;
+      }
+      // Throws when they are gone.
+      bound.at(0)?.present();
       // One array per buffer of results that the program does not update in place.
       const created = new Map<number, DeviceArray>();
       const resultArrays = planned.results.map((buffer, i) => {
-        const existing = arrays[buffer] ?? created.get(buffer);
+        const existing = brought[buffer] ?? created.get(buffer);
         if (existing !== undefined) return existing;
         const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] }, device);
         created.set(buffer, array);
@@ -594,7 +604,7 @@ export class Program<I, O> {
         return array;
       });
       const buffers = [
-        ...arrays,
+        ...brought,
         ...[...created].sort(([a], [b]) => a - b).map(([, array]) => array),
       ];
       const leafCount = resultArrays.length - taps.length;

@@ -107,6 +107,8 @@ export interface NativeBuffer {
 
 /** A checked program. */
 export interface NativeProgram {
+  /** Gives the buffers from number `first` on to all later runs, which then take the others alone. */
+  bind(first: number, buffers: readonly NativeBuffer[]): void;
   /** Queues one run. With `profile`, gives the nanoseconds of each step. */
   run(buffers: readonly NativeBuffer[], profile: boolean): Promise<Float64Array | undefined>;
   /** Gives back its claim on the arena once queued runs are done. Idempotent. */

@@ -130,7 +130,7 @@ Napi::Function BufferObject::define(Napi::Env env) {
       env, kName,
       {InstanceAccessor<&BufferObject::bytes>("bytes"),
        InstanceAccessor<&BufferObject::device_name>("device"),
-       InstanceAccessor<&BufferObject::disposed>("disposed"),
+       InstanceAccessor<&BufferObject::is_disposed>("disposed"),
        InstanceMethod<&BufferObject::write>("write"), InstanceMethod<&BufferObject::read>("read"),
        InstanceMethod<&BufferObject::dispose>("dispose")});
 }
@@ -172,7 +172,7 @@ Napi::Value BufferObject::device_name(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), device_->name());
 }
 
-Napi::Value BufferObject::disposed(const Napi::CallbackInfo& info) {
+Napi::Value BufferObject::is_disposed(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), !buffer_);
 }
 

@@ -23,6 +23,13 @@ test('NaFlex patches follow each other without padding, zeros behind the last', 
   expect(firsts).toEqual([1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 0, 0, 0]);
 });
 
+test('an image alone is not copied', () => {
+  const values = new Float32Array(3 * 13 * 13);
+  const { input } = collate(fixedConfig, [{ values, grid: [3, 3] }]);
+  expect(input).toEqual({ images: values });
+  expect('images' in input && input.images).toBe(values);
+});
+
 test.each([
   ['fixed', fixedConfig, { values: new Float32Array(3 * 13 * 13), grid: [3, 3] as const }],
   ['NaFlex', naflexConfig, image(5, 7, 1)],

@@ -17,6 +17,14 @@ describe('contents', () => {
     }
   });
 
+  test('begin as anything where that is asked for', async () => {
+    const buffer = new addon.Buffer(8, 'cpu', true);
+    buffer.write(0, bytesOf(Float32Array.of(1, 2)));
+    expect(await floatsOf(buffer)).toEqual([1, 2]);
+    buffer.dispose();
+    expect(codeOf(() => new addon.Buffer(8, 'cpu', 1 as unknown as boolean))).toBe('ERR_ARGUMENT');
+  });
+
   test('are written and read at an offset', async () => {
     const buffer = bufferOf(1, 2, 3, 4);
     buffer.write(4, bytesOf(Float32Array.of(7, 8)));

@@ -19,7 +19,7 @@ import { rewritesFor } from '../nn';
 import type { Precision } from '../ops';
 import { narrowAttention, packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
-import type { BatchInput } from './collate';
+import type { BatchInput, HostInput } from './collate';
 import { batchSpecs } from './collate';
 import { ProgramCache } from './program_cache';
 
@@ -119,7 +119,7 @@ export class Towers {
    * @throws ERR_CONFIG when the vision tower has no head.
    */
   async embedImages(
-    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<HostInput>,
     batch: number,
     length: number,
     normalize: boolean,
@@ -131,7 +131,7 @@ export class Towers {
 
   /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
   async imageTokens(
-    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<HostInput>,
     batch: number,
     length: number,
   ): Promise<Float32Array> {

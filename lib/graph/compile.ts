@@ -2,6 +2,7 @@
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
 import type { Device, HostArrayOf } from '../array';
+import type { HostParts } from '../array';
 import { DeviceArray, moved, resolveDevice } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
@@ -46,7 +47,7 @@ export interface CompileOptions<C = unknown> {
 }
 
 /** What a run takes for one input: an array that stays, or host memory that is copied in. */
-export type RunInput = DeviceArray | HostArray;
+export type RunInput = DeviceArray | HostArray | HostParts;
 
 /** Bytes a run needs, known from compile() on. */
 export interface ProgramMemory {

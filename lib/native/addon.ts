@@ -97,8 +97,11 @@ export interface NativeBuffer {
   /** Its full name. */
   readonly device: Exclude<Device, 'cuda'>;
   readonly disposed: boolean;
-  /** Copies `data` before it returns; it lands behind the work already queued. */
-  write(offset: number, data: Uint8Array): void;
+  /**
+   * Copies `data`, several arrays one behind the other, before it returns; it lands behind the work
+   * already queued.
+   */
+  write(offset: number, data: Uint8Array | readonly Uint8Array[]): void;
   /** Fills `into` behind the work already queued. Rejects with ERR_ARGUMENT if it was detached. */
   read(offset: number, into: Uint8Array): Promise<void>;
   /** Idempotent. */

@@ -23,11 +23,18 @@ test('NaFlex patches follow each other without padding, zeros behind the last', 
   expect(firsts).toEqual([1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 0, 0, 0]);
 });
 
-test('an image alone is not copied', () => {
-  const values = new Float32Array(3 * 13 * 13);
-  const { input } = collate(fixedConfig, [{ values, grid: [3, 3] }]);
-  expect(input).toEqual({ images: values });
-  expect('images' in input && input.images).toBe(values);
+test('images of fixed resolution are not copied', () => {
+  const prepared = [1, 2].map((value) => ({
+    values: new Float32Array(3 * 13 * 13).fill(value),
+    grid: [3, 3] as const,
+  }));
+  const { input } = collate(fixedConfig, prepared);
+  if (!('images' in input)) throw new Error('must be images');
+  const { parts } = input.images;
+  expect(parts).toHaveLength(2);
+  parts.forEach((part, i) => {
+    expect(part).toBe(prepared[i].values);
+  });
 });
 
 test.each([

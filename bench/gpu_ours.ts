@@ -451,7 +451,7 @@ const embed: Kind = async (request, target) => {
 };
 
 /** Writes a checkpoint whose text tower is as small as the format allows. */
-async function writeModel(folder: string, whole: ModelConfig): Promise<void> {
+export async function writeModel(folder: string, whole: ModelConfig): Promise<void> {
   const tiny = { width: 64, depth: 1, mlpWidth: 64, heads: 1, vocabulary: 64 };
   const config: ModelConfig = { ...whole, text: { ...whole.text, ...tiny } };
   const tensors = new Map<string, StoredTensor>();

@@ -7,12 +7,12 @@
 //   npm run bench:naflex -- S/16  that size alone; nothing is written
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import type { RunInput } from '../lib/array';
 import { DeviceArray } from '../lib/array';
 import { collate } from '../lib/embed/collate';
 import type { PreparedImage } from '../lib/embed/collate';
 import type { Program, Spec, Tensor } from '../lib/graph';
 import { compile, disposeArrays, mapTree } from '../lib/graph';
-import type { HostArray } from '../lib/native/spec';
 import type { ModelConfig, VariantName, VisionInput, VisionParameters } from '../lib/model';
 import {
   packedInputSpecs,
@@ -77,7 +77,7 @@ function program(config: ModelConfig, input: VisionInput<Spec>): Program<Specs, 
   );
 }
 
-function padded(images: readonly PreparedImage[], rowWidth: number): VisionInput<HostArray> {
+function padded(images: readonly PreparedImage[], rowWidth: number): VisionInput<RunInput> {
   const length = Math.max(...images.map(({ grid }) => grid[0] * grid[1]));
   const patches = new Float32Array(images.length * length * rowWidth);
   const mask = new Uint8Array(images.length * length);
@@ -91,7 +91,7 @@ function padded(images: readonly PreparedImage[], rowWidth: number): VisionInput
 async function time(
   program_: Program<Specs, { y: Tensor }>,
   parameters: VisionParameters<DeviceArray>,
-  input: VisionInput<HostArray>,
+  input: VisionInput<RunInput>,
 ): Promise<number> {
   const { outputs, times } = await program_.profile({ parameters, input });
   disposeArrays(outputs);

@@ -4,9 +4,11 @@ import type { Device } from '../native/device';
 import { loadAddon } from '../native/load';
 import type { DType, HostArray, Spec } from '../native/spec';
 import { bytesOf, elementsOf, MAX_RANK } from '../native/spec';
+import { bytesIn, dtypeOf } from './host_array';
+import { HostParts } from './host_parts';
 
-/** What a program takes as an input: memory of the device, or an array of the host to copy in. */
-export type RunInput = DeviceArray | HostArray;
+/** What a program takes as an input: memory of the device, or arrays of the host to copy in. */
+export type RunInput = DeviceArray | HostArray | HostParts;
 
 /** A typed array of the host by the dtype it holds. */
 export interface HostArrayOf {
@@ -39,16 +41,21 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   /** The native memory; for programs, not for users. */
   readonly buffer: NativeBuffer;
 
-  private constructor(dtype: D, shape: readonly number[], device: Device) {
+  private constructor(
+    dtype: D,
+    shape: readonly number[],
+    device: Device,
+    contents: 'zeros' | 'unfilled',
+  ) {
     checkShape(shape);
     this.dtype = dtype;
     this.shape = [...shape];
     this.bytes = bytesOf(this);
-    this.buffer = new (loadAddon().Buffer)(this.bytes, device);
+    this.buffer = new (loadAddon().Buffer)(this.bytes, device, contents === 'unfilled');
   }
 
   /**
-   * A copy of a typed array.
+   * A copy of a typed array, or of several one behind the other.
    *
    * @param data - its class gives the dtype.
    * @param shape - extents whose product is `data.length`; default `[data.length]`.
@@ -67,17 +74,17 @@ export class DeviceArray<D extends DType = DType> implements Spec {
     shape?: readonly number[],
     device?: Device,
   ): DeviceArray<'bfloat16'>;
-  static from(data: HostArray, shape?: readonly number[], device?: Device): DeviceArray;
+  static from(data: HostArray | HostParts, shape?: readonly number[], device?: Device): DeviceArray;
   static from(
-    data: HostArray,
+    data: HostArray | HostParts,
     shape: readonly number[] = [data.length],
     device: Device = 'cpu',
   ): DeviceArray {
-    const dtype = dtypeOf('DeviceArray.from', data);
+    const dtype = data instanceof HostParts ? data.dtype : dtypeOf('DeviceArray.from', [data]);
     checkShape(shape);
     checkLength('DeviceArray.from', data, shape);
-    const array = new DeviceArray(dtype, shape, device);
-    array.buffer.write(0, bytesIn(data));
+    const array = new DeviceArray(dtype, shape, device, 'unfilled');
+    array.buffer.write(0, data instanceof HostParts ? data.parts.map(bytesIn) : bytesIn(data));
     return array;
   }
 
@@ -87,13 +94,8 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
   static zeros(spec: Spec, device: Device = 'cpu'): DeviceArray {
-    if (!Object.hasOwn(HOST_ARRAYS, spec.dtype)) {
-      throw new SiglipError(
-        'ERR_DTYPE',
-        `DeviceArray.zeros: dtype must be float32, int32, uint8 or bfloat16, got ${spec.dtype}`,
-      );
-    }
-    return new DeviceArray(spec.dtype, spec.shape, device);
+    checkDType('DeviceArray.zeros', spec);
+    return new DeviceArray(spec.dtype, spec.shape, device, 'zeros');
   }
 
   /**
@@ -102,7 +104,8 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    * @throws ERR_SHAPE, ERR_DTYPE, ERR_OUT_OF_MEMORY, ERR_DEVICE
    */
   static empty(spec: Spec, device: Device = 'cpu'): DeviceArray {
-    return DeviceArray.zeros(spec, device);
+    checkDType('DeviceArray.empty', spec);
+    return new DeviceArray(spec.dtype, spec.shape, device, 'unfilled');
   }
 
   /** Where it is, by full name. */
@@ -136,7 +139,7 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    */
   write(data: HostArrayOf[D]): void {
     this.checkAlive('write');
-    const dtype = dtypeOf('DeviceArray.write', data);
+    const dtype = dtypeOf('DeviceArray.write', [data]);
     if (dtype !== this.dtype) {
       throw new SiglipError(
         'ERR_DTYPE',
@@ -185,28 +188,12 @@ const HOST_ARRAYS = {
   bfloat16: Uint16Array,
 } as const;
 
-// By the internal name and not by instanceof: an array of another realm (a vm context, as test
-// runners use) is as good.
-function dtypeOf(who: string, data: HostArray): DType {
-  switch (Object.prototype.toString.call(data)) {
-    case '[object Float32Array]':
-      return 'float32';
-    case '[object Int32Array]':
-      return 'int32';
-    case '[object Uint8Array]':
-      return 'uint8';
-    case '[object Uint16Array]':
-      return 'bfloat16';
-    default:
-      throw new SiglipError(
-        'ERR_DTYPE',
-        `${who}: data must be a Float32Array, Int32Array, Uint8Array or Uint16Array, got ${Object.prototype.toString.call(data).slice(8, -1)}`,
-      );
-  }
-}
-
-function bytesIn(data: HostArray): Uint8Array {
-  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+function checkDType(who: string, { dtype }: Spec): void {
+  if (Object.hasOwn(HOST_ARRAYS, dtype)) return;
+  throw new SiglipError(
+    'ERR_DTYPE',
+    `${who}: dtype must be float32, int32, uint8 or bfloat16, got ${dtype}`,
+  );
 }
 
 function checkShape(shape: readonly number[]): void {
@@ -223,7 +210,7 @@ function checkShape(shape: readonly number[]): void {
   }
 }
 
-function checkLength(who: string, data: HostArray, shape: readonly number[]): void {
+function checkLength(who: string, data: HostArray | HostParts, shape: readonly number[]): void {
   if (data.length !== elementsOf(shape)) {
     throw new SiglipError(
       'ERR_SHAPE',

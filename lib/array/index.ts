@@ -1,5 +1,6 @@
 export type { HostArrayOf, RunInput } from './device_array';
 export { DeviceArray } from './device_array';
+export { HostParts } from './host_parts';
 export { moved } from './transfer';
 export type { Device, ResolvedDevice } from '../native/device';
 export { resolveDevice } from '../native/device';

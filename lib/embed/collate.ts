@@ -1,7 +1,11 @@
 // Prepared images of one call to one batch as the vision tower takes it.
-import type { Spec } from '../graph';
-import type { ModelConfig, PixelInput, VisionInput } from '../model';
+import { HostParts } from '../array';
+import type { HostArray, Spec } from '../graph';
+import type { ImageInput, ModelConfig, PackedInput, PixelInput, VisionInput } from '../model';
 import { packedInputSpecs, packedRows, pixelInputSpecs, visionInputSpecs } from '../model';
+
+/** What of a batch goes to the device. */
+export type HostInput = HostArray | HostParts;
 
 /** One image, ready for the tower. */
 export interface PreparedImage {
@@ -24,18 +28,16 @@ export interface ImageBatch<Input> {
 }
 
 /**
- * Puts images side by side; NaFlex images without padding, their patches one after the other, with
+ * Puts images side by side, on the device that is, to which they are copied; NaFlex images without padding, their patches one after the other, with
  * rows of zeros up to a number that few batches miss (see packedRows).
  */
 export function collate(
   { vision }: ModelConfig,
   images: readonly PreparedImage[],
-): ImageBatch<VisionInput<Float32Array | Int32Array>> {
+): ImageBatch<ImageInput<HostParts> | PackedInput<Float32Array | Int32Array>> {
   const batch = images.length;
   if (vision.layout === 'fixed') {
-    const values = new Float32Array(batch * 3 * vision.imageSize * vision.imageSize);
-    sideBySide(images, values);
-    return { input: { images: values }, batch, length: vision.positions };
+    return { input: { images: sideBySide(images) }, batch, length: vision.positions };
   }
   const rowWidth = vision.patch * vision.patch * 3;
   const segments = new Int32Array(batch + 1);
@@ -62,18 +64,17 @@ export function collateBytes(
   { vision }: ModelConfig,
   images: readonly PreparedImage[],
   table: Float32Array,
-): ImageBatch<PixelInput<Float32Array | Uint8Array>> {
-  const pixels = new Uint8Array(images.reduce((sum, { values }) => sum + values.length, 0));
-  sideBySide(images, pixels);
-  return { input: { pixels, table }, batch: images.length, length: vision.positions };
+): ImageBatch<PixelInput<HostInput>> {
+  return {
+    input: { pixels: sideBySide(images), table },
+    batch: images.length,
+    length: vision.positions,
+  };
 }
 
-function sideBySide(images: readonly PreparedImage[], all: Float32Array | Uint8Array): void {
-  let at = 0;
-  for (const { values } of images) {
-    all.set(values, at);
-    at += values.length;
-  }
+function sideBySide(images: readonly PreparedImage[]): HostParts {
+  const [first, ...others] = images.map(({ values }) => values);
+  return new HostParts([first, ...others]);
 }
 
 /** Whether the device has to normalise an image. */

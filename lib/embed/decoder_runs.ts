@@ -117,9 +117,10 @@ export class DecoderRuns {
       ),
     );
     const { ids, causal, labels, weights } = batch;
-    const outputs = await program.run({ ids, causal, memory, labels, weights });
-    const losses = await outputs.rowLosses.read();
-    disposeArrays(outputs);
+    const losses = await program.read(
+      { ids, causal, memory, labels, weights },
+      ({ rowLosses }) => rowLosses,
+    );
     const sums = new Float64Array(sequences);
     losses.forEach((loss, row) => (sums[Math.floor(row / length)] -= loss));
     return sums;

@@ -4,6 +4,7 @@ import { SiglipError } from '../errors';
 import { elements } from '../graph';
 import type { ImageInput, ImageProcessor } from '../image';
 import type { ModelConfig } from '../model';
+import { loadAddon } from '../native/load';
 import type { PreparedImage } from './collate';
 import { shown } from './options';
 
@@ -81,7 +82,7 @@ export class ImageInputs {
           `pixelValues must hold [${shape.join(', ')}] values, got ${String(pixelValues.length)}`,
         );
       }
-      checkFinite(pixelValues, pixelValues.length);
+      checkFinite(pixelValues);
       const side = Math.floor(vision.imageSize / vision.patch);
       return { values: pixelValues, grid: [side, side] };
     }
@@ -100,8 +101,9 @@ export class ImageInputs {
         `pixelValues must hold at least ${String(rows * columns)} rows of ${String(rowWidth)} values, got ${String(pixelValues.length)} values`,
       );
     }
-    checkFinite(pixelValues, needed);
-    return { values: pixelValues.subarray(0, needed), grid: [rows, columns] };
+    const values = pixelValues.subarray(0, needed);
+    checkFinite(values);
+    return { values, grid: [rows, columns] };
   }
 }
 
@@ -122,13 +124,11 @@ function isPrepared(image: EmbedImage): image is PixelValues {
   return typeof image === 'object' && image !== null && 'pixelValues' in image;
 }
 
-function checkFinite(values: Float32Array, count: number): void {
-  for (let i = 0; i < count; i++) {
-    if (!Number.isFinite(values[i])) {
-      throw new SiglipError(
-        'ERR_NOT_FINITE',
-        `pixelValues must be finite, got ${shown(values[i])} at ${String(i)}`,
-      );
-    }
-  }
+function checkFinite(values: Float32Array): void {
+  const found = loadAddon().firstNotFinite(values);
+  if (found < 0) return;
+  throw new SiglipError(
+    'ERR_NOT_FINITE',
+    `pixelValues must be finite, got ${shown(values[found])} at ${String(found)}`,
+  );
 }

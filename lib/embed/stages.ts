@@ -2,7 +2,7 @@
 // one call through them; Embedder makes batches of what many callers bring.
 import { SiglipError } from '../errors';
 import type { ModelConfig } from '../model';
-import type { BatchInput, ImageBatch, PreparedImage } from './collate';
+import type { BatchInput, HostInput, ImageBatch, PreparedImage } from './collate';
 import { collate, collateBytes, hasBytes } from './collate';
 import type { EmbedImage, ImageInputs, PrepareOptions } from './image_input';
 import type { EmbedText, TextInputs } from './text_input';
@@ -88,9 +88,7 @@ export class Stages {
   }
 
   // All of one form.
-  private together(
-    images: readonly PreparedImage[],
-  ): ImageBatch<BatchInput<Float32Array | Int32Array | Uint8Array>> {
+  private together(images: readonly PreparedImage[]): ImageBatch<BatchInput<HostInput>> {
     return images.some(hasBytes)
       ? collateBytes(this.config, images, this.parts.images.table)
       : collate(this.config, images);
@@ -105,6 +103,7 @@ export class Stages {
 
 // Copies, so that one result does not keep the memory of its whole batch alive.
 function rowsOf(flat: Float32Array, rows: number): Float32Array[] {
+  if (rows === 1) return [flat];
   const width = flat.length / rows;
   return Array.from({ length: rows }, (_, i) => flat.slice(i * width, (i + 1) * width));
 }

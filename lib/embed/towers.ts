@@ -3,7 +3,15 @@
 // or cast (on a GPU) once, held in that form alone, and shared by all shapes.
 import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
-import type { CompileOptions, ConstantSource, Program, Spec, Specialize, Tensor } from '../graph';
+import type {
+  CompileOptions,
+  ConstantSource,
+  HostArray,
+  Program,
+  Spec,
+  Specialize,
+  Tensor,
+} from '../graph';
 import { compile, Constants } from '../graph';
 import type { ModelConfig, TextParameters, VisionParameters } from '../model';
 import { normalizedInput, textInputSpec, textTower, visionTower } from '../model';
@@ -11,7 +19,7 @@ import { rewritesFor } from '../nn';
 import type { Precision } from '../ops';
 import { narrowAttention, packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
-import type { BatchInput } from './collate';
+import type { BatchInput, HostInput } from './collate';
 import { batchSpecs } from './collate';
 import { ProgramCache } from './program_cache';
 
@@ -111,33 +119,32 @@ export class Towers {
    * @throws ERR_CONFIG when the vision tower has no head.
    */
   async embedImages(
-    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<HostInput>,
     batch: number,
     length: number,
     normalize: boolean,
   ): Promise<Float32Array> {
     this.checkAlive('embedImages');
     const program = this.imagesProgram('embedImages', batch, length, formOf(images));
-    return readOne(await program.run({ images }), normalize);
+    return floats(await program.read({ images }, pickOf(normalize)));
   }
 
   /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
   async imageTokens(
-    images: BatchInput<Float32Array | Int32Array | Uint8Array>,
+    images: BatchInput<HostInput>,
     batch: number,
     length: number,
   ): Promise<Float32Array> {
     this.checkAlive('imageTokens');
     const program = this.tokensProgram('imageTokens', batch, length, formOf(images));
-    const { tokens } = await program.run({ images });
-    return readAndDispose(tokens);
+    return floats(await program.read({ images }, ({ tokens }) => tokens));
   }
 
   /** Embeds a batch of texts given as ids (B, T). @returns (B, E) float32, row by row. */
   async embedTexts(ids: Int32Array, batch: number, normalize: boolean): Promise<Float32Array> {
     this.checkAlive('embedTexts');
     const program = this.textsProgram('embedTexts', batch);
-    return readOne(await program.run({ ids }), normalize);
+    return floats(await program.read({ ids }, pickOf(normalize)));
   }
 
   /** The vision tower's weights. @throws ERR_ARGUMENT when the model was loaded without it */
@@ -242,28 +249,11 @@ function missing(who: string, tower: string, loaded: string): never {
   );
 }
 
-async function readOne(
-  { raw, normalized }: Embeddings<DeviceArray>,
-  normalize: boolean,
-): Promise<Float32Array> {
-  try {
-    return await readFloats(normalize ? normalized : raw);
-  } finally {
-    raw.dispose();
-    normalized.dispose();
-  }
+function pickOf(normalize: boolean): (embeddings: Embeddings<DeviceArray>) => DeviceArray {
+  return ({ raw, normalized }) => (normalize ? normalized : raw);
 }
 
-async function readAndDispose(array: DeviceArray): Promise<Float32Array> {
-  try {
-    return await readFloats(array);
-  } finally {
-    array.dispose();
-  }
-}
-
-async function readFloats(array: DeviceArray): Promise<Float32Array> {
-  const values = await array.read();
+function floats(values: HostArray): Float32Array {
   if (values instanceof Float32Array) return values;
-  throw new SiglipError('ERR_DTYPE', `embed: results must be float32, got ${array.dtype}`);
+  throw new SiglipError('ERR_DTYPE', 'embed: results must be float32, got another type');
 }

@@ -1,13 +1,14 @@
 // From a TypeScript function over symbolic tensors to a program the native side can run: trace,
 // rewrite, plan, encode. Everything that can be wrong with shapes, types and memory is known here,
 // before a byte is allocated.
-import type { Device } from '../array';
+import type { Device, HostArrayOf } from '../array';
+import type { HostParts } from '../array';
 import { DeviceArray, moved, resolveDevice } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type { NativeArgument, NativeProgram, NativeStep, NativeView } from '../native/addon';
 import { kernelOf, loadAddon } from '../native/load';
 import type { KernelArgument, KernelCall, Ref } from '../native/kernels';
-import type { HostArray, Spec } from '../native/spec';
+import type { DType, HostArray, Spec } from '../native/spec';
 import { bytesOf, dtypeCode } from '../native/spec';
 import type { ConstantSource, Constants, Derived } from './constants';
 import { hoist } from './constants';
@@ -46,7 +47,7 @@ export interface CompileOptions<C = unknown> {
 }
 
 /** What a run takes for one input: an array that stays, or host memory that is copied in. */
-export type RunInput = DeviceArray | HostArray;
+export type RunInput = DeviceArray | HostArray | HostParts;
 
 /** Bytes a run needs, known from compile() on. */
 export interface ProgramMemory {
@@ -423,8 +424,21 @@ function viewOf({ dtype, shape }: Ref, storage: number, offset: number): NativeV
   return { storage, offset, dtype: dtypeCode(dtype), shape: [...shape] };
 }
 
+// A run that is queued.
+interface Started<O> {
+  readonly results: MapTree<O, Tensor, DeviceArray>;
+  readonly taps: Map<string, DeviceArray>;
+  /** Arrays that were created for the run. */
+  readonly owned: readonly DeviceArray[];
+  /** Those of them that hold taps and no result. */
+  readonly unshared: readonly DeviceArray[];
+  readonly ended: Promise<Float64Array | undefined>;
+}
+
 /** A compiled function. Holds no memory of its own but the share in its device's arena. */
 export class Program<I, O> {
+  private constantsBound = false;
+
   constructor(
     readonly name: string,
     private readonly compiled: Compiled,
@@ -469,6 +483,23 @@ export class Program<I, O> {
     return results;
   }
 
+  /**
+   * As run(), but gives the contents of one result, which is read behind the run without another turn
+   * of the JavaScript thread. Arrays that the run created are disposed.
+   */
+  async read<D extends DType>(
+    inputs: MapTree<I, Spec, RunInput>,
+    select: (results: MapTree<O, Tensor, DeviceArray>) => DeviceArray<D>,
+  ): Promise<HostArrayOf[D]> {
+    const { results, owned, ended } = await this.start(inputs, false);
+    try {
+      const [contents] = await Promise.all([select(results).read(), ended]);
+      return contents;
+    } finally {
+      disposeArrays(owned);
+    }
+  }
+
   /** As run(), with the named intermediates the program was compiled with. */
   async runWithTaps(
     inputs: MapTree<I, Spec, RunInput>,
@@ -510,13 +541,18 @@ export class Program<I, O> {
   private async execute(
     tree: MapTree<I, Spec, RunInput>,
     profile: boolean,
-  ): Promise<{
-    results: MapTree<O, Tensor, DeviceArray>;
-    taps: Map<string, DeviceArray>;
-    /** Arrays of this run that hold taps and no result. */
-    unshared: readonly DeviceArray[];
-    nanoseconds: Float64Array | undefined;
-  }> {
+  ): Promise<Started<O> & { nanoseconds: Float64Array | undefined }> {
+    const started = await this.start(tree, profile);
+    try {
+      return { ...started, nanoseconds: await started.ended };
+    } catch (error) {
+      disposeArrays(started.owned);
+      throw error;
+    }
+  }
+
+  // Queues a run. Who calls has to listen to its end.
+  private async start(tree: MapTree<I, Spec, RunInput>, profile: boolean): Promise<Started<O>> {
     const { native, device, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
     const temporary: DeviceArray[] = [];
     const owned: DeviceArray[] = [];
@@ -545,15 +581,23 @@ export class Program<I, O> {
         return this.admit(leaf.leaf as RunInput, path, spec, temporary);
       });
       // From the second run on without waiting, so that runs queue up in the order of their calls.
-      const present = bound.map((value) => value.present());
-      const constants = present.every((value) => value !== undefined)
-        ? present
-        : await Promise.all(bound.map((value) => value.make()));
-      const arrays = [...brought, ...constants];
+      if (!this.constantsBound) {
+        const present = bound.map((value) => value.present());
+        const constants = present.every((value) => value !== undefined)
+          ? present
+          : await Promise.all(bound.map((value) => value.make()));
+        native.bind(
+          inputs.length,
+          constants.map(({ buffer }) => buffer),
+        );
+        this.constantsBound = true;
+      }
+      // Throws when they are gone.
+      bound.at(0)?.present();
       // One array per buffer of results that the program does not update in place.
       const created = new Map<number, DeviceArray>();
       const resultArrays = planned.results.map((buffer, i) => {
-        const existing = arrays[buffer] ?? created.get(buffer);
+        const existing = brought[buffer] ?? created.get(buffer);
         if (existing !== undefined) return existing;
         const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] }, device);
         created.set(buffer, array);
@@ -561,13 +605,9 @@ export class Program<I, O> {
         return array;
       });
       const buffers = [
-        ...arrays,
+        ...brought,
         ...[...created].sort(([a], [b]) => a - b).map(([, array]) => array),
       ];
-      const nanoseconds = await native.run(
-        buffers.map((array) => array.buffer),
-        profile,
-      );
       const leafCount = resultArrays.length - taps.length;
       const leaves = new Set(resultArrays.slice(0, leafCount));
       let next = 0;
@@ -585,13 +625,18 @@ export class Program<I, O> {
             return array === undefined ? [] : [[tapName, array] as const];
           }),
         ),
+        owned,
         unshared: owned.filter((array) => !leaves.has(array)),
-        nanoseconds,
+        ended: native.run(
+          buffers.map((array) => array.buffer),
+          profile,
+        ),
       };
     } catch (error) {
       disposeArrays(owned);
       throw error;
     } finally {
+      // The run that was queued keeps their memory until it is done with it.
       disposeArrays(temporary);
     }
   }

@@ -97,8 +97,11 @@ export interface NativeBuffer {
   /** Its full name. */
   readonly device: Exclude<Device, 'cuda'>;
   readonly disposed: boolean;
-  /** Copies `data` before it returns; it lands behind the work already queued. */
-  write(offset: number, data: Uint8Array): void;
+  /**
+   * Copies `data`, several arrays one behind the other, before it returns; it lands behind the work
+   * already queued.
+   */
+  write(offset: number, data: Uint8Array | readonly Uint8Array[]): void;
   /** Fills `into` behind the work already queued. Rejects with ERR_ARGUMENT if it was detached. */
   read(offset: number, into: Uint8Array): Promise<void>;
   /** Idempotent. */
@@ -107,6 +110,8 @@ export interface NativeBuffer {
 
 /** A checked program. */
 export interface NativeProgram {
+  /** Gives the buffers from number `first` on to all later runs, which then take the others alone. */
+  bind(first: number, buffers: readonly NativeBuffer[]): void;
   /** Queues one run. With `profile`, gives the nanoseconds of each step. */
   run(buffers: readonly NativeBuffer[], profile: boolean): Promise<Float64Array | undefined>;
   /** Gives back its claim on the arena once queued runs are done. Idempotent. */
@@ -272,9 +277,10 @@ export interface Addon {
   /** Bytes of scratch one call needs; the arguments as in a step, their storage ignored. */
   scratchBytes(kernel: number, args: readonly NativeArgument[], device?: Device): number;
   /**
-   * Zero-filled and aligned to 64 bytes, on a GPU to 256. ERR_OUT_OF_MEMORY when the system refuses.
+   * Zero-filled, or `unfilled` for who writes all of it before it is read, and aligned to 64 bytes, on a
+   * GPU to 256. ERR_OUT_OF_MEMORY when the system refuses.
    */
-  readonly Buffer: new (bytes: number, device?: Device) => NativeBuffer;
+  readonly Buffer: new (bytes: number, device?: Device, unfilled?: boolean) => NativeBuffer;
   /** ERR_DEVICE for a kernel the device has no form of. Its runs take buffers of that device. */
   readonly Program: new (description: ProgramDescription, device?: Device) => NativeProgram;
   readonly MappedFile: new (path: string) => NativeMappedFile;
@@ -304,6 +310,8 @@ export interface Addon {
     recipe: { readonly filter: number; readonly size: number },
     into: Uint8Array,
   ): Promise<void>;
+  /** Index of the first value that is infinite or not a number, −1 when there is none. */
+  firstNotFinite(values: Float32Array): number;
   memory(): NativeMemory;
   /**
    * Peak of multiply-adds on registers alone, measured for that long on all threads, FLOP/s: fused

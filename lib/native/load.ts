@@ -134,6 +134,7 @@ function isAddon(module: unknown): module is Addon {
       'openDevice',
       'scratchBytes',
       'prepareImages',
+      'firstNotFinite',
       'Buffer',
       'Program',
       'MappedFile',

@@ -19,6 +19,7 @@
 #include "runtime/cuda.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
+#include "runtime/finite.h"
 
 namespace siglip {
 namespace {
@@ -205,6 +206,14 @@ Napi::Value peak(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value find_not_finite(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Floats values = to_floats(info[0], "firstNotFinite: values");
+    const int64_t found = first_not_finite(values.data, values.count);
+    return Napi::Number::New(info.Env(), static_cast<double>(found));
+  });
+}
+
 Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   Environment::create(env);
   exports.Set("initialize", Napi::Function::New<initialize>(env, "initialize"));
@@ -213,6 +222,7 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   exports.Set("scratchBytes", Napi::Function::New<scratch>(env, "scratchBytes"));
   exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));
+  exports.Set("firstNotFinite", Napi::Function::New<find_not_finite>(env, "firstNotFinite"));
   exports.Set("prepareImages", Napi::Function::New<prepare_images>(env, "prepareImages"));
   exports.Set("renderViews", Napi::Function::New<render_views>(env, "renderViews"));
   exports.Set("ncclId", Napi::Function::New<nccl_id>(env, "ncclId"));

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "binding/environment.h"
 #include "binding/errors.h"
@@ -17,6 +18,8 @@ namespace {
 
 // What is copied into a typed array at a stretch: a few milliseconds of the JavaScript thread.
 constexpr int64_t kPieceBytes = int64_t{16} << 20;
+// Far beyond what any batch has.
+constexpr size_t kMaxParts = 1000000;
 // Below this a read of an idle buffer is done on the spot.
 constexpr int64_t kSmallRead = int64_t{1} << 20;
 
@@ -110,6 +113,20 @@ class ReadJob : public Job {
   std::unique_ptr<ReadSettlement> settlement_;
 };
 
+// What is to be written: one array, or a list of them.
+std::vector<Bytes> parse_parts(const Napi::Value& value) {
+  if (!value.IsArray()) return {to_bytes(value, "write: data")};
+  const Napi::Array list = to_array(value, "write: data", kMaxParts);
+  std::vector<Napi::Value> values;
+  values.reserve(list.Length());
+  for (uint32_t i = 0; i < list.Length(); ++i) values.push_back(list.Get(i));
+  // Reading the list may run JavaScript, which may take memory away; from here on none runs.
+  std::vector<Bytes> parts;
+  parts.reserve(values.size());
+  for (const Napi::Value& part : values) parts.push_back(to_bytes(part, "write: data"));
+  return parts;
+}
+
 }  // namespace
 
 void check_range(std::string_view who, int64_t offset, int64_t bytes, int64_t available) {
@@ -130,7 +147,7 @@ Napi::Function BufferObject::define(Napi::Env env) {
       env, kName,
       {InstanceAccessor<&BufferObject::bytes>("bytes"),
        InstanceAccessor<&BufferObject::device_name>("device"),
-       InstanceAccessor<&BufferObject::disposed>("disposed"),
+       InstanceAccessor<&BufferObject::is_disposed>("disposed"),
        InstanceMethod<&BufferObject::write>("write"), InstanceMethod<&BufferObject::read>("read"),
        InstanceMethod<&BufferObject::dispose>("dispose")});
 }
@@ -140,7 +157,9 @@ BufferObject::BufferObject(const Napi::CallbackInfo& info) : ObjectWrap<BufferOb
     bytes_ = to_size(info[0], "buffer: bytes");
     if (bytes_ == 0) throw Error("ERR_ARGUMENT", "buffer: bytes must be at least 1, got 0");
     device_ = &to_device(info[1], "buffer: device");
-    buffer_ = std::make_shared<Buffer>(*device_, static_cast<size_t>(bytes_));
+    const bool unfilled = !info[2].IsUndefined() && to_flag(info[2], "buffer: unfilled");
+    const Contents contents = unfilled ? Contents::kUndefined : Contents::kZeros;
+    buffer_ = std::make_shared<Buffer>(*device_, static_cast<size_t>(bytes_), contents);
     napi_type_tag_object(info.Env(), info.This(), &kTag);
     int64_t total = 0;
     napi_adjust_external_memory(info.Env(), bytes_, &total);
@@ -170,7 +189,7 @@ Napi::Value BufferObject::device_name(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), device_->name());
 }
 
-Napi::Value BufferObject::disposed(const Napi::CallbackInfo& info) {
+Napi::Value BufferObject::is_disposed(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), !buffer_);
 }
 
@@ -178,11 +197,16 @@ Napi::Value BufferObject::write(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const std::shared_ptr<Buffer> target = buffer("write: the buffer");
     const int64_t offset = to_size(info[0], "write: offset");
-    const Bytes data = to_bytes(info[1], "write: data");
-    check_range("write", offset, data.length, bytes_);
-    write_in_order(*device_, target, offset, data.length, [&](std::byte* to) {
-      // A detached or empty array has no address, which memcpy must not be given.
-      if (data.length > 0) std::memcpy(to, data.data, static_cast<size_t>(data.length));
+    const std::vector<Bytes> parts = parse_parts(info[1]);
+    int64_t length = 0;
+    for (const Bytes& part : parts) length += part.length;
+    check_range("write", offset, length, bytes_);
+    write_in_order(*device_, target, offset, length, [&](std::byte* to) {
+      for (const Bytes& part : parts) {
+        // A detached or empty array has no address, which memcpy must not be given.
+        if (part.length > 0) std::memcpy(to, part.data, static_cast<size_t>(part.length));
+        to += part.length;
+      }
     });
     return info.Env().Undefined();
   });

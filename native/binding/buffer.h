@@ -24,12 +24,13 @@ class BufferObject : public Napi::ObjectWrap<BufferObject> {
 
   // The memory. Throws ERR_DISPOSED, naming `what`, after dispose().
   const std::shared_ptr<Buffer>& buffer(std::string_view what) const;
+  bool disposed() const { return buffer_ == nullptr; }
   Device& device() const { return *device_; }
 
  private:
   Napi::Value bytes(const Napi::CallbackInfo& info);
   Napi::Value device_name(const Napi::CallbackInfo& info);
-  Napi::Value disposed(const Napi::CallbackInfo& info);
+  Napi::Value is_disposed(const Napi::CallbackInfo& info);
   Napi::Value write(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);

@@ -16,9 +16,10 @@ void Channel::post(std::unique_ptr<Settlement> settlement) noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (wake_ == nullptr) return;
   Settlement* last = settlement.get();
-  (first_ ? last_->next_ : first_) = std::move(settlement);
+  const bool waking = first_ != nullptr;
+  (waking ? last_->next_ : first_) = std::move(settlement);
   last_ = last;
-  napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
+  if (!waking) napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
 }
 
 std::unique_ptr<Settlement> Channel::take() {

@@ -49,11 +49,6 @@ Background to_background(const Napi::Value& value) {
            static_cast<uint8_t>(color)}};
 }
 
-bool to_flag(const Napi::Value& value, std::string_view what) {
-  if (value.IsBoolean()) return value.As<Napi::Boolean>().Value();
-  throw Error("ERR_ARGUMENT", std::string(what) + " must be a boolean, got " + text_of(value));
-}
-
 // What JavaScript said of pixels. Their memory is asked for last, when no getter can run any more that
 // would take it away.
 struct SourceRequest {

@@ -154,32 +154,21 @@ class RunJob : public Job {
   std::unique_ptr<RunSettlement> settlement_;
 };
 
-std::vector<BufferUse> parse_buffers(const Napi::Value& value, const Program& program) {
-  const std::vector<size_t>& needed = program.buffer_bytes();
-  const Napi::Array list = to_array(value, program.name() + ": buffers", kMaxBuffers);
-  if (list.Length() != needed.size()) {
-    throw Error("ERR_ARGUMENT", program.name() + ": buffers must be " +
-                                    std::to_string(needed.size()) + ", got " +
-                                    std::to_string(list.Length()));
+// A buffer that may be the program's of that index.
+const BufferObject& to_buffer(const Napi::Value& value, const Program& program, size_t index) {
+  const std::string what = program.name() + ": buffer " + std::to_string(index);
+  const BufferObject& object = unwrap<BufferObject>(value, what);
+  const std::shared_ptr<Buffer>& buffer = object.buffer(what);
+  if (&object.device() != &program.device()) {
+    throw Error("ERR_DEVICE", what + " must be on " + program.device().name() + ", got one on " +
+                                  object.device().name());
   }
-  std::vector<BufferUse> buffers;
-  buffers.reserve(needed.size());
-  for (uint32_t i = 0; i < needed.size(); ++i) {
-    const Napi::HandleScope scope(value.Env());
-    const std::string what = program.name() + ": buffer " + std::to_string(i);
-    const BufferObject& object = unwrap<BufferObject>(list.Get(i), what);
-    const std::shared_ptr<Buffer>& buffer = object.buffer(what);
-    if (&object.device() != &program.device()) {
-      throw Error("ERR_DEVICE", what + " must be on " + program.device().name() + ", got one on " +
-                                    object.device().name());
-    }
-    if (buffer->bytes() < needed[i]) {
-      throw Error("ERR_ARGUMENT", what + " must have " + std::to_string(needed[i]) +
-                                      " bytes, got " + std::to_string(buffer->bytes()));
-    }
-    buffers.emplace_back(buffer);
+  const size_t needed = program.buffer_bytes()[index];
+  if (buffer->bytes() < needed) {
+    throw Error("ERR_ARGUMENT", what + " must have " + std::to_string(needed) + " bytes, got " +
+                                    std::to_string(buffer->bytes()));
   }
-  return buffers;
+  return object;
 }
 
 }  // namespace
@@ -192,9 +181,10 @@ StepDescription parse_call(const Napi::Value& kernel, const Napi::Value& args) {
 }
 
 Napi::Function ProgramObject::define(Napi::Env env) {
-  return DefineClass(env, kName,
-                     {InstanceMethod<&ProgramObject::run>("run"),
-                      InstanceMethod<&ProgramObject::dispose>("dispose")});
+  return DefineClass(
+      env, kName,
+      {InstanceMethod<&ProgramObject::bind>("bind"), InstanceMethod<&ProgramObject::run>("run"),
+       InstanceMethod<&ProgramObject::dispose>("dispose")});
 }
 
 ProgramObject::ProgramObject(const Napi::CallbackInfo& info) : ObjectWrap<ProgramObject>(info) {
@@ -202,6 +192,61 @@ ProgramObject::ProgramObject(const Napi::CallbackInfo& info) : ObjectWrap<Progra
     Device& device = to_device(info[1], "program: device");
     program_ = std::make_shared<Program>(kernels(device.kind()), device, parse_program(info[0]));
   });
+}
+
+Napi::Value ProgramObject::bind(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    if (!program_)
+      throw Error("ERR_DISPOSED", "bind: the program must be alive, got a disposed one");
+    // Reading the list may run JavaScript, which may dispose this very program.
+    const std::shared_ptr<Program> program = program_;
+    const auto first = static_cast<size_t>(to_size(info[0], program->name() + ": first"));
+    const size_t buffers = program->buffer_bytes().size();
+    const Napi::Array list = to_array(info[1], program->name() + ": buffers", buffers);
+    const size_t count = list.Length();
+    if (first > buffers - count) {
+      throw Error("ERR_ARGUMENT", program->name() + ": first must be at most " +
+                                      std::to_string(buffers - count) + ", got " +
+                                      std::to_string(first));
+    }
+    std::vector<Bound> bound;
+    for (uint32_t i = 0; i < count; ++i) {
+      const Napi::HandleScope scope(info.Env());
+      const Napi::Value value = list.Get(i);
+      const BufferObject& buffer = to_buffer(value, *program, first + i);
+      bound.push_back({Napi::Persistent(value.As<Napi::Object>()), &buffer});
+    }
+    first_bound_ = first;
+    bound_ = std::move(bound);
+    return info.Env().Undefined();
+  });
+}
+
+std::vector<BufferUse> ProgramObject::parse_buffers(const Napi::Value& value,
+                                                    const Program& program) const {
+  const Napi::Array list = to_array(value, program.name() + ": buffers", kMaxBuffers);
+  const size_t count = program.buffer_bytes().size();
+  const size_t end_of_bound = first_bound_ + bound_.size();
+  if (list.Length() != count - bound_.size()) {
+    throw Error("ERR_ARGUMENT", program.name() + ": buffers must be " +
+                                    std::to_string(count - bound_.size()) + ", got " +
+                                    std::to_string(list.Length()));
+  }
+  std::vector<BufferUse> buffers;
+  buffers.reserve(count);
+  uint32_t next = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (i >= first_bound_ && i < end_of_bound) {
+      const BufferObject& object = *bound_[i - first_bound_].buffer;
+      if (object.disposed()) to_buffer(bound_[i - first_bound_].object.Value(), program, i);
+      buffers.emplace_back(object.buffer(program.name()));
+      continue;
+    }
+    const Napi::HandleScope scope(value.Env());
+    const Napi::Value entry = list.Get(next++);
+    buffers.emplace_back(to_buffer(entry, program, i).buffer(program.name()));
+  }
+  return buffers;
 }
 
 Napi::Value ProgramObject::run(const Napi::CallbackInfo& info) {
@@ -215,11 +260,7 @@ Napi::Value ProgramObject::run(const Napi::CallbackInfo& info) {
     // Reading the list may run JavaScript, which may dispose this very program.
     const std::shared_ptr<Program> program = program_;
     std::vector<BufferUse> buffers = parse_buffers(info[0], *program);
-    if (!info[1].IsBoolean() && !info[1].IsUndefined()) {
-      throw Error("ERR_ARGUMENT",
-                  program->name() + ": profile must be a boolean, got " + text_of(info[1]));
-    }
-    const bool profile = info[1].IsBoolean() && info[1].As<Napi::Boolean>().Value();
+    const bool profile = !info[1].IsUndefined() && to_flag(info[1], program->name() + ": profile");
     auto settlement = std::make_unique<RunSettlement>(id, profile ? program->step_count() : 0);
     if (profile) settlement->set_profiled();
     program->device().submit(std::make_unique<RunJob>(
@@ -232,6 +273,7 @@ Napi::Value ProgramObject::run(const Napi::CallbackInfo& info) {
 
 Napi::Value ProgramObject::dispose(const Napi::CallbackInfo& info) {
   program_.reset();
+  bound_.clear();
   return info.Env().Undefined();
 }
 

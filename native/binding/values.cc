@@ -59,6 +59,11 @@ double to_number(const Napi::Value& value, std::string_view what) {
   return value.As<Napi::Number>().DoubleValue();
 }
 
+bool to_flag(const Napi::Value& value, std::string_view what) {
+  if (!value.IsBoolean()) refuse(value, what, "a boolean");
+  return value.As<Napi::Boolean>().Value();
+}
+
 std::string to_text(const Napi::Value& value, std::string_view what) {
   if (!value.IsString()) refuse(value, what, "a string");
   return value.As<Napi::String>().Utf8Value();
@@ -85,6 +90,15 @@ Bytes to_bytes(const Napi::Value& value, std::string_view what) {
   }
   auto array = value.As<Napi::Uint8Array>();
   return {reinterpret_cast<std::byte*>(array.Data()), static_cast<int64_t>(array.ByteLength())};
+}
+
+Floats to_floats(const Napi::Value& value, std::string_view what) {
+  if (!value.IsTypedArray() ||
+      value.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array) {
+    refuse(value, what, "a Float32Array");
+  }
+  auto array = value.As<Napi::Float32Array>();
+  return {array.Data(), static_cast<int64_t>(array.ElementLength())};
 }
 
 Device& to_device(const Napi::Value& value, std::string_view what) {

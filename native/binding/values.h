@@ -18,6 +18,7 @@ int64_t to_integer(const Napi::Value& value, std::string_view what);
 // An integer that is not negative.
 int64_t to_size(const Napi::Value& value, std::string_view what);
 double to_number(const Napi::Value& value, std::string_view what);
+bool to_flag(const Napi::Value& value, std::string_view what);
 std::string to_text(const Napi::Value& value, std::string_view what);
 Napi::Object to_object(const Napi::Value& value, std::string_view what);
 // At most `limit` long.
@@ -29,6 +30,13 @@ struct Bytes {
   int64_t length;
 };
 Bytes to_bytes(const Napi::Value& value, std::string_view what);
+
+// The numbers of a Float32Array, valid until JavaScript runs again.
+struct Floats {
+  const float* data;
+  int64_t count;
+};
+Floats to_floats(const Napi::Value& value, std::string_view what);
 
 // The device of that name; the CPU for undefined.
 Device& to_device(const Napi::Value& value, std::string_view what);

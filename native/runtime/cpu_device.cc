@@ -26,7 +26,9 @@ void CpuDevice::submit(std::unique_ptr<Job> job) {
   changed_.notify_one();
 }
 
-std::shared_ptr<Memory> CpuDevice::allocate(size_t bytes) { return std::make_shared<Block>(bytes); }
+std::shared_ptr<Memory> CpuDevice::allocate(size_t bytes, Contents contents) {
+  return std::make_shared<Block>(bytes, contents);
+}
 
 std::unique_ptr<Staging> CpuDevice::stage(size_t bytes, bool) {
   return std::make_unique<HeapStaging>(bytes);

@@ -19,7 +19,7 @@ class CpuDevice final : public Device {
   // Threads of a kernel. Throws ERR_ARGUMENT when SIGLIP2_THREADS cannot be used.
   int workers() override;
   void submit(std::unique_ptr<Job> job) override;
-  std::shared_ptr<Memory> allocate(size_t bytes) override;
+  std::shared_ptr<Memory> allocate(size_t bytes, Contents contents) override;
   std::unique_ptr<Staging> stage(size_t bytes, bool patient) override;
   void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) override;
   void copy_out(Staging& to, const std::byte* from, size_t bytes) override;

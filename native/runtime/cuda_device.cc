@@ -1,9 +1,11 @@
 #include "runtime/cuda_device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "runtime/cuda.h"
@@ -29,8 +31,12 @@ size_t padded_bytes(size_t bytes) {
 constexpr size_t kAhead = 12;
 // What stays with us when the last allocation is given back.
 constexpr size_t kKeptBytes = size_t{64} << 20;
-// Smaller copies from plain memory cost no more than from a block of the pool.
+// Smaller writes from plain memory cost no more than from a block of the pool.
 constexpr size_t kSmallCopy = size_t{1} << 16;
+
+// How long the end of a job is looked out for before its thread sleeps: longer than one image takes. To
+// be woken by an interrupt of the device takes some tens of microseconds.
+constexpr std::chrono::milliseconds kLookOut{2};
 
 std::byte* make_pinned(size_t bytes) {
   void* data = nullptr;
@@ -125,7 +131,7 @@ void CudaDevice::submit(std::unique_ptr<Job> job) {
 
 // No kernel is queued on the second stream and memory is freed only when the device is done with it,
 // so what the pool hands out there is at nobody else's use.
-std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes) {
+std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes, Contents contents) {
   check_usable();
   const CurrentDevice current(context_.device);
   const size_t padded = padded_bytes(bytes);
@@ -140,8 +146,10 @@ std::shared_ptr<Memory> CudaDevice::allocate(size_t bytes) {
   }
   allocations_ += 1;
   auto allocation = std::make_shared<Allocation>(*this, data, bytes);
-  check_cuda(cudaMemsetAsync(data, 0, padded, copies_), "zeros");
-  copies_queued_ = true;
+  if (contents == Contents::kZeros) {
+    check_cuda(cudaMemsetAsync(data, 0, padded, copies_), "zeros");
+    copies_queued_ = true;
+  }
   return allocation;
 }
 
@@ -172,6 +180,7 @@ void* CudaDevice::take(size_t padded) {
     return nullptr;
   }
   check_cuda(status, "an allocation");
+  copies_queued_ = true;
   return data;
 }
 
@@ -210,7 +219,9 @@ void CudaDevice::free(void* data, size_t bytes) noexcept {
 }
 
 std::unique_ptr<Staging> CudaDevice::stage(size_t bytes, bool patient) {
-  if (bytes > kSmallCopy) {
+  if (!patient) pipeline_.expect();
+  // A read into plain memory would hold up the thread that queues until it is done.
+  if (bytes > kSmallCopy || patient) {
     const CurrentDevice current(context_.device);
     std::unique_ptr<Staging> staging = staging_.take(bytes);
     if (!staging && patient) {
@@ -223,7 +234,7 @@ std::unique_ptr<Staging> CudaDevice::stage(size_t bytes, bool patient) {
 }
 
 void CudaDevice::copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) {
-  if (alone) {
+  if (alone && under_way_ > 0) {
     used_ = copies_;
     copies_queued_ = true;
   }
@@ -296,7 +307,10 @@ void* CudaDevice::mark() noexcept {
     status = cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync);
   }
   if (status == cudaSuccess) status = cudaEventRecord(event, used_);
-  if (status == cudaSuccess) return event;
+  if (status == cudaSuccess) {
+    under_way_ += 1;
+    return event;
+  }
   break_down(status, "a mark");
   return nullptr;
 }
@@ -304,13 +318,27 @@ void* CudaDevice::mark() noexcept {
 void CudaDevice::await(void* mark, const Job& job) {
   if (mark == nullptr) return check_usable();
   auto* event = static_cast<cudaEvent_t>(mark);
-  const cudaError_t status = cudaEventSynchronize(event);
+  const cudaError_t status = wait_for(event);
+  under_way_ -= 1;
   if (status != cudaSuccess) {
     break_down(status, job.name());
     check_usable();
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   marks_.push_back(event);
+}
+
+cudaError_t CudaDevice::wait_for(cudaEvent_t event) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point end = Clock::now() + kLookOut;
+  cudaError_t status = cudaEventQuery(event);
+  while (status == cudaErrorNotReady && Clock::now() < end) {
+    std::this_thread::yield();
+    status = cudaEventQuery(event);
+  }
+  if (status == cudaErrorNotReady) status = cudaEventSynchronize(event);
+  cudaGetLastError();
+  return status;
 }
 
 void CudaDevice::join_copies() {

@@ -22,7 +22,7 @@ class CudaDevice final : public Device, private Engine {
 
   int workers() override { return context_.multiprocessors; }
   void submit(std::unique_ptr<Job> job) override;
-  std::shared_ptr<Memory> allocate(size_t bytes) override;
+  std::shared_ptr<Memory> allocate(size_t bytes, Contents contents) override;
   std::unique_ptr<Staging> stage(size_t bytes, bool patient) override;
   void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) override;
   void copy_out(Staging& to, const std::byte* from, size_t bytes) override;
@@ -38,7 +38,7 @@ class CudaDevice final : public Device, private Engine {
   void* mark() noexcept override;
   void await(void* mark, const Job& job) override;
 
-  // A block of `padded` bytes, zeros apart. Small ones that were given back come first, the lowest
+  // A block of `padded` bytes. Small ones that were given back come first, the lowest
   // address of them: so the runs of a program find the addresses that its graphs were recorded with.
   void* take(size_t padded);
   // Keeps a small block for take(); gives others back to the pool, and the pool's to the device when
@@ -46,6 +46,8 @@ class CudaDevice final : public Device, private Engine {
   void free(void* data, size_t bytes) noexcept;
   // Gives what is kept for take() back to the pool.
   void drop_idle() noexcept;
+  // Waits until the device has come to the event.
+  static cudaError_t wait_for(cudaEvent_t event);
   // Lets what is queued from now on see the allocations and copies of the second stream.
   void join_copies();
   // ERR_CUDA once the device has failed in a way that it does not come back from.
@@ -61,6 +63,7 @@ class CudaDevice final : public Device, private Engine {
   cudaEvent_t copied_ = nullptr;            // of join_copies()
   cudaStream_t used_ = nullptr;             // where the job under way has queued its last work
   std::atomic<bool> copies_queued_{false};  // since the last join_copies()
+  std::atomic<int> under_way_{0};           // jobs between mark() and await()
   std::atomic<int64_t> allocations_{0};
   std::atomic<bool> stopped_{true};
   bool graphs_ = true;

@@ -44,7 +44,7 @@ MemoryInUse memory_in_use(DeviceKind kind) {
 
 std::string in_mib(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
-Block::Block(size_t bytes) : Memory(bytes) {
+Block::Block(size_t bytes, Contents contents) : Memory(bytes) {
   static const size_t limit = usable_memory();
   const auto counted = static_cast<int64_t>(bytes);
   const size_t alive = static_cast<size_t>(live_bytes.load());
@@ -55,7 +55,7 @@ Block::Block(size_t bytes) : Memory(bytes) {
     const size_t padded = rounded_up(bytes, kAlignment);
     data_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, padded));
     if (data_ == nullptr) refuse(bytes, "the system has no more memory");
-    std::memset(data_, 0, padded);
+    if (contents == Contents::kZeros) std::memset(data_, 0, padded);
   } else {
     // One huge page more than needed, so that the block can begin on a huge page.
     mapping_bytes_ = rounded_up(bytes, kHugePage) + kHugePage;
@@ -86,8 +86,8 @@ Block::~Block() {
   }
 }
 
-Buffer::Buffer(MemorySource& source, size_t bytes)
-    : kind_(source.kind()), memory_(source.allocate(bytes)) {
+Buffer::Buffer(MemorySource& source, size_t bytes, Contents contents)
+    : kind_(source.kind()), memory_(source.allocate(bytes, contents)) {
   Counts& of = counts_of(kind_);
   of.buffers += 1;
   of.buffer_bytes += static_cast<int64_t>(bytes);
@@ -136,7 +136,7 @@ void Arena::resize() {
   memory_.reset();
   of.arena_bytes -= static_cast<int64_t>(present);
   if (largest == 0) return;
-  memory_ = source_.allocate(largest);
+  memory_ = source_.allocate(largest, Contents::kZeros);
   of.arena_bytes += static_cast<int64_t>(largest);
 }
 

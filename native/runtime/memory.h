@@ -1,4 +1,4 @@
-// Device memory: zero-filled, aligned, counted. What is of the CPU stands here.
+// Device memory: aligned and counted. What is of the CPU stands here.
 #pragma once
 
 #include <atomic>
@@ -15,6 +15,9 @@ namespace siglip {
 inline constexpr size_t kAlignment = 64;
 
 enum class DeviceKind { kCpu = 0, kCuda = 1 };
+
+// What new memory holds: zeros, or, for who writes all of it before anyone reads, whatever was there.
+enum class Contents { kZeros, kUndefined };
 
 // What is alive in the process on all devices of a kind.
 struct MemoryInUse {
@@ -49,8 +52,8 @@ class Memory {
 class MemorySource {
  public:
   virtual DeviceKind kind() const = 0;
-  // Zero-filled, a multiple of kAlignment. From any thread. Throws ERR_OUT_OF_MEMORY.
-  virtual std::shared_ptr<Memory> allocate(size_t bytes) = 0;
+  // At a multiple of kAlignment. From any thread. Throws ERR_OUT_OF_MEMORY.
+  virtual std::shared_ptr<Memory> allocate(size_t bytes, Contents contents) = 0;
 
  protected:
   ~MemorySource() = default;
@@ -61,7 +64,7 @@ class MemorySource {
 // what is already alive, exceeds the memory of the machine, or when the system refuses.
 class Block final : public Memory {
  public:
-  explicit Block(size_t bytes);
+  explicit Block(size_t bytes, Contents contents = Contents::kZeros);
   ~Block() override;
 
  private:
@@ -72,7 +75,7 @@ class Block final : public Memory {
 // Memory that outlives a program: weights, states, batches.
 class Buffer {
  public:
-  Buffer(MemorySource& source, size_t bytes);
+  Buffer(MemorySource& source, size_t bytes, Contents contents);
   ~Buffer();
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;

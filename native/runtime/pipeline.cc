@@ -13,7 +13,15 @@ void Pipeline::submit(std::unique_ptr<Job> job) {
     const std::lock_guard<std::mutex> lock(mutex_);
     queue_.push_back(std::move(job));
   }
-  changed_.notify_all();
+  issuer_bell_.ring();
+}
+
+void Pipeline::expect() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    expecting_ = true;
+  }
+  issuer_bell_.ring();
 }
 
 void Pipeline::start() {
@@ -28,7 +36,7 @@ void Pipeline::start() {
       const std::lock_guard<std::mutex> lock(mutex_);
       issued_ = true;
     }
-    changed_.notify_all();
+    settler_bell_.ring();
     settler_.join();
     throw;
   }
@@ -41,13 +49,13 @@ void Pipeline::stop() {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
   }
-  changed_.notify_all();
+  issuer_bell_.ring();
   issuer_.join();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     issued_ = true;
   }
-  changed_.notify_all();
+  settler_bell_.ring();
   settler_.join();
   std::deque<std::unique_ptr<Job>> dropped;
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -61,9 +69,10 @@ void Pipeline::issue_jobs() {
     UnderWay next = {};
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait(
-          lock, [this] { return stopping_ || (!queue_.empty() && under_way_.size() < ahead_); });
+      issuer_bell_.wait(lock, [this] { return stopping_ || expecting_ || can_issue(); });
       if (stopping_) return;
+      expecting_ = false;
+      if (!can_issue()) continue;
       next.job = std::move(queue_.front());
       queue_.pop_front();
     }
@@ -77,7 +86,7 @@ void Pipeline::issue_jobs() {
       const std::lock_guard<std::mutex> lock(mutex_);
       under_way_.push_back(std::move(next));
     }
-    changed_.notify_all();
+    settler_bell_.ring();
   }
 }
 
@@ -88,7 +97,7 @@ void Pipeline::settle_jobs() {
     UnderWay* first = nullptr;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait(lock, [this] { return issued_ || !under_way_.empty(); });
+      settler_bell_.wait(lock, [this] { return issued_ || !under_way_.empty(); });
       if (under_way_.empty()) return;
       first = &under_way_.front();  // stays where it is while others are added behind it
     }
@@ -104,7 +113,7 @@ void Pipeline::settle_jobs() {
       const std::lock_guard<std::mutex> lock(mutex_);
       under_way_.pop_front();
     }
-    changed_.notify_all();
+    issuer_bell_.ring();
   }
 }
 

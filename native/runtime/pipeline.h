@@ -3,7 +3,6 @@
 // us, and nobody but the second thread waits for the device.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <exception>
@@ -12,6 +11,7 @@
 #include <string>
 #include <thread>
 
+#include "runtime/bell.h"
 #include "runtime/job.h"
 
 namespace siglip {
@@ -44,6 +44,9 @@ class Pipeline {
   // Starts the threads for the first job. Throws std::system_error when that fails.
   void submit(std::unique_ptr<Job> job);
 
+  // A job is about to be submitted: the thread that will take it may wake up meanwhile.
+  void expect();
+
   // Waits for the jobs that are on the device, drops those still queued, ends the threads. A later
   // submit() would start them again.
   void stop();
@@ -55,6 +58,7 @@ class Pipeline {
     std::exception_ptr error;
   };
   void start();
+  bool can_issue() const { return !queue_.empty() && under_way_.size() < ahead_; }
   void issue_jobs();
   void settle_jobs();
 
@@ -67,11 +71,14 @@ class Pipeline {
   std::thread settler_;
 
   std::mutex mutex_;  // guards what follows
-  std::condition_variable changed_;
   std::deque<std::unique_ptr<Job>> queue_;
   std::deque<UnderWay> under_way_;
-  bool stopping_ = false;  // the issuer is to end
-  bool issued_ = false;    // and has
+  bool expecting_ = false;  // a job is about to come
+  bool stopping_ = false;   // the issuer is to end
+  bool issued_ = false;     // and has
+
+  Bell issuer_bell_;   // a job can be issued, or the end
+  Bell settler_bell_;  // a job is under way, or the end
 };
 
 }  // namespace siglip

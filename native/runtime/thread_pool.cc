@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "runtime/error.h"
+#include "runtime/pause.h"
 #include "runtime/thread_name.h"
 
 namespace siglip {
@@ -16,14 +17,6 @@ constexpr int kSpins = 2000;
 // Of a share's range.
 constexpr int kHalf = 32;
 constexpr uint64_t kLowerHalf = 0xffffffff;
-
-inline void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 }  // namespace
 

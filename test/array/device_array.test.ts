@@ -1,5 +1,5 @@
 import { runInNewContext } from 'node:vm';
-import { bfloat16, DeviceArray, float32, int32, uint8 } from '../../lib/array';
+import { bfloat16, DeviceArray, float32, HostParts, int32, uint8 } from '../../lib/array';
 import { SiglipError } from '../../lib/errors';
 import { codeOf, rejectionOf } from '../native/steps';
 
@@ -17,6 +17,17 @@ test.each([
   expect(back).toBeInstanceOf(data.constructor);
   expect(back).toEqual(data);
   array.dispose();
+});
+
+test('several arrays go to the device one behind the other', async () => {
+  const parts = new HostParts([Float32Array.of(1, 2), Float32Array.of(3, 4)]);
+  using array = DeviceArray.from(parts, [2, 2]);
+  expect(array.dtype).toBe('float32');
+  expect([...(await array.read())]).toEqual([1, 2, 3, 4]);
+  expect(codeOf(() => DeviceArray.from(parts, [3]))).toBe('ERR_SHAPE');
+  const mixed = (): unknown =>
+    new HostParts<Float32Array | Int32Array>([Float32Array.of(1), Int32Array.of(1)]);
+  expect(codeOf(mixed)).toBe('ERR_DTYPE');
 });
 
 test('the shape may be left out, and is a copy', () => {

@@ -23,6 +23,20 @@ test('NaFlex patches follow each other without padding, zeros behind the last', 
   expect(firsts).toEqual([1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 0, 0, 0]);
 });
 
+test('images of fixed resolution are not copied', () => {
+  const prepared = [1, 2].map((value) => ({
+    values: new Float32Array(3 * 13 * 13).fill(value),
+    grid: [3, 3] as const,
+  }));
+  const { input } = collate(fixedConfig, prepared);
+  if (!('images' in input)) throw new Error('must be images');
+  const { parts } = input.images;
+  expect(parts).toHaveLength(2);
+  parts.forEach((part, i) => {
+    expect(part).toBe(prepared[i].values);
+  });
+});
+
 test.each([
   ['fixed', fixedConfig, { values: new Float32Array(3 * 13 * 13), grid: [3, 3] as const }],
   ['NaFlex', naflexConfig, image(5, 7, 1)],

@@ -34,6 +34,23 @@ describe('run', () => {
     program.dispose();
   });
 
+  test('may give the contents of one result, and keeps no array', async () => {
+    const program = compile('sums', ({ a }) => ({ twice: add(a, a), other: gelu(a) }), {
+      a: float32(4),
+    });
+    const before = loadAddon().memory().buffers;
+    expect([...(await program.read({ a: x4 }, ({ twice }) => twice))]).toEqual([2, -4, 6, 1]);
+    expect(loadAddon().memory().buffers).toBe(before);
+    await expect(program.read({ a: x4.subarray(1) }, ({ twice }) => twice)).rejects.toMatchObject({
+      code: 'ERR_SHAPE',
+    });
+    program.dispose();
+    await expect(program.read({ a: x4 }, ({ twice }) => twice)).rejects.toMatchObject({
+      code: 'ERR_DISPOSED',
+    });
+    expect(loadAddon().memory().buffers).toBe(before);
+  });
+
   test('a result that is an input, or twice the same, has memory of its own', async () => {
     const program = compile('identity', ({ a }) => ({ a, again: a }), { a: float32(4) });
     using input = DeviceArray.from(x4);

@@ -17,6 +17,14 @@ describe('contents', () => {
     }
   });
 
+  test('begin as anything where that is asked for', async () => {
+    const buffer = new addon.Buffer(8, 'cpu', true);
+    buffer.write(0, bytesOf(Float32Array.of(1, 2)));
+    expect(await floatsOf(buffer)).toEqual([1, 2]);
+    buffer.dispose();
+    expect(codeOf(() => new addon.Buffer(8, 'cpu', 1 as unknown as boolean))).toBe('ERR_ARGUMENT');
+  });
+
   test('are written and read at an offset', async () => {
     const buffer = bufferOf(1, 2, 3, 4);
     buffer.write(4, bytesOf(Float32Array.of(7, 8)));
@@ -24,6 +32,29 @@ describe('contents', () => {
     await buffer.read(8, bytesOf(middle));
     expect([...middle]).toEqual([8, 4]);
     expect(await floatsOf(buffer)).toEqual([1, 7, 8, 4]);
+    buffer.dispose();
+  });
+
+  test('are written from several arrays, one behind the other', async () => {
+    const buffer = bufferOf(1, 2, 3, 4);
+    const parts = [Float32Array.of(5, 6), new Float32Array(), Float32Array.of(7)].map(bytesOf);
+    buffer.write(4, parts);
+    expect(await floatsOf(buffer)).toEqual([1, 5, 6, 7]);
+    buffer.write(4, []);
+    expect(codeOf(() => { buffer.write(8, parts); })).toBe('ERR_ARGUMENT');
+    expect(codeOf(() => { buffer.write(0, [1] as unknown as Uint8Array[]); })).toBe('ERR_ARGUMENT');
+    expect(await floatsOf(buffer)).toEqual([1, 5, 6, 7]);
+    // What an entry does while the list is read does not reach memory that is gone.
+    const taken = new Uint8Array(8).fill(255);
+    const list = [taken, taken];
+    Object.defineProperty(list, 1, {
+      get: () => {
+        structuredClone(taken.buffer, { transfer: [taken.buffer] });
+        return new Uint8Array(4);
+      },
+    });
+    buffer.write(0, list);
+    expect(await floatsOf(buffer)).toEqual([0, 5, 6, 7]);
     buffer.dispose();
   });
 

@@ -1,5 +1,5 @@
 import { SiglipError } from '../../lib/errors';
-import type { ProgramDescription } from '../../lib/native/addon';
+import type { NativeBuffer, ProgramDescription } from '../../lib/native/addon';
 import { kernelOf, loadAddon } from '../../lib/native/load';
 import { runChild } from './child';
 import {
@@ -92,6 +92,50 @@ describe('a run', () => {
     y.dispose();
     double.dispose();
     long.dispose();
+  });
+
+  test('takes buffers that are bound once', async () => {
+    const program = new addon.Program(
+      description([step('add_forward', view(0, 0, 1), view(1, 0, 1), view(2, 0, 1))], [4, 4, 4]),
+    );
+    const [x, weight, y] = [bufferOf(1), bufferOf(10), bufferOf(0)];
+    program.bind(1, [weight]);
+    await program.run([x, y], false);
+    expect(await floatsOf(y)).toEqual([11]);
+    expect(await rejectionOf(program.run([x, weight, y], false))).toBe('ERR_ARGUMENT');
+    program.bind(0, [weight, x]);
+    await program.run([weight], false);
+    expect(await floatsOf(weight)).toEqual([11]);
+    program.bind(0, []);
+    await program.run([x, x, x], false);
+    expect(await floatsOf(x)).toEqual([2]);
+    program.bind(2, [y]);
+    y.dispose();
+    const disposed = program.run([x, weight], false);
+    await expect(disposed).rejects.toThrow('test: buffer 2 must be alive, got a disposed one');
+    expect(
+      codeOf(() => {
+        program.bind(3, [x]);
+      }),
+    ).toBe('ERR_ARGUMENT');
+    expect(
+      codeOf(() => {
+        program.bind(0, [y]);
+      }),
+    ).toBe('ERR_DISPOSED');
+    expect(
+      codeOf(() => {
+        program.bind(0, [{} as NativeBuffer]);
+      }),
+    ).toBe('ERR_ARGUMENT');
+    program.dispose();
+    expect(
+      codeOf(() => {
+        program.bind(0, [x]);
+      }),
+    ).toBe('ERR_DISPOSED');
+    x.dispose();
+    weight.dispose();
   });
 
   test('leaves the event loop free', async () => {

@@ -47,6 +47,17 @@ export interface Fusions {
     readonly output: string;
     readonly before: string;
   };
+  /**
+   * The gradient of a pointwise operation behind it, an operation with `upstream` and `argument`, is taken
+   * in the same pass: its argument becomes this operand.
+   */
+  readonly activationGradient?: {
+    readonly of: string;
+    readonly upstream: string;
+    readonly argument: string;
+    readonly operand: string;
+    readonly output: string;
+  };
 }
 
 /**

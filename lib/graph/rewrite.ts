@@ -1,6 +1,7 @@
 // Rewrites of a finished graph, each a plain function from graph to graph that needs no device:
 //   - prune: operations whose results nobody reads are dropped;
 //   - fuseActivations: a pointwise activation moves into the epilogue of the product before it;
+//   - fuseActivationGradients: so does the gradient of one into the product before it;
 //   - fuseResiduals: `add(x, y)` moves into the operation that computes y.
 // What can be fused into what is declared by the operations themselves (OpDefinition.fusions).
 import { substitute } from './gradient';
@@ -127,6 +128,56 @@ function replaceOutput(
   if (before !== undefined && after !== undefined) substitutions.set(before, after);
 }
 
+// Whether it has taken over the gradient of an activation, behind which nothing can be added.
+function takesGradient({ definition, inputs }: Node): boolean {
+  const fusion = definition?.fusions?.activationGradient;
+  return fusion !== undefined && inputs[fusion.operand] !== null;
+}
+
+/** gelu'(pre) ∘ linear_backward_input(dy) becomes one operation where nobody else reads the product. */
+export const fuseActivationGradients: Rewrite = (graph) => {
+  const uses = countUses(graph);
+  const { producers } = indexOf(graph);
+  const products = new Map<Node, Node>(); // gradient of an activation -> the product that takes it over
+  for (const node of graph.nodes) {
+    const product = operandsOf(node)
+      .map((x) => producers.get(x))
+      .find((producer) => producer?.definition?.fusions?.activationGradient !== undefined);
+    const fusion = product?.definition?.fusions?.activationGradient;
+    if (product === undefined || fusion === undefined) continue;
+    if (fusion.of !== node.definition?.name) continue;
+    const y = product.outputs[fusion.output];
+    if (node.inputs[fusion.upstream] !== y || uses.get(y) !== 1) continue;
+    const { residual } = product.definition?.fusions ?? {};
+    if (residual !== undefined && product.inputs[residual.operand] !== null) continue;
+    products.set(node, product);
+  }
+  const gone = new Set(products.values());
+  const substitutions = new Map<Tensor, Tensor>();
+  const nodes: Node[] = [];
+  for (const node of graph.nodes) {
+    if (gone.has(node)) continue;
+    const product = products.get(node);
+    const fusion = product?.definition?.fusions?.activationGradient;
+    if (product === undefined || fusion === undefined) {
+      nodes.push(reading(node, substitutions));
+      continue;
+    }
+    const fused = rebuilt(product, {
+      inputs: substitute(
+        { ...product.inputs, [fusion.operand]: node.inputs[fusion.argument] },
+        substitutions,
+      ),
+      label: `${product.label}+${fusion.of}`,
+    });
+    for (const name of Object.keys(node.outputs)) {
+      replaceOutput(substitutions, node, name, fused, fusion.output);
+    }
+    nodes.push(fused);
+  }
+  return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
+};
+
 /** add(x, y) becomes the residual operand of the operation that computes y, if nobody else reads y. */
 export const fuseResiduals: Rewrite = (graph) => {
   const uses = countUses(graph);
@@ -147,6 +198,7 @@ export const fuseResiduals: Rewrite = (graph) => {
       if (producer === undefined || residual === undefined || leaving.has(producer)) continue;
       if (producer.outputs[residual.output] !== y || producer.inputs[residual.operand] !== null)
         continue;
+      if (takesGradient(producer)) continue;
       // The producer moves to where the sum is: y must be read by the sum alone, and what else it
       // gives (a bias gradient) not before.
       const free = Object.values(producer.outputs).every((output) =>
@@ -224,4 +276,10 @@ export function specialized(
 }
 
 /** What compile() applies to every graph, in this order. */
-export const rewrites: readonly Rewrite[] = [prune, fuseActivations, fuseResiduals, prune];
+export const rewrites: readonly Rewrite[] = [
+  prune,
+  fuseActivations,
+  fuseActivationGradients,
+  fuseResiduals,
+  prune,
+];

@@ -34,6 +34,7 @@ export const KERNEL_SIGNATURES = {
     { name: 'dy', kind: 'in' },
     { name: 'weight', kind: 'in' },
     { name: 'residual', kind: 'maybe_in' },
+    { name: 'pre', kind: 'maybe_in' },
     { name: 'dx', kind: 'out' },
     { name: 'scratch', kind: 'scratch' },
   ],
@@ -536,10 +537,11 @@ export const kernels = {
     dy: Ref;
     weight: Ref;
     residual: Ref | null;
+    pre: Ref | null;
     dx: Ref;
   }): KernelCall => ({
     kernel: 'linear_backward_input',
-    arguments: [a.dy, a.weight, a.residual, a.dx],
+    arguments: [a.dy, a.weight, a.residual, a.pre, a.dx],
   }),
 
   /** The call of `linear_backward_weight`; its formula stands in the contract under native/ops. */

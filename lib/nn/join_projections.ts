@@ -110,6 +110,7 @@ class Finder {
           inputs['dy'] === gradients[i] &&
           inputs['weight'] === layers[i].inputs['weight'] &&
           inputs['residual'] === null &&
+          inputs['pre'] === null &&
           this.isOnlyAdded(outputs['dx']),
       ) &&
       each(
@@ -224,7 +225,7 @@ class Joiner {
       const operands = { dout, qkv, o, lse, ...limitsOf(attention) };
       const joined = joinedBackward(operands, attention.attributes as Heads).dqkv;
       if (toInput.length > 0) {
-        const { dx } = linearBackwardInput({ dy: joined, weight, residual: null }, {});
+        const { dx } = linearBackwardInput({ dy: joined, weight, residual: null, pre: null }, {});
         const [kept, ...others] = this.inOrder(toInput).map(({ outputs }) => outputs['dx']);
         this.substitutions.set(kept, dx);
         for (const other of others) this.gone.add(other);

@@ -72,7 +72,7 @@ export const linearForward = op<
     if (dy === undefined) return {};
     const { dweight, dbias } = linearBackwardWeight({ dy, x }, {});
     return {
-      x: linearBackwardInput({ dy, weight, residual: null }, {}).dx,
+      x: linearBackwardInput({ dy, weight, residual: null, pre: null }, {}).dx,
       weight: dweight,
       ...(bias === null ? {} : { bias: dbias }),
     };
@@ -80,7 +80,7 @@ export const linearForward = op<
 });
 
 export const linearBackwardInput = op<
-  { dy: Tensor; weight: Tensor; residual: Tensor | null },
+  { dy: Tensor; weight: Tensor; residual: Tensor | null; pre: Tensor | null },
   'dx',
   object
 >({
@@ -89,9 +89,18 @@ export const linearBackwardInput = op<
     dx: { dtype: 'float32', shape: outputShape(dy, extent(weight, 1)) },
   }),
   kernel: kernels.linearBackwardInput,
-  precision: { narrow: ['dy', 'weight', 'residual', 'dx'] },
+  precision: { narrow: ['dy', 'weight', 'residual', 'pre', 'dx'] },
   gradient: 'notDifferentiable',
-  fusions: { residual: { operand: 'residual', output: 'dx' } },
+  fusions: {
+    residual: { operand: 'residual', output: 'dx' },
+    activationGradient: {
+      of: 'gelu_backward',
+      upstream: 'dy',
+      argument: 'x',
+      operand: 'pre',
+      output: 'dx',
+    },
+  },
 });
 
 export const linearBackwardWeight = op<{ dy: Tensor; x: Tensor }, 'dweight' | 'dbias', object>({

@@ -77,7 +77,7 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL_SCRATCH(linear_forward, ("x", "weight"),  //
                             "x", "weight", "bias", "residual", "activation", "pre", "y"),
       SIGLIP_KERNEL_SCRATCH(linear_backward_input, ("dy", "weight"),  //
-                            "dy", "weight", "residual", "dx"),
+                            "dy", "weight", "residual", "pre", "dx"),
       SIGLIP_KERNEL_SCRATCH(linear_backward_weight, ("dy", "x"),  //
                             "dy", "x", "dweight", "dbias"),
       SIGLIP_CPU_KERNEL(linear_float32_pack, "weight", "packed"),

@@ -313,6 +313,11 @@ size_t gemm_scratch(int multiprocessors, const MatrixProduct& product) {
                    row_sums_bytes(multiprocessors, product), bias_bytes(product)});
 }
 
+bool library_gemm(Stream& stream, const MatrixProduct& product) {
+  CudaContext& context = stream.cuda();
+  return context.blas != nullptr && context.blas->multiply(product);
+}
+
 void gemm(Stream& stream, MatrixProduct product, Scratch scratch) {
   // Tiles overhang the extents and are counted in 32 bits.
   constexpr int64_t kMostExtent = std::numeric_limits<int>::max() - 1024;

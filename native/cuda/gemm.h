@@ -12,6 +12,10 @@ namespace siglip::cuda {
 // counts.
 size_t gemm_scratch(int multiprocessors, const MatrixProduct& product);
 
+// The same by the library, with whatever it alone takes; false, and nothing queued, where it is not there or
+// has no kernel.
+bool library_gemm(Stream& stream, const MatrixProduct& product);
+
 // `product` with all its operands. None of its outputs may overlap an input.
 void gemm(Stream& stream, MatrixProduct product, Scratch scratch);
 

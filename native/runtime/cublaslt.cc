@@ -214,18 +214,24 @@ cudaDataType_t type_of(DType dtype) { return dtype == DType::kBfloat16 ? CUDA_R_
 
 cublasLtEpilogue_t epilogue_of(const MatrixProduct& product) {
   if (product.row_sums != nullptr) return CUBLASLT_EPILOGUE_BGRADB;
+  if (product.gelu_of != nullptr) return CUBLASLT_EPILOGUE_DGELU;
   const bool bias = product.bias != nullptr;
   if (!product.gelu) return bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
   if (product.pre == nullptr) return bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
   return bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
 }
 
+// What the epilogue writes or reads besides: (m, n), as C.
+const void* aux_of(const MatrixProduct& product) {
+  return product.pre != nullptr ? product.pre : product.gelu_of;
+}
+
 // The largest power of two up to 16 that divides the addresses of all operands.
 int64_t alignment_of(const MatrixProduct& product) {
   uintptr_t bits = 16;
-  for (const void* pointer : {product.a.data, product.b.data, static_cast<const void*>(product.c),
-                              product.bias, static_cast<const void*>(product.pre), product.residual,
-                              static_cast<const void*>(product.row_sums)}) {
+  for (const void* pointer :
+       {product.a.data, product.b.data, static_cast<const void*>(product.c), product.bias,
+        aux_of(product), product.residual, static_cast<const void*>(product.row_sums)}) {
     bits |= reinterpret_cast<uintptr_t>(pointer);
   }
   return static_cast<int64_t>(bits & (~bits + 1));
@@ -257,10 +263,11 @@ bool within_reach(const MatrixProduct& product) {
   // Its GELU comes after the residual, its pre-activation only with GELU.
   if (product.gelu && product.residual != nullptr) return false;
   // Its hyperbolic tangent is off by up to 5e-6, which shows in float32.
-  if (product.gelu && product.output == DType::kFloat32) return false;
+  if ((product.gelu || product.gelu_of != nullptr) && product.output == DType::kFloat32)
+    return false;
   if (product.pre != nullptr && !product.gelu) return false;
   // Of the pre-activation: 16 bytes for rows of bfloat16, and no less for float32.
-  if (product.pre != nullptr && (product.c_stride % 8 != 0 || alignment_of(product) < 16)) {
+  if (aux_of(product) != nullptr && (product.c_stride % 8 != 0 || alignment_of(product) < 16)) {
     return false;
   }
   // A bias has the type of C.
@@ -355,8 +362,8 @@ class OpenCublasLt : public CublasLt {
     if (vector != nullptr) {
       set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
     }
-    if (product.pre != nullptr) {
-      set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, product.pre);
+    if (const void* aux = aux_of(product)) {
+      set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aux);
     }
   }
 
@@ -409,7 +416,7 @@ class OpenCublasLt : public CublasLt {
     set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, transposed(product.transpose_a));
     set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
         static_cast<uint32_t>(epilogue_of(product)));
-    if (product.pre != nullptr) {
+    if (aux_of(product) != nullptr) {
       set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, product.c_stride);
     }
     plan->first = layout(product.input, product.transpose_b ? product.n : product.k,

@@ -43,6 +43,9 @@ struct MatrixProduct {
   void* pre = nullptr;             // (m, n), or none
   bool gelu = false;               // the tanh approximation
   const void* residual = nullptr;  // (m, n), or none
+  // (m, n), or none: C = sum ∘ gelu'(gelu_of), of a product with none of the above. cuBLASLt alone
+  // takes it.
+  const void* gelu_of = nullptr;
   // (m), or none: the sums of op(A) over k. Only where A is transposed.
   float* row_sums = nullptr;
 };

@@ -38,7 +38,7 @@ const contract: Partial<
   Record<KernelCall['kernel'], { readonly alike?: string; readonly free?: string }>
 > = {
   linear_forward: { alike: 'x weight bias residual pre y' },
-  linear_backward_input: { alike: 'dy weight residual dx' },
+  linear_backward_input: { alike: 'dy weight residual pre dx' },
   linear_backward_weight: { alike: 'dy x' },
   matmul_forward: { alike: 'a b', free: 'y' },
   group_matmul_forward: { alike: 'a b', free: 'y' },

@@ -1,6 +1,7 @@
 import { add, float32, gradient } from '../../lib/graph';
 import { fuseActivations, fuseResiduals, prune, rewrites } from '../../lib/graph/rewrite';
 import type { Graph } from '../../lib/graph/rewrite';
+import { Tensor } from '../../lib/graph';
 import { dot, gelu, layerNorm, linear } from '../../lib/ops';
 import { opNames, traced } from './traced';
 
@@ -58,6 +59,34 @@ describe('fuseActivations', () => {
     const backward = fused.nodes.find((node) => node.definition?.name === 'gelu_backward');
     expect(backward?.inputs['x']).toBe(forward?.outputs['pre']);
     expect(opNames(fused)).not.toContain('gelu');
+  });
+});
+
+describe('fuseActivationGradients', () => {
+  const trained = (read: (hidden: Tensor, t: Readonly<Record<string, Tensor>>) => Tensor): Graph =>
+    traced(specs, (t) => {
+      const hidden = gelu(linear(t.x, t.weight));
+      return gradient(read(hidden, t), { x: t.x, weight: t.weight });
+    }).graph;
+
+  test('the gradient of gelu is taken by the product before it', () => {
+    const graph = trained((hidden, { weight }) => {
+      const y = linear(hidden, weight);
+      return dot(y, y);
+    });
+    const fused = rewritten(graph);
+    expect(opNames(fused)).not.toContain('gelu_backward');
+    const [product] = fused.nodes.filter(({ inputs }) => inputs['pre'] instanceof Tensor);
+    const forward = fused.nodes.find(({ outputs }) => outputs['pre'] === product.inputs['pre']);
+    expect(forward?.definition?.name).toBe('linear');
+  });
+
+  test('not where something else is added to the product', () => {
+    const graph = trained((hidden, { weight, other }) => {
+      const y = linear(hidden, weight);
+      return add(dot(y, y), dot(hidden, other));
+    });
+    expect(opNames(rewritten(graph))).toContain('gelu_backward');
   });
 });
 

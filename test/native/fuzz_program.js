@@ -50,7 +50,7 @@ const CALLS = {
     f('M', 'N'),
     f('M', 'N'),
   ],
-  linear_backward_input: [f('M', 'N'), f('N', 'K'), f('M', 'K'), f('M', 'K')],
+  linear_backward_input: [f('M', 'N'), f('N', 'K'), f('M', 'K'), f('M', 'K'), f('M', 'K')],
   linear_backward_weight: [f('M', 'N'), f('M', 'K'), f('N', 'K'), f('N')],
   linear_float32_pack: [f('N', 'K'), u('FLOAT32')],
   linear_float32_forward: [
@@ -243,6 +243,7 @@ const CALLS = {
   fill: [int(2), f('M', 'K')],
   copy_forward: [f('M', 'K'), f('M', 'K')],
   cast_forward: [f('M', 'K'), f('M', 'K')],
+  join_rows_forward: [list(f('M', 'K'), f('M', 'K')), f(2, 'M', 'K')],
   sum_rows_forward: [f('B', 'M', 'K'), f('M', 'K')],
   dot_forward: [f('M', 'K'), f('M', 'K'), f(1)],
   global_norm_forward: [list(f('M', 'K'), f('N')), f(1)],

@@ -3,6 +3,7 @@
 #include "cpu/check.h"
 #include "cpu/epilogue.h"
 #include "cpu/gemm.h"
+#include "ops/gelu/gelu.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
@@ -20,6 +21,13 @@ GemmShape backward_input_shape(In dy, In weight) {
 // dyᵀ · x, summed over all rows.
 GemmShape backward_weight_shape(In dy, In x) {
   return {dy.extent(-1), x.extent(-1), x.rows(), true, false};
+}
+
+// y ∘= gelu'(pre)
+void multiply_by_gelu_gradient(Stream& stream, const In& pre, const Out& y) {
+  const int64_t extent = y.elements();
+  const In upstream(y.data(), y.dtype(), 1, &extent);
+  gelu_backward(stream, upstream, pre, kActivationGeluTanh, y);
 }
 
 }  // namespace
@@ -47,7 +55,7 @@ size_t linear_backward_input_scratch(int threads, In dy, In weight) {
   return gemm_scratch(threads, backward_input_shape(dy, weight));
 }
 
-void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, Out dx,
+void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, MaybeIn pre, Out dx,
                            Scratch scratch) {
   constexpr char kWho[] = "linear_backward_input";
   check_not_scalar(kWho, "dy", dy);
@@ -62,8 +70,14 @@ void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, O
     check_elements(kWho, "residual", residual, shape.m * shape.n);
     output.residual = residual.data();
   }
+  if (pre.present()) {
+    check_elements(kWho, "pre", pre, shape.m * shape.n);
+    if (residual.present())
+      fail("ERR_ARGUMENT", "%s: residual must be absent with pre, got both", kWho);
+  }
   check_scratch(kWho, scratch, gemm_scratch(stream.threads(), shape));
   gemm(stream, shape, {dy.data(), shape.k}, {weight.data(), shape.n}, output, scratch);
+  if (pre.present()) multiply_by_gelu_gradient(stream, pre, dx);
 }
 
 size_t linear_backward_weight_scratch(int threads, In dy, In x) {

@@ -2,6 +2,7 @@
 #include "cpu/activation.h"
 #include "cpu/check.h"
 #include "cuda/gemm.h"
+#include "ops/gelu/gelu.h"
 #include "ops/linear/linear.h"
 #include "runtime/cuda_context.h"
 
@@ -91,7 +92,7 @@ size_t linear_backward_input_scratch(int multiprocessors, In dy, In weight) {
   return gemm_scratch(multiprocessors, backward_input_product(dy, weight));
 }
 
-void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, Out dx,
+void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, MaybeIn pre, Out dx,
                            Scratch scratch) {
   constexpr char kWho[] = "linear_backward_input";
   check_not_scalar(kWho, "dy", dy);
@@ -110,7 +111,20 @@ void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, O
     check_dtype(kWho, "residual", residual, dy.dtype());
     product.residual = residual.bytes();
   }
+  if (pre.present()) {
+    check_elements(kWho, "pre", pre, product.m * product.n);
+    check_dtype(kWho, "pre", pre, dy.dtype());
+    if (residual.present()) {
+      fail("ERR_ARGUMENT", "%s: residual must be absent with pre, got both", kWho);
+    }
+    product.gelu_of = pre.bytes();
+    if (library_gemm(stream, product)) return;
+    product.gelu_of = nullptr;
+  }
   gemm(stream, product, scratch);
+  if (!pre.present()) return;
+  const int64_t extent = dx.elements();
+  gelu_backward(stream, In(dx.bytes(), dx.dtype(), 1, &extent), pre, kActivationGeluTanh, dx);
 }
 
 size_t linear_backward_weight_scratch(int multiprocessors, In dy, In x) {

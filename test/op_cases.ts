@@ -1560,6 +1560,8 @@ function learnabilityCase(sizes: ScoreSizes): OpCase {
     op: 'learnability',
     name: `${loss}, ${text([N, E])} by ${String(F)}, weights ${String(weights.learnerWeight)} and ${String(weights.referenceWeight)}`,
     operands: scoredModels(sizes),
+    // A log-sum of a few logits is all but one of them, which is then taken off.
+    condition: loss === 'sigmoid' ? 1 : 4,
     apply: (t) =>
       ops.learnability(
         modelOf(t, 'learner'),

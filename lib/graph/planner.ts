@@ -157,8 +157,12 @@ function checkInPlace(
   donated: ReadonlySet<Tensor>,
   rootOf: (x: Tensor) => Tensor,
 ): void {
-  // The tensor that holds the current contents of a root's memory.
-  const current = new Map<Tensor, Tensor>();
+  const offsets = offsetsOf(graph);
+  const begin = (x: Tensor): number => offsets.get(x) ?? 0;
+  // Of every root, the tensors that hold the current contents of overwritten parts of its memory.
+  const current = new Map<Tensor, readonly Tensor[]>();
+  const overwrites = (x: Tensor, other: Tensor): boolean =>
+    begin(x) < begin(other) + bytesOf(other) && begin(other) < begin(x) + bytesOf(x);
   const isInput = new Set(inputs);
   for (const node of graph.nodes) {
     for (const x of operandsOf(node)) checkCurrent(x, node.label);
@@ -173,21 +177,26 @@ function checkInPlace(
           `compile: ${node.label} must overwrite only donated inputs, got one that is not donated`,
         );
       }
-      current.set(root, output);
+      replace(root, source, output);
     }
     if (node.definition?.kernel === 'alias') {
       const [source] = operandsOf(node);
       const output = Object.values(node.outputs)[0];
-      if (source !== undefined && output !== undefined && current.get(rootOf(source)) === source) {
-        current.set(rootOf(source), output);
-      }
+      if (source === undefined || output === undefined) continue;
+      const held = current.get(rootOf(source)) ?? [];
+      if (held.includes(source)) replace(rootOf(source), source, output);
     }
   }
   for (const result of graph.results) checkCurrent(result, 'the results');
 
+  function replace(root: Tensor, source: Tensor, output: Tensor): void {
+    const others = (current.get(root) ?? []).filter((x) => !overwrites(x, source));
+    current.set(root, [...others, output]);
+  }
+
   function checkCurrent(x: Tensor, reader: string): void {
-    const latest = current.get(rootOf(x));
-    if (latest === undefined || latest === x) return;
+    const held = current.get(rootOf(x)) ?? [];
+    if (held.every((latest) => latest === x || !overwrites(latest, x))) return;
     throw new SiglipError(
       'ERR_ARGUMENT',
       `compile: ${reader} must read a value before it is overwritten in place, got ${x.node.label} after its update`,

@@ -127,11 +127,11 @@ std::vector<Kernel> rows(DeviceKind kind, Isa isa) {
       SIGLIP_KERNEL(token_write, "token", "positions", "y"),
       SIGLIP_KERNEL(mask_tokens_forward, "x", "mask", "token", "y"),
       SIGLIP_KERNEL(mask_tokens_backward, "dy", "mask", "dx", "dtoken"),
-      SIGLIP_CPU_KERNEL_SCRATCH(prototype_loss_forward,
-                                ("student", "teacher", "teacher_prototypes"),  //
-                                "student", "student_prototypes", "teacher", "teacher_prototypes",
-                                "centre", "weights", "teacher_rows", "teacher_temperature",
-                                "student_temperature", "loss", "student_lse", "teacher_lse"),
+      SIGLIP_KERNEL_SCRATCH(prototype_loss_forward,
+                            ("student", "teacher", "teacher_prototypes"),  //
+                            "student", "student_prototypes", "teacher", "teacher_prototypes",
+                            "centre", "weights", "teacher_rows", "teacher_temperature",
+                            "student_temperature", "loss", "student_lse", "teacher_lse"),
       SIGLIP_KERNEL_SCRATCH(
           prototype_loss_backward, ("student", "teacher", "teacher_prototypes"),  //
           "dloss", "student", "student_prototypes", "teacher", "teacher_prototypes", "centre",

@@ -8,6 +8,9 @@ import { map } from '../reference/nd_array';
 import type { Arrays, OpCase } from '../op_cases';
 
 const FACTOR = 2;
+/** The largest error of few elements is a matter of luck. */
+const FACTOR_OF_FEW = 3;
+const FEW = 1000;
 /** Half a unit in the last place of a bfloat16, relative: it has eight bits. */
 const ROUNDING = 2 ** -8;
 /** Of what cancels altogether the roundings of its terms are left, which are of order one. */
@@ -53,7 +56,7 @@ function errorOf(actual: ArrayLike<number>, exact: NdArray): Error2 {
  * Throws unless a result is within the bar.
  *
  * @param plain - of the plain implementation, before its results are rounded
- * @returns the error over the plain one's, at most {@link FACTOR}
+ * @returns the error over the plain one's
  */
 export function expectBfloat16(
   name: string,
@@ -74,9 +77,10 @@ export function expectBfloat16(
     const allowed = Math.max(theirs[kind], ROUNDING * size[kind], CANCELLED);
     if (ours[kind] === 0) continue;
     const ratio = ours[kind] / allowed;
-    if (!(ratio <= FACTOR)) {
+    const factor = kind === 'max' && exact.data.length < FEW ? FACTOR_OF_FEW : FACTOR;
+    if (!(ratio <= factor)) {
       throw new Error(
-        `${name}: ${kind} error must be at most ${String(FACTOR)} times the plain ${allowed.toExponential(2)}, ` +
+        `${name}: ${kind} error must be at most ${String(factor)} times the plain ${allowed.toExponential(2)}, ` +
           `got ${ours[kind].toExponential(2)} (${ratio.toFixed(2)} times; values to ${size.max.toExponential(1)})`,
       );
     }

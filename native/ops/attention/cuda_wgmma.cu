@@ -1,8 +1,9 @@
 // The forward on sm_90a of up to 256 keys. A block is there for the whole call (one to a
 // multiprocessor): a warpgroup of it has the copy engine load what comes next, while others, each with 64
 // queries at a time, compute. Their products overlap: while one takes exponentials, another multiplies.
-// The keys of a warpgroup are halved, so that its own products overlap with its exponentials as well.
-// Two warpgroups have the scores of all keys in registers at once, three those of one half.
+// The keys of a warpgroup are halved, so that its own products overlap with its exponentials as well: two
+// warpgroups have the scores of all keys in registers at once, three those of one half. The highest score
+// of the first half serves the second too, unless that is far above.
 #include <algorithm>
 
 #include "ops/attention/cuda_wgmma.cuh"
@@ -76,7 +77,7 @@ struct Softmax {
     reference[1] = highest[1] * c;
   }
 
-  // The reference rises to that of scores of up to `highest`; what was taken before is to be multiplied by
+  // The reference rises to that of the highest scores; what was taken before is to be multiplied by
   // `factor`.
   __device__ __forceinline__ void raise(const float (&highest)[2], float c, float (&factor)[2]) {
 #pragma unroll
@@ -132,83 +133,62 @@ __device__ __forceinline__ void attend(Softmax& softmax, WidthSums<kWidth>& sums
   constexpr int kFirst = (kSteps + 1) / 2;  // steps of the first half,
   constexpr int kSecond = kSteps - kFirst;  // and of the second
   constexpr int kSplit = kFirst * 16;
-  uint32_t p[kFirst][4];
+  constexpr bool kAtOnce = kConsumers<kWidth> == 2;
   float s1[kSplit / 2];
+  float s2[kSecond * 8];
+  uint32_t p[kFirst][4];
   wgmma_fence();
   multiply_rows<kWidth, kChunk, kRows, kSplit>(s1, queries, 0, keys, 0);
   wgmma_commit();
-  if constexpr (kConsumers<kWidth> == 2) {
-    float s2[kSecond * 8];
+  if constexpr (kAtOnce) {
     multiply_rows<kWidth, kChunk, kRows, kSecond * 16>(s2, queries, 0, keys, kSplit);
     wgmma_commit();
-    queued();
-    wgmma_wait<1>();
-    keep_in_place(s1);
-    if (count < kSplit) limit_keys<kSplit>(s1, count);
-    softmax.begin(s1, c);
+  }
+  queued();
+  wgmma_wait<kAtOnce ? 1 : 0>();
+  keep_in_place(s1);
+  if (count < kSplit) limit_keys<kSplit>(s1, count);
+  softmax.begin(s1, c);
+  if constexpr (kAtOnce) {
     softmax.exponentials<kFirst / 2>(s1, 0, c, p);
     wgmma_wait<0>();
     keep_in_place(s2);
     scored();
-    if (count < kKeys) limit_keys<kSecond * 16>(s2, count - kSplit);
-    float highest[2];
-    thread_maxima(s2, highest);
     softmax.exponentials<kFirst - kFirst / 2>(s1, kFirst / 2, c, p + kFirst / 2);
-    // Powers of up to 2^64 above the reference lose nothing; beyond them it rises.
-    const float above = fmaxf(fmaf(highest[0], c, -softmax.reference[0]),
-                              fmaf(highest[1], c, -softmax.reference[1]));
-    if (__any_sync(0xffffffffU, above > 64.0F)) {
-      highest[0] = quad_max(highest[0]);
-      highest[1] = quad_max(highest[1]);
-      float factor[2];
-      softmax.raise(highest, c, factor);
-#pragma unroll
-      for (int i = 0; i < kFirst * 4; ++i) {
-        uint32_t& pair = p[i / 4][i % 4];
-        pair = pack_bfloat16(low_of_bfloat16(pair) * factor[i % 2],
-                             high_of_bfloat16(pair) * factor[i % 2]);
-      }
-    }
-    await_values();
-    queue_sums<kWidth, kRows, kFirst>(sums, p, values, 0);
-    constexpr int kGroup = kSecond % 4 == 0 ? 4 : 2;
-#pragma unroll
-    for (int first = 0; first < kSecond; first += kGroup) {
-      uint32_t group[kGroup][4];
-      softmax.exponentials<kGroup>(s2, first, c, group);
-      queue_sums<kWidth, kRows, kGroup>(sums, group, values, kSplit + first * 16);
-    }
   } else {
-    queued();
-    wgmma_wait<0>();
-    keep_in_place(s1);
-    if (count < kSplit) limit_keys<kSplit>(s1, count);
-    softmax.begin(s1, c);
     softmax.exponentials<kFirst>(s1, 0, c, p);
-    float s2[kSecond * 8];
     wgmma_fence();
     multiply_rows<kWidth, kChunk, kRows, kSecond * 16>(s2, queries, 0, keys, kSplit);
     wgmma_commit();
-    await_values();
-    queue_sums<kWidth, kRows, kFirst>(sums, p, values, 0);
+  }
+  await_values();
+  queue_sums<kWidth, kRows, kFirst>(sums, p, values, 0);
+  if constexpr (!kAtOnce) {
     wgmma_wait<1>();
     keep_in_place(s2);
     scored();
-    if (count < kKeys) limit_keys<kSecond * 16>(s2, count - kSplit);
-    float highest[2];
-    row_maxima(s2, highest);
-    float factor[2];
-    softmax.raise(highest, c, factor);
-    uint32_t early[kSecond / 2][4];
-    softmax.exponentials<kSecond / 2>(s2, 0, c, early);
+  }
+  if (count < kKeys) limit_keys<kSecond * 16>(s2, count - kSplit);
+  // Powers of up to 2^64 above the reference lose nothing; beyond them it rises.
+  float highest[2];
+  thread_maxima(s2, highest);
+  const float above =
+      fmaxf(fmaf(highest[0], c, -softmax.reference[0]), fmaf(highest[1], c, -softmax.reference[1]));
+  if (__any_sync(0xffffffffU, above > 64.0F)) {
     wgmma_wait<0>();
     sums.keep();
+    highest[0] = quad_max(highest[0]);
+    highest[1] = quad_max(highest[1]);
+    float factor[2];
+    softmax.raise(highest, c, factor);
     sums.scale(factor[0], factor[1]);
-    queue_sums<kWidth, kRows, kSecond / 2>(sums, early, values, kSplit);
-    constexpr int kLate = kSecond - kSecond / 2;
-    uint32_t late[kLate][4];
-    softmax.exponentials<kLate>(s2, kSecond / 2, c, late);
-    queue_sums<kWidth, kRows, kLate>(sums, late, values, kSplit + kSecond / 2 * 16);
+  }
+  constexpr int kGroup = kAtOnce && kSecond % 4 == 0 ? 4 : 2;
+#pragma unroll
+  for (int first = 0; first < kSecond; first += kGroup) {
+    uint32_t group[kGroup][4];
+    softmax.exponentials<kGroup>(s2, first, c, group);
+    queue_sums<kWidth, kRows, kGroup>(sums, group, values, kSplit + first * 16);
   }
 }
 

@@ -77,9 +77,15 @@ struct Softmax {
     reference[1] = highest[1] * c;
   }
 
-  // The reference rises to that of the highest scores; what was taken before is to be multiplied by
-  // `factor`.
-  __device__ __forceinline__ void raise(const float (&highest)[2], float c, float (&factor)[2]) {
+  // The reference rises to the highest of s too; what was taken and summed up before is scaled.
+  template <int kWidth, int kCount>
+  __device__ __forceinline__ void raise(const float (&s)[kCount], float c,
+                                        WidthSums<kWidth>& sums) {
+    wgmma_wait<0>();
+    sums.keep();
+    float highest[2];
+    row_maxima(s, highest);
+    float factor[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float next = fmaxf(reference[half], highest[half] * c);
@@ -88,6 +94,7 @@ struct Softmax {
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) total[i] *= factor[i % 2];
+    sums.scale(factor[0], factor[1]);
   }
 
   // Fragments of the exponentials of kSteps · 16 columns of s, from step `first` on.
@@ -174,15 +181,7 @@ __device__ __forceinline__ void attend(Softmax& softmax, WidthSums<kWidth>& sums
   thread_maxima(s2, highest);
   const float above =
       fmaxf(fmaf(highest[0], c, -softmax.reference[0]), fmaf(highest[1], c, -softmax.reference[1]));
-  if (__any_sync(0xffffffffU, above > 64.0F)) {
-    wgmma_wait<0>();
-    sums.keep();
-    highest[0] = quad_max(highest[0]);
-    highest[1] = quad_max(highest[1]);
-    float factor[2];
-    softmax.raise(highest, c, factor);
-    sums.scale(factor[0], factor[1]);
-  }
+  if (__any_sync(0xffffffffU, above > 64.0F)) softmax.raise(s2, c, sums);
   constexpr int kGroup = kAtOnce && kSecond % 4 == 0 ? 4 : 2;
 #pragma unroll
   for (int first = 0; first < kSecond; first += kGroup) {

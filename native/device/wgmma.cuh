@@ -14,8 +14,7 @@ namespace siglip::cuda {
 
 // How an operand lies in shared memory: rows of 128, 64 or 32 bytes, their 16-byte pieces exchanged
 // as the copy engine does it (runtime/tensor_map.h); patterns begin at multiples of 1024, 512, 256.
-// Or in columns of 16-byte pieces of rows, one row after the other.
-enum class OperandLayout : uint64_t { kColumns = 0, k128 = 1, k64 = 2, k32 = 3 };
+enum class OperandLayout : uint64_t { k128 = 1, k64 = 2, k32 = 3 };
 
 template <int kRowBytes>
 struct LayoutOfRow;
@@ -55,17 +54,6 @@ template <int kRowBytes>
 __host__ __device__ __forceinline__ constexpr uint64_t operand_across_k(uint32_t address,
                                                                         uint32_t next) {
   return operand_descriptor(address, next, 8 * kRowBytes, LayoutOfRow<kRowBytes>::value);
-}
-
-// The same of an operand in columns of 16-byte pieces, whose rows are 16 bytes apart: `next` bytes
-// lead from one column to the next. A step of 16 elements of k is two columns, or 16 rows.
-__host__ __device__ __forceinline__ constexpr uint64_t columns_along_k(uint32_t address,
-                                                                       uint32_t next) {
-  return operand_descriptor(address, next, 8 * 16, OperandLayout::kColumns);
-}
-__host__ __device__ __forceinline__ constexpr uint64_t columns_across_k(uint32_t address,
-                                                                        uint32_t next) {
-  return operand_descriptor(address, 8 * 16, next, OperandLayout::kColumns);
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -161,8 +149,6 @@ struct Wgmma;
 #define SIGLIP_WGMMA_NAMES_TO_15 SIGLIP_WGMMA_NAMES_TO_14 ", " SIGLIP_WGMMA_NAMES_15
 #define SIGLIP_WGMMA_SUMS_TO_15 SIGLIP_WGMMA_SUMS_TO_14, SIGLIP_WGMMA_SUMS_15
 
-#define SIGLIP_WGMMA_NAMES_TO_4_HALF SIGLIP_WGMMA_NAMES_TO_3 ", %32, %33, %34, %35"
-#define SIGLIP_WGMMA_SUMS_TO_4_HALF SIGLIP_WGMMA_SUMS_TO_3, "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
 
 // n columns, `last` = n / 16 - 1; i0 .. i6 the numbers of the operands behind the n / 2 sums.
 #define SIGLIP_WGMMA(n, last, i0, i1, i2, i3, i4, i5, i6)                                             \
@@ -193,7 +179,6 @@ SIGLIP_WGMMA(16, 0, 8, 9, 10, 11, 12, 13, 14)
 SIGLIP_WGMMA(32, 1, 16, 17, 18, 19, 20, 21, 22)
 SIGLIP_WGMMA(48, 2, 24, 25, 26, 27, 28, 29, 30)
 SIGLIP_WGMMA(64, 3, 32, 33, 34, 35, 36, 37, 38)
-SIGLIP_WGMMA(72, 4_HALF, 36, 37, 38, 39, 40, 41, 42)
 SIGLIP_WGMMA(80, 4, 40, 41, 42, 43, 44, 45, 46)
 SIGLIP_WGMMA(96, 5, 48, 49, 50, 51, 52, 53, 54)
 SIGLIP_WGMMA(112, 6, 56, 57, 58, 59, 60, 61, 62)
@@ -207,8 +192,6 @@ SIGLIP_WGMMA(224, 13, 112, 113, 114, 115, 116, 117, 118)
 SIGLIP_WGMMA(240, 14, 120, 121, 122, 123, 124, 125, 126)
 SIGLIP_WGMMA(256, 15, 128, 129, 130, 131, 132, 133, 134)
 #undef SIGLIP_WGMMA
-#undef SIGLIP_WGMMA_NAMES_TO_4_HALF
-#undef SIGLIP_WGMMA_SUMS_TO_4_HALF
 #undef SIGLIP_WGMMA_NAMES_0
 #undef SIGLIP_WGMMA_SUMS_0
 #undef SIGLIP_WGMMA_NAMES_TO_0

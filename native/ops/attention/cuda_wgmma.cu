@@ -1,115 +1,268 @@
-// The forward on sm_90a of up to 256 keys: all scores of a query are in registers at once. A block is
-// there for the whole call (one to a multiprocessor): a warpgroup of it loads what comes next, or has
-// the copy engine do it, while two, each with 64 queries at a time, compute. Their products overlap:
-// while one takes exponentials, the other multiplies.
+// The forward on sm_90a of up to 256 keys. A block is there for the whole call (one to a
+// multiprocessor): a warpgroup of it has the copy engine load what comes next, while others, each with 64
+// queries at a time, compute. Their products overlap: while one takes exponentials, another multiplies.
+// The keys of a warpgroup are halved, so that its own products overlap with its exponentials as well: two
+// warpgroups have the scores of all keys in registers at once, three those of one half. The highest score
+// of the first half serves the second too, unless that is far above.
+#include <algorithm>
+
 #include "ops/attention/cuda_wgmma.cuh"
 
 namespace siglip::cuda::attention {
 namespace {
 
-constexpr int kConsumers = 2;  // warpgroups
-constexpr int kThreads = 128 * (kConsumers + 1);
 constexpr int kChunk = kBoxRows;  // queries of a warpgroup at a time
+
+// Warpgroups that compute: three where registers suffice.
+template <int kWidth>
+inline constexpr int kConsumers = kWidth == 64 ? 3 : 2;
 
 struct ForwardExtents {
   int items;  // (image, head)
   int heads;
   int queries;
   int keys;
+  int whole;  // items that a block takes whole,
+  int parts;  // and what others are cut into
+};
+
+// What a block works on at a time: some chunks of an item.
+struct Work {
+  int item;
+  int begin;
+  int end;
 };
 
 // Places in shared memory for kKeys keys of kWidth elements.
 template <int kWidth, int kKeys>
 struct ShortPlan {
+  static constexpr int kThreads = 128 * (kConsumers<kWidth> + 1);
   static constexpr int kRows = (kKeys + kBoxRows - 1) / kBoxRows * kBoxRows;  // loaded
   static constexpr int kKeyBytes = Columns<kWidth>::tile_bytes(kRows);
   static constexpr int kChunkBytes = Columns<kWidth>::tile_bytes(kChunk);
-  static constexpr int kKeyStages = kRows > 128 ? 2 : kRows > 64 ? (kWidth > 64 ? 3 : 4) : 6;
-  static constexpr int kValueStages = kRows > 128 && kWidth > 72 ? 1 : kKeyStages;
-  static constexpr int kChunkStages = kWidth > 72 || (kWidth > 64 && kRows > 128) ? 6 : 8;
-  static constexpr int kBarriers = 2 * (kKeyStages + kValueStages + kChunkStages);
+  static constexpr int kMostStages = 8;
+  static constexpr int kFree = kSharedLimit - 1024 - 4 * kMostStages * 8;
+  // Of keys and of values in turn; at least six chunks are left space.
+  static constexpr int kStages = std::min((kFree - 6 * kChunkBytes) / kKeyBytes, kMostStages);
+  static constexpr int kChunkStages =
+      std::min((kFree - kStages * kKeyBytes) / kChunkBytes, kMostStages);
+  static constexpr int kBarriers = 2 * (kStages + kChunkStages);
   static constexpr int kBytes =
-      (kKeyStages + kValueStages) * kKeyBytes + kChunkStages * kChunkBytes + kBarriers * 8 + 1024;
-  static_assert(kBytes <= kSharedLimit, "too much shared memory");
+      kStages * kKeyBytes + kChunkStages * kChunkBytes + kBarriers * 8 + 1024;
+  static_assert(kStages >= 3 && kChunkStages >= 6 && kBytes <= kSharedLimit,
+                "too much shared memory");
 };
 
-template <int kWidth, int kKeys>
-__global__ void __launch_bounds__(kThreads, 1)
-    attention_forward_short(const __grid_constant__ ForwardTensors<kWidth> tensors,
-                            ForwardExtents e, float c, float* lse) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using C = Columns<kWidth>;
+
+__device__ __forceinline__ Work work_of(const ForwardExtents& e, int index) {
+  const int chunks = ceil_div(e.queries, kChunk);
+  if (index < e.whole) return {index, 0, chunks};
+  const int rest = e.items - e.whole;
+  const int part = (index - e.whole) / rest;
+  return {e.whole + (index - e.whole) % rest, part * chunks / e.parts,
+          (part + 1) * chunks / e.parts};
+}
+
+// Of the thread's two rows: what was subtracted from the exponents of 2, and sums of its columns.
+struct Softmax {
+  float reference[2];
+  float total[4] = {};
+
+  template <int kCount>
+  __device__ __forceinline__ void begin(const float (&s)[kCount], float c) {
+    float highest[2];
+    row_maxima(s, highest);
+    reference[0] = highest[0] * c;
+    reference[1] = highest[1] * c;
+  }
+
+  // The reference rises to the highest of s too; what was taken and summed up before is scaled.
+  template <int kWidth, int kCount>
+  __device__ __forceinline__ void raise(const float (&s)[kCount], float c,
+                                        WidthSums<kWidth>& sums) {
+    wgmma_wait<0>();
+    sums.keep();
+    float highest[2];
+    row_maxima(s, highest);
+    float factor[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float next = fmaxf(reference[half], highest[half] * c);
+      factor[half] = exp2_fast(reference[half] - next);
+      reference[half] = next;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) total[i] *= factor[i % 2];
+    sums.scale(factor[0], factor[1]);
+  }
+
+  // Fragments of the exponentials of kSteps · 16 columns of s, from step `first` on.
+  template <int kSteps, int kCount>
+  __device__ __forceinline__ void exponentials(const float (&s)[kCount], int first, float c,
+                                               uint32_t (*p)[4]) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // The fragment's i-th register: rows g and g + 8 in turn, of the first 8 keys, then the next.
+        const float* x = s + (first + step) * 8 + i * 2;
+        const float low = exp2_fast(fmaf(x[0], c, -reference[i % 2]));
+        const float high = exp2_fast(fmaf(x[1], c, -reference[i % 2]));
+        total[i] += low + high;
+        p[step][i] = pack_bfloat16(low, high);
+      }
+    }
+  }
+};
+
+// Queues the products of kSteps fragments and the values from row `first` on.
+template <int kWidth, int kRows, int kSteps>
+__device__ __forceinline__ void queue_sums(WidthSums<kWidth>& sums, const uint32_t (*p)[4],
+                                           uint32_t values, int first) {
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    mix_rows<kWidth, kRows>(sums, p[step], values, first + step * 16, first + step > 0 ? 1 : 0);
+  }
+  wgmma_commit();
+}
+
+// Attention of a chunk of queries: sums are queued. It calls queued() while the first scores are computed,
+// scored() when the last are, and await_values() before it reads values.
+template <int kWidth, int kKeys, typename Queued, typename Scored, typename Await>
+__device__ __forceinline__ void attend(Softmax& softmax, WidthSums<kWidth>& sums, uint32_t queries,
+                                       uint32_t keys, uint32_t values, int count, float c,
+                                       const Queued& queued, const Scored& scored,
+                                       const Await& await_values) {
+  constexpr int kRows = ShortPlan<kWidth, kKeys>::kRows;
+  constexpr int kSteps = kKeys / 16;
+  constexpr int kFirst = (kSteps + 1) / 2;  // steps of the first half,
+  constexpr int kSecond = kSteps - kFirst;  // and of the second
+  constexpr int kSplit = kFirst * 16;
+  constexpr bool kAtOnce = kConsumers<kWidth> == 2;
+  float s1[kSplit / 2];
+  float s2[kSecond * 8];
+  uint32_t p[kFirst][4];
+  wgmma_fence();
+  multiply_rows<kWidth, kChunk, kRows, kSplit>(s1, queries, 0, keys, 0);
+  wgmma_commit();
+  if constexpr (kAtOnce) {
+    multiply_rows<kWidth, kChunk, kRows, kSecond * 16>(s2, queries, 0, keys, kSplit);
+    wgmma_commit();
+  }
+  queued();
+  wgmma_wait<kAtOnce ? 1 : 0>();
+  keep_in_place(s1);
+  if (count < kSplit) limit_keys<kSplit>(s1, count);
+  softmax.begin(s1, c);
+  if constexpr (kAtOnce) {
+    softmax.exponentials<kFirst / 2>(s1, 0, c, p);
+    wgmma_wait<0>();
+    keep_in_place(s2);
+    scored();
+    softmax.exponentials<kFirst - kFirst / 2>(s1, kFirst / 2, c, p + kFirst / 2);
+  } else {
+    softmax.exponentials<kFirst>(s1, 0, c, p);
+    wgmma_fence();
+    multiply_rows<kWidth, kChunk, kRows, kSecond * 16>(s2, queries, 0, keys, kSplit);
+    wgmma_commit();
+  }
+  await_values();
+  queue_sums<kWidth, kRows, kFirst>(sums, p, values, 0);
+  if constexpr (!kAtOnce) {
+    wgmma_wait<1>();
+    keep_in_place(s2);
+    scored();
+  }
+  if (count < kKeys) limit_keys<kSecond * 16>(s2, count - kSplit);
+  // Powers of up to 2^64 above the reference lose nothing; beyond them it rises.
+  float highest[2];
+  thread_maxima(s2, highest);
+  const float above =
+      fmaxf(fmaf(highest[0], c, -softmax.reference[0]), fmaf(highest[1], c, -softmax.reference[1]));
+  if (__any_sync(0xffffffffU, above > 64.0F)) softmax.raise(s2, c, sums);
+  constexpr int kGroup = kAtOnce && kSecond % 4 == 0 ? 4 : 2;
+#pragma unroll
+  for (int first = 0; first < kSecond; first += kGroup) {
+    uint32_t group[kGroup][4];
+    softmax.exponentials<kGroup>(s2, first, c, group);
+    queue_sums<kWidth, kRows, kGroup>(sums, group, values, kSplit + first * 16);
+  }
+}
+
+#endif  // sm_90a
+
+template <int kWidth, int kKeys>
+__global__ void __launch_bounds__(128 * (kConsumers<kWidth> + 1), 1)
+    attention_forward_short(const __grid_constant__ ForwardTensors tensors, ForwardExtents e,
+                            float c, float* lse) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Plan = ShortPlan<kWidth, kKeys>;
-  constexpr int kRows = Plan::kRows;
+  constexpr int kGroups = kConsumers<kWidth>;
   extern __shared__ char memory[];
-  char* const keys = memory + (1024 - shared_address(memory) % 1024) % 1024;
-  char* const values = keys + Plan::kKeyStages * Plan::kKeyBytes;
-  char* const chunks = values + Plan::kValueStages * Plan::kKeyBytes;  // queries, then results
-  uint64_t* const key_full =
+  char* const tiles = memory + (1024 - shared_address(memory) % 1024) % 1024;
+  char* const chunks = tiles + Plan::kStages * Plan::kKeyBytes;  // queries, then results
+  uint64_t* const full =
       reinterpret_cast<uint64_t*>(chunks + Plan::kChunkStages * Plan::kChunkBytes);
-  uint64_t* const key_empty = key_full + Plan::kKeyStages;
-  uint64_t* const value_full = key_empty + Plan::kKeyStages;
-  uint64_t* const value_empty = value_full + Plan::kValueStages;
-  uint64_t* const chunk_full = value_empty + Plan::kValueStages;
+  uint64_t* const empty = full + Plan::kStages;
+  uint64_t* const chunk_full = empty + Plan::kStages;
   uint64_t* const chunk_empty = chunk_full + Plan::kChunkStages;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Plan::kKeyStages; ++i) {
-      barrier_init(key_full + i, C::kLoaders);
-      barrier_init(key_empty + i, kConsumers);
-    }
-    for (int i = 0; i < Plan::kValueStages; ++i) {
-      barrier_init(value_full + i, C::kLoaders);
-      barrier_init(value_empty + i, kConsumers);
+    for (int i = 0; i < Plan::kStages; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, 4 * kGroups);  // every warp
     }
     for (int i = 0; i < Plan::kChunkStages; ++i) {
-      barrier_init(chunk_full + i, C::kLoaders);
-      barrier_init(chunk_empty + i, C::kStorers);
+      barrier_init(chunk_full + i, 1);
+      barrier_init(chunk_empty + i, 1);
     }
     barrier_init_fence();
   }
-  fill_up_tiles<kWidth, kRows>(keys, Plan::kKeyStages + Plan::kValueStages);
-  fill_up_tiles<kWidth, kChunk>(chunks, Plan::kChunkStages);
   __syncthreads();
-  const unsigned count = ceil_div(e.queries, kChunk);  // chunks of an item
   // Told to the compiler as the same for a whole warp.
   const unsigned group = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
+  const int works = e.whole + (e.items - e.whole) * e.parts;
 
-  if (group == kConsumers) {  // the producer
-    registers_lower<kProducerRegisters<kWidth>>();
-    if (threadIdx.x % 128 >= C::kLoaders) return;
-    unsigned n = 0;  // items, and chunks, so far
+  if (group == kGroups) {  // the producer
+    registers_lower<kProducerRegisters<kGroups>>();
+    if (threadIdx.x % 128 > 0) return;
+    unsigned n = 0;  // tiles, and chunks, so far
     unsigned chunk_n = 0;
-    const auto load_chunk = [&](unsigned chunk, int head, int image) {
-      const Place<Plan::kChunkStages> place(chunk_n++);
-      barrier_wait(chunk_empty + place.stage, place.parity ^ 1U);
-      load_tile<kWidth, kChunk>(chunks + place.stage * Plan::kChunkBytes, tensors.q,
-                                chunk_full + place.stage, head, static_cast<int>(chunk) * kChunk,
-                                image);
-    };
-    for (int item = blockIdx.x; item < e.items; item += gridDim.x, ++n) {
-      const int head = item % e.heads;
-      const int image = item / e.heads;
-      const Place<Plan::kKeyStages> key(n);
-      barrier_wait(key_empty + key.stage, key.parity ^ 1U);
-      load_tile<kWidth, kRows>(keys + key.stage * Plan::kKeyBytes, tensors.k, key_full + key.stage,
-                               head, 0, image);
+    for (int index = blockIdx.x; index < works; index += gridDim.x) {
+      const Work work = work_of(e, index);
+      const int head = work.item % e.heads;
+      const int image = work.item / e.heads;
+      const auto load_keys = [&](const TensorMaps& maps) {
+        const Place<Plan::kStages> place(n++);
+        barrier_wait(empty + place.stage, place.parity ^ 1U);
+        load_tile<kWidth, Plan::kRows>(tiles + place.stage * Plan::kKeyBytes, maps,
+                                       full + place.stage, head, 0, image);
+      };
+      const auto load_chunk = [&](int chunk) {
+        const Place<Plan::kChunkStages> place(chunk_n++);
+        barrier_wait(chunk_empty + place.stage, place.parity ^ 1U);
+        load_tile<kWidth, kChunk>(chunks + place.stage * Plan::kChunkBytes, tensors.q,
+                                  chunk_full + place.stage, head, chunk * kChunk, image);
+      };
+      load_keys(tensors.k);
       // What the warpgroups begin with, before values whose place may still be taken.
-      unsigned chunk = 0;
-      for (; chunk < kConsumers && chunk < count; ++chunk) load_chunk(chunk, head, image);
-      const Place<Plan::kValueStages> value(n);
-      barrier_wait(value_empty + value.stage, value.parity ^ 1U);
-      load_tile<kWidth, kRows>(values + value.stage * Plan::kKeyBytes, tensors.v,
-                               value_full + value.stage, head, 0, image);
-      for (; chunk < count; ++chunk) load_chunk(chunk, head, image);
+      int chunk = work.begin;
+      for (; chunk < work.end && chunk < work.begin + kGroups; ++chunk) load_chunk(chunk);
+      load_keys(tensors.v);
+      for (; chunk < work.end; ++chunk) load_chunk(chunk);
     }
-    finish_loads<kWidth>();
     return;
   }
 
-  registers_raise<kConsumerRegisters<kWidth>>();
+  registers_raise<kConsumerRegisters<kGroups>>();
   const bool elected = threadIdx.x % 128 == 0;
   const int lane = threadIdx.x % 32;
   const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;  // the upper one
+  const auto release = [&](uint64_t* barrier) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(barrier);
+  };
   int storing = -1;  // place of a chunk whose results are on their way
   const auto finish_store = [&] {
     if (!elected || storing < 0) return;
@@ -118,99 +271,68 @@ __global__ void __launch_bounds__(kThreads, 1)
     storing = -1;
   };
   unsigned n = 0;
-  unsigned first_chunk = 0;  // of the item, counted over all
-  for (int item = blockIdx.x; item < e.items; item += gridDim.x, ++n, first_chunk += count) {
-    const int head = item % e.heads;
-    const int image = item / e.heads;
-    const Place<Plan::kKeyStages> key(n);
-    const Place<Plan::kValueStages> value(n);
-    const uint32_t key_tile = shared_address(keys + key.stage * Plan::kKeyBytes);
-    const uint32_t value_tile = shared_address(values + value.stage * Plan::kKeyBytes);
-    wait_loaded<kWidth>(key_full + key.stage, key.parity);
-    for (unsigned chunk = (group + first_chunk) % kConsumers; chunk < count; chunk += kConsumers) {
-      const unsigned chunk_n = first_chunk + chunk;  // group, modulo kConsumers
-      const Place<Plan::kChunkStages> place(chunk_n);
+  unsigned first_chunk = 0;  // of the work, counted over all
+  for (int index = blockIdx.x; index < works; index += gridDim.x, n += 2) {
+    const Work work = work_of(e, index);
+    const int head = work.item % e.heads;
+    const int image = work.item / e.heads;
+    const Place<Plan::kStages> key(n);
+    const Place<Plan::kStages> value(n + 1);
+    const uint32_t key_tile = shared_address(tiles + key.stage * Plan::kKeyBytes);
+    const uint32_t value_tile = shared_address(tiles + value.stage * Plan::kKeyBytes);
+    const unsigned count = work.end - work.begin;
+    barrier_wait(full + key.stage, key.parity);
+    bool held = true;  // keys and values, by this warpgroup
+    // Chunks go to the warpgroups in turn, over all works.
+    for (unsigned i = (group + first_chunk * (kGroups - 1)) % kGroups; i < count; i += kGroups) {
+      const Place<Plan::kChunkStages> place(first_chunk + i);
       char* const tile = chunks + place.stage * Plan::kChunkBytes;
-      wait_loaded<kWidth>(chunk_full + place.stage, place.parity);
-
-      float s[kKeys / 2];
-      wgmma_fence();
-      multiply_rows<kWidth, kChunk, kRows, kKeys>(s, shared_address(tile), 0, key_tile, 0);
-      wgmma_commit();
-      finish_store();
-      wgmma_wait<0>();
-      keep_in_place(s);
-
-      if (e.keys < kKeys) limit_keys<kKeys>(s, e.keys);
-      float highest[2];
-      row_maxima(s, highest);
-      const float reference[2] = {highest[0] * c, highest[1] * c};
-      float total[4] = {};
-      wait_loaded<kWidth>(value_full + value.stage, value.parity);
+      const int first = (work.begin + static_cast<int>(i)) * kChunk;
+      const bool last = i + kGroups >= count;
+      barrier_wait(chunk_full + place.stage, place.parity);
+      Softmax softmax;
       WidthSums<kWidth> sums;
-      // Rows of 16 keys become factors as soon as they are exponentials, in groups of up to 64.
-      constexpr int kGroup = kKeys % 64 == 0 ? 4 : 1;
-#pragma unroll
-      for (int first = 0; first < kKeys / 16; first += kGroup) {
-        uint32_t p[kGroup][4];
-#pragma unroll
-        for (int step = 0; step < kGroup; ++step) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            // The fragment's i-th register: rows g and g + 8 in turn, of the first 8 keys, then the
-            // next.
-            const float* x = s + (first + step) * 8 + i * 2;
-            const float low = exp2_fast(fmaf(x[0], c, -reference[i % 2]));
-            const float high = exp2_fast(fmaf(x[1], c, -reference[i % 2]));
-            total[i] += low + high;
-            p[step][i] = pack_bfloat16(low, high);
-          }
-        }
-        wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < kGroup; ++step) {
-          mix_rows<kWidth, kRows>(sums, p[step], value_tile, (first + step) * 16,
-                                  first + step == 0 ? 0 : 1);
-        }
-        wgmma_commit();
-      }
-      const float sum[2] = {quad_sum(total[0] + total[2]), quad_sum(total[1] + total[3])};
+      attend<kWidth, kKeys>(
+          softmax, sums, shared_address(tile), key_tile, value_tile, e.keys, c, finish_store,
+          [&] {
+            if (last) release(empty + key.stage);
+          },
+          [&] { barrier_wait(full + value.stage, value.parity); });
+      const float total[2] = {quad_sum(softmax.total[0] + softmax.total[2]),
+                              quad_sum(softmax.total[1] + softmax.total[3])};
       if (lane % 4 == 0) {
-        float* const target = lse + static_cast<int64_t>(item) * e.queries;
-        const int query = static_cast<int>(chunk) * kChunk + row;
+        float* const target = lse + static_cast<int64_t>(work.item) * e.queries;
+        const int query = first + row;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           if (query + 8 * half < e.queries) {
-            target[query + 8 * half] = (reference[half] + __log2f(sum[half])) * kLn2;
+            target[query + 8 * half] = (softmax.reference[half] + __log2f(total[half])) * kLn2;
           }
         }
       }
       wgmma_wait<0>();
       sums.keep();
+      if (last) {
+        release(empty + value.stage);
+        held = false;
+      }
 
       named_barrier_sync(1 + static_cast<int>(group), 128);  // all have read the queries
-      write_tile<kWidth>(sums, 1.0F / sum[0], 1.0F / sum[1], shared_address(tile));
-      const int first = static_cast<int>(chunk) * kChunk;
-      if constexpr (C::kByEngine) {
-        fence_async_shared();
-        named_barrier_sync(1 + static_cast<int>(group), 128);
-        if (elected) {
-          store_tile<kWidth>(tile, tensors.o, head, first, image);
-          tma_store_commit();
-          storing = place.stage;
-        }
-      } else {
-        __syncwarp();
+      write_tile<kWidth>(sums, 1.0F / total[0], 1.0F / total[1], shared_address(tile), head);
+      fence_async_shared();
+      named_barrier_sync(1 + static_cast<int>(group), 128);
+      if (elected) {
         store_tile<kWidth>(tile, tensors.o, head, first, image);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(chunk_empty + place.stage);
+        tma_store_commit();
+        storing = place.stage;
       }
     }
-    // Even if it had no chunk here: its arrivals at a place must not overtake the place's items.
-    barrier_wait(value_full + value.stage, value.parity);
-    if (elected) {
-      barrier_arrive(key_empty + key.stage);
-      barrier_arrive(value_empty + value.stage);
+    first_chunk += count;
+    if (held) {
+      // It had no chunk here: its arrivals must not overtake what is loaded.
+      barrier_wait(full + value.stage, value.parity);
+      release(empty + key.stage);
+      release(empty + value.stage);
     }
   }
   finish_store();
@@ -220,15 +342,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <int kWidth, int kKeys>
 void run_short(const CudaContext& cuda, const ForwardCall& call) {
+  using Plan = ShortPlan<kWidth, kKeys>;
   const Shape& shape = call.shape;
   const auto kernel = attention_forward_short<kWidth, kKeys>;
-  constexpr int kBytes = ShortPlan<kWidth, kKeys>::kBytes;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-             "attention_forward_short");
-  const ForwardExtents e = {static_cast<int>(shape.batch * shape.heads), shape.heads, shape.queries,
-                            shape.keys};
-  const int blocks = e.items < cuda.multiprocessors ? e.items : cuda.multiprocessors;
-  kernel<<<blocks, kThreads, kBytes, cuda.stream>>>(
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes),
+      "attention_forward_short");
+  // What does not fill a round of all multiprocessors is cut, so that more of them have work.
+  const int items = static_cast<int>(shape.batch * shape.heads);
+  const int whole = items / cuda.multiprocessors * cuda.multiprocessors;
+  const int rest = items - whole;
+  const int parts =
+      rest > 0 ? std::min(cuda.multiprocessors / rest, ceil_div(shape.queries, kChunk)) : 1;
+  const ForwardExtents e = {items, shape.heads, shape.queries, shape.keys, whole, parts};
+  const int blocks = std::min(whole + rest * parts, cuda.multiprocessors);
+  kernel<<<blocks, Plan::kThreads, Plan::kBytes, cuda.stream>>>(
       forward_tensors<kWidth>(call), e, static_cast<float>(call.scale * kLog2E), call.lse);
   check_launch("attention_forward_short");
 }

@@ -1,14 +1,11 @@
 // What the kernels for sm_90a share: how a head's rows lie in shared memory, and products of them.
 //
-// Widths up to 64 and up to 96: a tile of R rows is kept in columns of rows, first those of 64 elements
-// (128 bytes), then the rest of the padded width, 32 elements. The copy engine fills in zeros for rows
-// and elements that are not there.
-// Width 72: its rows of 144 bytes suit the copy engine badly, so the producer's threads copy them in
-// pieces of 16 bytes, each to the column of its place in the row. Columns are a piece longer than R, so
-// that a row's pieces are in different banks. A tenth column of zeros fills up the last product.
+// A tile of R rows is kept in columns of rows, first those of 64 elements (128 bytes), then the rest of
+// the padded width. The copy engine fills in zeros for rows and elements that are not there.
+// Heads of 72 begin at multiples of 144 bytes, every other one in the middle of a 32-byte sector, which
+// the copy engine loads slowly. Tiles of those begin 8 elements earlier, outside the head, with zeros:
+// it is products of such tiles that are taken, and sums over the width are as far to the right.
 #pragma once
-
-#include <type_traits>
 
 #include "device/mma.cuh"
 #include "device/tma.cuh"
@@ -21,37 +18,27 @@ namespace siglip::cuda::attention {
 inline constexpr int kBoxRows = 64;  // of every copy
 inline constexpr int kSharedLimit = 227 * 1024;
 
-// Of a head width.
+// Of a head width, which is padded unless it is 72.
 template <int kWidth>
 struct Columns {
-  static constexpr bool kByEngine = true;
+  static constexpr bool kShifted = kWidth == 72;
   static constexpr int kMain = 64;
-  static constexpr int kRest = kWidth - kMain;
-  static_assert(kRest == 0 || kRest == 32, "no such layout");
+  static constexpr int kRest = kShifted ? 16 : kWidth - kMain;
+  static_assert(kRest == 0 || kRest == 16 || kRest == 32, "no such layout");
   static constexpr int kMainBytes = 128;
-  static constexpr int kRestBytes = 64;  // of a row
-  static constexpr int tile_bytes(int rows) { return rows * kWidth * 2; }
-  static constexpr int kLoaders = 1;  // arrivals that make a tile full,
-  static constexpr int kStorers = 1;  // and of a warpgroup those that make one empty
+  static constexpr int kRestBytes = kRest == 0 ? 32 : kRest * 2;  // of a row
+  static constexpr int kResultBytes = kWidth * 2;                 // where rows are shifted
+  static constexpr int tile_bytes(int rows) { return rows * (kMain + kRest) * 2; }
+
+  // Element of a head that a tile begins with.
+  __device__ static int first(int head) { return kShifted ? -8 * (head & 1) : 0; }
 };
 
-template <>
-struct Columns<72> {
-  static constexpr bool kByEngine = false;
-  static constexpr int kMain = 72;
-  static constexpr int kRest = 0;
-  static constexpr int kPieces = 9;  // of 16 bytes
-  static constexpr int column_bytes(int rows) { return (rows + 1) * 16; }
-  static constexpr int tile_bytes(int rows) { return (kPieces + 1) * column_bytes(rows); }
-  static constexpr int kLoaders = 128;
-  static constexpr int kStorers = 4;
-};
-
-// Of the warpgroup that loads and of two that compute, 128 · 504 together: what a block has.
-template <int kWidth>
-inline constexpr int kProducerRegisters = Columns<kWidth>::kByEngine ? 24 : 40;
-template <int kWidth>
-inline constexpr int kConsumerRegisters = Columns<kWidth>::kByEngine ? 240 : 232;
+// Of the warpgroup that loads and of those that compute: what a block has.
+template <int kConsumers>
+inline constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+template <int kConsumers>
+inline constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
 
 // A tensor (batch, rows, heads, width) by boxes of kBoxRows rows of one head: its columns of 64, and
 // the rest.
@@ -60,56 +47,52 @@ struct TensorMaps {
   CUtensorMap rest;
 };
 
-// The same tensor as its first row, for those without the copy engine.
-struct TensorRows {
-  char* data;
-  int64_t stride;  // bytes
-  int rows;        // of an image
-};
-
-template <int kWidth>
-using Tensor = std::conditional_t<Columns<kWidth>::kByEngine, TensorMaps, TensorRows>;
-
-template <int kWidth>
 struct ForwardTensors {
-  Tensor<kWidth> q;
-  Tensor<kWidth> k;
-  Tensor<kWidth> v;
-  Tensor<kWidth> o;
+  TensorMaps q;
+  TensorMaps k;
+  TensorMaps v;
+  TensorMaps o;
 };
 
-inline TensorMaps tensor_maps(const void* data, const Shape& shape, int rows, int64_t stride,
-                              int rest) {
+// One to load from.
+template <int kWidth>
+TensorMaps head_tensor(const void* data, const Shape& shape, int rows, int64_t stride) {
+  constexpr int kRest = Columns<kWidth>::kRest;
   const int64_t extents[4] = {shape.width, shape.heads, rows, shape.batch};
   const int64_t strides[3] = {shape.width, stride, stride * rows};
   const int main_box[4] = {64, 1, kBoxRows, 1};
   TensorMaps maps;
   maps.main = tensor_map(data, 4, extents, strides, main_box, Swizzle::k128);
   maps.rest = maps.main;
-  if (rest > 0) {
-    const int rest_box[4] = {rest, 1, kBoxRows, 1};
-    maps.rest = tensor_map(data, 4, extents, strides, rest_box, Swizzle::k64);
+  if constexpr (kRest > 0) {
+    const int rest_box[4] = {kRest, 1, kBoxRows, 1};
+    maps.rest =
+        tensor_map(data, 4, extents, strides, rest_box, kRest == 16 ? Swizzle::k32 : Swizzle::k64);
   }
   return maps;
 }
 
+// One to store to.
 template <int kWidth>
-Tensor<kWidth> head_tensor(const void* data, const Shape& shape, int rows, int64_t stride) {
-  using C = Columns<kWidth>;
-  if constexpr (C::kByEngine) {
-    return tensor_maps(data, shape, rows, stride, C::kRest);
+TensorMaps result_tensor(void* data, const Shape& shape, int rows, int64_t stride) {
+  if constexpr (!Columns<kWidth>::kShifted) {
+    return head_tensor<kWidth>(data, shape, rows, stride);
   } else {
-    return {static_cast<char*>(const_cast<void*>(data)), stride * 2, rows};
+    const int64_t extents[4] = {kWidth, shape.heads, rows, shape.batch};
+    const int64_t strides[3] = {kWidth, stride, stride * rows};
+    const int box[4] = {kWidth, 1, kBoxRows, 1};
+    const CUtensorMap map = tensor_map(data, 4, extents, strides, box, Swizzle::kNone);
+    return {map, map};
   }
 }
 
 template <int kWidth>
-ForwardTensors<kWidth> forward_tensors(const ForwardCall& call) {
+ForwardTensors forward_tensors(const ForwardCall& call) {
   const Shape& shape = call.shape;
   return {head_tensor<kWidth>(call.q, shape, shape.queries, shape.row_stride),
           head_tensor<kWidth>(call.k, shape, shape.keys, shape.row_stride),
           head_tensor<kWidth>(call.v, shape, shape.keys, shape.row_stride),
-          head_tensor<kWidth>(call.o, shape, shape.queries, shape.result_stride())};
+          result_tensor<kWidth>(call.o, shape, shape.queries, shape.result_stride())};
 }
 
 // More than 256 keys, which go by in blocks. kWidth is padded.
@@ -128,105 +111,31 @@ extern template void backward_long<96>(const CudaContext&, const BackwardCall&);
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Starts to load kRows rows of a head, from `row` on; kLoaders threads call it, and arrive at the
-// barrier when they are there.
+// Starts to load kRows rows of a head, from `row` on: one thread, which arrives at the barrier.
 template <int kWidth, int kRows>
-__device__ __forceinline__ void load_tile(char* shared, const Tensor<kWidth>& tensor,
-                                          uint64_t* barrier, int head, int row, int image) {
+__device__ __forceinline__ void load_tile(char* shared, const TensorMaps& maps, uint64_t* barrier,
+                                          int head, int row, int image) {
   using C = Columns<kWidth>;
-  if constexpr (C::kByEngine) {
-    barrier_arrive_expect(barrier, C::tile_bytes(kRows));
+  const int x = C::first(head);
+  barrier_arrive_expect(barrier, C::tile_bytes(kRows));
 #pragma unroll
-    for (int r = 0; r < kRows; r += kBoxRows) {
-      tma_load(shared + r * C::kMainBytes, &tensor.main, barrier, 0, head, row + r, image);
-      if constexpr (C::kRest > 0) {
-        tma_load(shared + kRows * C::kMainBytes + r * C::kRestBytes, &tensor.rest, barrier, 64,
-                 head, row + r, image);
-      }
+  for (int r = 0; r < kRows; r += kBoxRows) {
+    tma_load(shared + r * C::kMainBytes, &maps.main, barrier, x, head, row + r, image);
+    if constexpr (C::kRest > 0) {
+      tma_load(shared + kRows * C::kMainBytes + r * C::kRestBytes, &maps.rest, barrier, x + 64,
+               head, row + r, image);
     }
-  } else {
-    constexpr int kTogether = 128 / C::kPieces;  // rows
-    const int thread = threadIdx.x % 128;
-    if (thread < kTogether * C::kPieces) {
-      const int first = thread / C::kPieces;
-      const int piece = thread % C::kPieces;
-      const int count = tensor.rows - row;
-      const char* source =
-          tensor.data + (static_cast<int64_t>(image) * tensor.rows + row + first) * tensor.stride +
-          head * (kWidth * 2) + piece * 16;
-      uint32_t target = shared_address(shared) + piece * C::column_bytes(kRows) + first * 16;
-#pragma unroll 4
-      for (int r = first; r < kRows; r += kTogether) {
-        // What it fetches besides belongs to the neighbouring heads, which other blocks read now.
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target),
-                     "l"(r < count ? source : tensor.data), "r"(r < count ? 16 : 0)
-                     : "memory");
-        source += kTogether * tensor.stride;
-        target += kTogether * 16;
-      }
-    }
-    barrier_arrive_after_copies(barrier);
   }
 }
 
-// The threads that load call it before they end.
-template <int kWidth>
-__device__ __forceinline__ void finish_loads() {
-  if constexpr (!Columns<kWidth>::kByEngine) asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
-// Waits for what load_tile() loads.
-template <int kWidth>
-__device__ __forceinline__ void wait_loaded(uint64_t* barrier, uint32_t parity) {
-  barrier_wait(barrier, parity);
-  if constexpr (!Columns<kWidth>::kByEngine) fence_async_shared();
-}
-
-// The zeros that fill up the rows of `count` tiles of kRows rows, by all threads of the block, which
-// synchronises afterwards.
-template <int kWidth, int kRows>
-__device__ __forceinline__ void fill_up_tiles(char* tiles, int count) {
-  using C = Columns<kWidth>;
-  if constexpr (!C::kByEngine) {
-    for (int i = threadIdx.x; i < count * kRows; i += blockDim.x) {
-      char* const column =
-          tiles + i / kRows * C::tile_bytes(kRows) + C::kPieces * C::column_bytes(kRows);
-      *reinterpret_cast<uint4*>(column + i % kRows * 16) = make_uint4(0, 0, 0, 0);
-    }
-    fence_async_shared();
-  }
-}
-
-// Starts to store the kBoxRows rows of a tile: one thread.
+// Starts to store the kBoxRows rows of a tile as write_tile() leaves them: one thread.
 template <int kWidth>
 __device__ __forceinline__ void store_tile(const char* shared, const TensorMaps& maps, int head,
                                            int row, int image) {
   using C = Columns<kWidth>;
   tma_store(&maps.main, shared, 0, head, row, image);
-  if constexpr (C::kRest > 0) {
+  if constexpr (C::kRest > 0 && !C::kShifted) {
     tma_store(&maps.rest, shared + kBoxRows * C::kMainBytes, 64, head, row, image);
-  }
-}
-
-// Stores them: every warp of the warpgroup its 16 rows.
-template <int kWidth>
-__device__ __forceinline__ void store_tile(const char* shared, const TensorRows& tensor, int head,
-                                           int row, int image) {
-  using C = Columns<kWidth>;
-  const int first = threadIdx.x % 128 / 32 * 16;
-  const int count = tensor.rows - row;
-  char* const target = tensor.data +
-                       (static_cast<int64_t>(image) * tensor.rows + row) * tensor.stride +
-                       head * (kWidth * 2);
-#pragma unroll
-  for (int i = 0; i < 16 * C::kPieces; i += 32) {
-    const int at = i + threadIdx.x % 32;
-    const int r = first + at / C::kPieces;
-    const int piece = at % C::kPieces;
-    if (at < 16 * C::kPieces && r < count) {
-      *reinterpret_cast<uint4*>(target + r * tensor.stride + piece * 16) =
-          *reinterpret_cast<const uint4*>(shared + piece * C::column_bytes(kBoxRows) + r * 16);
-    }
   }
 }
 
@@ -236,26 +145,16 @@ template <int kWidth, int kRowsA, int kRowsB, int kCount>
 __device__ __forceinline__ void multiply_rows(float (&s)[kCount / 2], uint32_t a, int a_row,
                                               uint32_t b, int b_row) {
   using C = Columns<kWidth>;
-  if constexpr (C::kByEngine) {
 #pragma unroll
-    for (int d = 0; d < 64; d += 16) {
-      wgmma<kCount>(s, operand_along_k<128>(a + a_row * 128 + d * 2),
-                    operand_along_k<128>(b + b_row * 128 + d * 2), d == 0 ? 0 : 1);
-    }
-    constexpr int kBytes = C::kRestBytes;
+  for (int d = 0; d < 64; d += 16) {
+    wgmma<kCount>(s, operand_along_k<128>(a + a_row * 128 + d * 2),
+                  operand_along_k<128>(b + b_row * 128 + d * 2), d == 0 ? 0 : 1);
+  }
+  constexpr int kBytes = C::kRestBytes;
 #pragma unroll
-    for (int d = 0; d < C::kRest; d += 16) {
-      wgmma<kCount>(s, operand_along_k<kBytes>(a + kRowsA * 128 + a_row * kBytes + d * 2),
-                    operand_along_k<kBytes>(b + kRowsB * 128 + b_row * kBytes + d * 2), 1);
-    }
-  } else {
-    constexpr int kNextA = C::column_bytes(kRowsA);
-    constexpr int kNextB = C::column_bytes(kRowsB);
-#pragma unroll
-    for (int piece = 0; piece < C::kPieces; piece += 2) {
-      wgmma<kCount>(s, columns_along_k(a + a_row * 16 + piece * kNextA, kNextA),
-                    columns_along_k(b + b_row * 16 + piece * kNextB, kNextB), piece == 0 ? 0 : 1);
-    }
+  for (int d = 0; d < C::kRest; d += 16) {
+    wgmma<kCount>(s, operand_along_k<kBytes>(a + kRowsA * 128 + a_row * kBytes + d * 2),
+                  operand_along_k<kBytes>(b + kRowsB * 128 + b_row * kBytes + d * 2), 1);
   }
 }
 
@@ -287,21 +186,16 @@ struct WidthSums {
   }
 };
 
-// Queues sums (64 × kWidth) (+)= p (64 × 16, a fragment) · the 16 rows of b from b_row on.
+// Queues sums (+)= p (64 × 16, a fragment) · the 16 rows of b from b_row on.
 template <int kWidth, int kRowsB>
 __device__ __forceinline__ void mix_rows(WidthSums<kWidth>& sums, const uint32_t (&p)[4],
                                          uint32_t b, int b_row, int add) {
   using C = Columns<kWidth>;
-  if constexpr (C::kByEngine) {
-    wgmma<64, true>(sums.main, p, operand_across_k<128>(b + b_row * 128, 0), add);
-    if constexpr (C::kRest > 0) {
-      constexpr int kBytes = C::kRestBytes;
-      wgmma<C::kRest, true>(sums.rest, p,
-                            operand_across_k<kBytes>(b + kRowsB * 128 + b_row * kBytes, 0), add);
-    }
-  } else {
-    wgmma<C::kMain, true>(sums.main, p, columns_across_k(b + b_row * 16, C::column_bytes(kRowsB)),
-                          add);
+  wgmma<64, true>(sums.main, p, operand_across_k<128>(b + b_row * 128, 0), add);
+  if constexpr (C::kRest > 0) {
+    constexpr int kBytes = C::kRestBytes;
+    wgmma<C::kRest, true>(sums.rest, p,
+                          operand_across_k<kBytes>(b + kRowsB * 128 + b_row * kBytes, 0), add);
   }
 }
 
@@ -312,10 +206,10 @@ __host__ __device__ __forceinline__ constexpr uint32_t swizzled(uint32_t offset)
 }
 
 // Writes sums times a factor for the upper and lower row, rounded, to a tile of kBoxRows rows, every
-// warp its 16.
+// warp its 16. Where rows are shifted, these are as the head has them, one behind the other.
 template <int kWidth>
 __device__ __forceinline__ void write_tile(const WidthSums<kWidth>& sums, float upper, float lower,
-                                           uint32_t tile) {
+                                           uint32_t tile, int head) {
   using C = Columns<kWidth>;
   const int lane = threadIdx.x % 32;
   const int row = threadIdx.x % 128 / 32 * 16 + lane / 4;
@@ -323,28 +217,27 @@ __device__ __forceinline__ void write_tile(const WidthSums<kWidth>& sums, float 
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(pack_bfloat16(low, high))
                  : "memory");
   };
+  constexpr int kBytes = C::kRestBytes;
+  const bool shifted = C::first(head) != 0;
 #pragma unroll
-  for (int n = 0; n < C::kMain / 8; ++n) {
-    const float* x = sums.main + 4 * n;
-    if constexpr (C::kByEngine) {
-      const uint32_t at = row * 128 + n * 16 + lane % 4 * 4;
-      write(tile + swizzled<128>(at), x[0] * upper, x[1] * upper);
-      write(tile + swizzled<128>(at + 8 * 128), x[2] * lower, x[3] * lower);
-    } else {
-      const uint32_t at = tile + n * C::column_bytes(kBoxRows) + row * 16 + lane % 4 * 4;
-      write(at, x[0] * upper, x[1] * upper);
-      write(at + 8 * 16, x[2] * lower, x[3] * lower);
+  for (int n = 0; n < (C::kMain + C::kRest) / 8; ++n) {
+    const int piece = n < 8 ? n : n - 8;  // of the column
+    const float* x = n < 8 ? sums.main + 4 * piece : sums.rest + 4 * piece;
+    uint32_t at[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = row + 8 * half;
+      if constexpr (C::kShifted) {
+        at[half] = r * C::kResultBytes + (shifted ? n - 1 : n) * 16 + lane % 4 * 4;
+      } else {
+        at[half] = n < 8
+                       ? swizzled<128>(r * 128 + piece * 16 + lane % 4 * 4)
+                       : kBoxRows * 128 + swizzled<kBytes>(r * kBytes + piece * 16 + lane % 4 * 4);
+      }
     }
-  }
-  if constexpr (C::kRest > 0) {
-    constexpr int kBytes = C::kRestBytes;
-    const uint32_t rest = tile + kBoxRows * 128;
-#pragma unroll
-    for (int n = 0; n < C::kRest / 8; ++n) {
-      const float* x = sums.rest + 4 * n;
-      const uint32_t at = row * kBytes + n * 16 + lane % 4 * 4;
-      write(rest + swizzled<kBytes>(at), x[0] * upper, x[1] * upper);
-      write(rest + swizzled<kBytes>(at + 8 * kBytes), x[2] * lower, x[3] * lower);
+    if (!C::kShifted || (n > 0 && n < kWidth / 8) || shifted == (n > 0)) {
+      write(tile + at[0], x[0] * upper, x[1] * upper);
+      write(tile + at[1], x[2] * lower, x[3] * lower);
     }
   }
 }
@@ -377,14 +270,22 @@ __device__ __forceinline__ void pack_scores(const float (&s)[kCount / 2],
   for (int i = 0; i < kCount / 4; ++i) p[i / 4][i % 4] = pack_bfloat16(s[2 * i], s[2 * i + 1]);
 }
 
-// Greatest of the thread's two rows.
+// Greatest of the thread's scores in its two rows.
 template <int kCount>
-__device__ __forceinline__ void row_maxima(const float (&s)[kCount], float (&highest)[2]) {
+__device__ __forceinline__ void thread_maxima(const float (&s)[kCount], float (&highest)[2]) {
   float most[4] = {s[0], s[1], s[2], s[3]};
 #pragma unroll
   for (int i = 4; i < kCount; ++i) most[i % 4] = fmaxf(most[i % 4], s[i]);
-  highest[0] = quad_max(fmaxf(most[0], most[1]));
-  highest[1] = quad_max(fmaxf(most[2], most[3]));
+  highest[0] = fmaxf(most[0], most[1]);
+  highest[1] = fmaxf(most[2], most[3]);
+}
+
+// Greatest of the two rows.
+template <int kCount>
+__device__ __forceinline__ void row_maxima(const float (&s)[kCount], float (&highest)[2]) {
+  thread_maxima(s, highest);
+  highest[0] = quad_max(highest[0]);
+  highest[1] = quad_max(highest[1]);
 }
 
 // A ring of kStages places in shared memory: which one the n-th item takes, and the parity of the

@@ -1,6 +1,6 @@
 // The backward on sm_90a of up to 256 queries and keys. A block is there for the whole call and takes one
 // head of an image after the other, all of whose rows it has in shared memory, so that each is read
-// once; a warpgroup loads the next ones into the places that become free, or has the copy engine do it.
+// once; a warpgroup has the copy engine load the next ones into the places that become free.
 // Two share out the 64-row chunks of keys and of queries:
 //   a chunk of keys     Sᵀ = K Qᵀ, dPᵀ = V dOᵀ, dV += Pᵀ dO, dK += dSᵀ Q
 //   a chunk of queries  S = Q Kᵀ, dP = dO Vᵀ, dQ += dS K
@@ -24,12 +24,11 @@ constexpr int kTensors = 5;  // loaded for a head, in this order
 [[maybe_unused]] constexpr int kQ = 3;
 [[maybe_unused]] constexpr int kV = 4;
 
-template <int kWidth>
 struct BackwardTensors {
-  Tensor<kWidth> loads[kTensors];
-  Tensor<kWidth> dq;
-  Tensor<kWidth> dk;
-  Tensor<kWidth> dv;
+  TensorMaps loads[kTensors];
+  TensorMaps dq;
+  TensorMaps dk;
+  TensorMaps dv;
 };
 
 struct Extents {
@@ -72,11 +71,11 @@ __device__ __forceinline__ float row_dot(const char* a, const char* b, int row) 
   };
 #pragma unroll
   for (int piece = 0; piece < C::kMain / 8; ++piece) {
-    add(C::kByEngine ? swizzled<128>(row * 128 + piece * 16) : piece * (kRows + 1) * 16 + row * 16);
+    add(swizzled<128>(row * 128 + piece * 16));
   }
 #pragma unroll
   for (int piece = 0; piece < C::kRest / 8; ++piece) {
-    add(kRows * 128 + swizzled<64>(row * 64 + piece * 16));
+    add(kRows * 128 + swizzled<C::kRestBytes>(row * C::kRestBytes + piece * 16));
   }
   return sum;
 }
@@ -85,10 +84,9 @@ __device__ __forceinline__ float row_dot(const char* a, const char* b, int row) 
 
 template <int kWidth, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
-    attention_backward_short(const __grid_constant__ BackwardTensors<kWidth> tensors, Extents e,
+    attention_backward_short(const __grid_constant__ BackwardTensors tensors, Extents e,
                              float scale, const float* lse) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using C = Columns<kWidth>;
   using Plan = BackwardPlan<kWidth, kRows>;
   extern __shared__ char memory[];
   char* const tiles = memory + (1024 - shared_address(memory) % 1024) % 1024;
@@ -101,19 +99,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint64_t* const empty = full + Plan::kPlaces;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kPlaces; ++i) {
-      barrier_init(full + i, C::kLoaders);
+      barrier_init(full + i, 1);
       barrier_init(empty + i, kConsumers);
     }
     barrier_init_fence();
   }
-  fill_up_tiles<kWidth, kRows>(tiles, Plan::kPlaces);
   __syncthreads();
   // Told to the compiler as the same for a whole warp.
   const unsigned group = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
 
   if (group == kConsumers) {  // the producer
-    registers_lower<kProducerRegisters<kWidth>>();
-    if (threadIdx.x % 128 >= C::kLoaders) return;
+    registers_lower<kProducerRegisters<kConsumers>>();
+    if (threadIdx.x % 128 > 0) return;
     unsigned n = 0;  // tiles so far
     for (int item = blockIdx.x; item < e.items; item += gridDim.x) {
       for (int tensor = 0; tensor < kTensors; ++tensor, ++n) {
@@ -123,11 +120,10 @@ __global__ void __launch_bounds__(kThreads, 1)
                                  full + place.stage, item % e.heads, 0, item / e.heads);
       }
     }
-    finish_loads<kWidth>();
     return;
   }
 
-  registers_raise<kConsumerRegisters<kWidth>>();
+  registers_raise<kConsumerRegisters<kConsumers>>();
   const int thread = static_cast<int>(threadIdx.x);
   const bool elected = thread % 128 == 0;
   const int lane = thread % 32;
@@ -136,23 +132,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   char* const stage = stages + group * Plan::kChunkBytes;
   const float scale_log2 = scale * static_cast<float>(kLog2E);
   // Rounds 64 rows of a result and has them stored.
-  const auto store = [&](const WidthSums<kWidth>& sums, float factor, const Tensor<kWidth>& target,
+  const auto store = [&](const WidthSums<kWidth>& sums, float factor, const TensorMaps& target,
                          int head, int first, int image) {
-    if constexpr (C::kByEngine) {
-      if (elected) tma_store_wait_read<0>();
-      named_barrier_sync(barrier, 128);
-      write_tile<kWidth>(sums, factor, factor, shared_address(stage));
-      fence_async_shared();
-      named_barrier_sync(barrier, 128);
-      if (elected) {
-        store_tile<kWidth>(stage, target, head, first, image);
-        tma_store_commit();
-      }
-    } else {
-      __syncwarp();
-      write_tile<kWidth>(sums, factor, factor, shared_address(stage));
-      __syncwarp();
+    if (elected) tma_store_wait_read<0>();
+    named_barrier_sync(barrier, 128);
+    write_tile<kWidth>(sums, factor, factor, shared_address(stage), head);
+    fence_async_shared();
+    named_barrier_sync(barrier, 128);
+    if (elected) {
       store_tile<kWidth>(stage, target, head, first, image);
+      tma_store_commit();
     }
   };
   // Of query `thread` of an item; +∞, so that its probabilities are zeros, where there is none.
@@ -171,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto place_of = [&](int tensor) { return Place<Plan::kPlaces>(n * kTensors + tensor); };
     const auto wait_for = [&](int tensor) {
       const Place<Plan::kPlaces> place = place_of(tensor);
-      wait_loaded<kWidth>(full + place.stage, place.parity);
+      barrier_wait(full + place.stage, place.parity);
       return tiles + place.stage * Plan::kTileBytes;
     };
     const char* const o_tile = wait_for(kO);
@@ -314,11 +303,14 @@ void run(const CudaContext& cuda, const BackwardCall& call) {
   const auto results = [&](const void* x) {
     return head_tensor<kWidth>(x, shape, shape.queries, shape.result_stride());
   };
-  const BackwardTensors<kWidth> tensors = {
+  const auto gradient = [&](void* x, int rows) {
+    return result_tensor<kWidth>(x, shape, rows, shape.row_stride);
+  };
+  const BackwardTensors tensors = {
       {results(call.o), results(call.dout), keys(call.k), queries(call.q), keys(call.v)},
-      queries(call.dq),
-      keys(call.dk),
-      keys(call.dv)};
+      gradient(call.dq, shape.queries),
+      gradient(call.dk, shape.keys),
+      gradient(call.dv, shape.keys)};
   const Extents e = {static_cast<int>(shape.batch * shape.heads), shape.heads, shape.queries,
                      shape.keys};
   const int blocks = e.items < cuda.multiprocessors ? e.items : cuda.multiprocessors;

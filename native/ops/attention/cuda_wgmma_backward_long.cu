@@ -1,6 +1,6 @@
 // The backward on sm_90a of more than 256 queries or keys, as two kernels of one form. A tile of rows
 // stays (64 to each of two warpgroups) and blocks of the other side go by, which a third warpgroup
-// loads ahead, or has the copy engine do it:
+// has the copy engine load ahead:
 //   keys stay      Sᵀ = K Qᵀ, dPᵀ = V dOᵀ, dV += Pᵀ dO, dK += dSᵀ Q
 //   queries stay   S = Q Kᵀ, dP = dO Vᵀ, dQ += dS K
 // Scores are computed twice, but all sums stay in registers and nothing is added up between blocks of
@@ -38,20 +38,18 @@ struct Extents {
 };
 
 // The first of a pair has scores' other factor and is summed up with dS: (K, V), (Q, dO).
-template <int kWidth>
 struct LongBackwardTensors {
-  Tensor<kWidth> stay[2];
-  Tensor<kWidth> pass[2];
-  Tensor<kWidth> first_gradient;   // dK or dQ
-  Tensor<kWidth> second_gradient;  // dV
+  TensorMaps stay[2];
+  TensorMaps pass[2];
+  TensorMaps first_gradient;   // dK or dQ
+  TensorMaps second_gradient;  // dV
 };
 
 template <int kWidth, bool kOfKeys>
 __global__ void __launch_bounds__(kThreads, 1)
-    attention_backward_long(const __grid_constant__ LongBackwardTensors<kWidth> tensors, Extents e,
+    attention_backward_long(const __grid_constant__ LongBackwardTensors tensors, Extents e,
                             float scale, const float* lse, const float* delta) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using C = Columns<kWidth>;
   using Plan = LongBackwardPlan<kWidth>;
   constexpr int kChunkBytes = Plan::kChunkBytes;
   extern __shared__ char memory[];
@@ -67,25 +65,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint64_t* const empty = full + Plan::kStages;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kTiles; ++i) {
-      barrier_init(tile_full + i, 2 * kConsumers * C::kLoaders);
+      barrier_init(tile_full + i, 2 * kConsumers);
       barrier_init(tile_empty + i, 4 * kConsumers);  // every warp
     }
     for (int i = 0; i < Plan::kStages; ++i) {
-      barrier_init(full + i, 2 * C::kLoaders + (kOfKeys ? 128 : 0));
+      barrier_init(full + i, 2 + (kOfKeys ? 128 : 0));
       barrier_init(empty + i, 4 * kConsumers);
     }
     barrier_init_fence();
   }
-  fill_up_tiles<kWidth, kBoxRows>(tiles, 2 * kConsumers * kTiles);
-  fill_up_tiles<kWidth, kBlock>(blocks, 2 * Plan::kStages);
   __syncthreads();
   // Told to the compiler as the same for a whole warp.
   const unsigned group = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
   const int thread = static_cast<int>(threadIdx.x) % 128;
 
   if (group == kConsumers) {  // the producer
-    registers_lower<kProducerRegisters<kWidth>>();
-    if (!kOfKeys && thread >= C::kLoaders) return;
+    registers_lower<kProducerRegisters<kConsumers>>();
+    if (!kOfKeys && thread > 0) return;
     unsigned n = 0;  // tiles, and blocks, so far
     unsigned block_n = 0;
     for (int item = blockIdx.x; item < e.items; item += gridDim.x, ++n) {
@@ -94,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int image = item / e.tiles / e.heads;
       const Place<kTiles> tile(n);
       barrier_wait(tile_empty + tile.stage, tile.parity ^ 1U);
-      if (thread < C::kLoaders) {
+      if (thread == 0) {
         for (int i = 0; i < 2 * kConsumers; ++i) {
           load_tile<kWidth, kBoxRows>(tiles + tile.stage * Plan::kTileBytes + i * kChunkBytes,
                                       tensors.stay[i % 2], tile_full + tile.stage, head,
@@ -105,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int i = 0; i < e.blocks; ++i, ++block_n) {
         const Place<Plan::kStages> place(block_n);
         barrier_wait(empty + place.stage, place.parity ^ 1U);
-        if (thread < C::kLoaders) {
+        if (thread == 0) {
           for (int j = 0; j < 2; ++j) {
             load_tile<kWidth, kBlock>(blocks + place.stage * Plan::kBlockBytes + j * kChunkBytes,
                                       tensors.pass[j], full + place.stage, head, i * kBlock, image);
@@ -129,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  registers_raise<kConsumerRegisters<kWidth>>();
+  registers_raise<kConsumerRegisters<kConsumers>>();
   const bool elected = thread == 0;
   const int lane = thread % 32;
   const int row = thread / 32 * 16 + lane / 4;  // the upper one of a chunk
@@ -142,23 +138,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (lane == 0) barrier_arrive(target);
   };
   // Rounds 64 rows of a result and has them stored.
-  const auto store = [&](const WidthSums<kWidth>& sums, float factor, const Tensor<kWidth>& target,
+  const auto store = [&](const WidthSums<kWidth>& sums, float factor, const TensorMaps& target,
                          int head, int first, int image) {
-    if constexpr (C::kByEngine) {
-      if (elected) tma_store_wait_read<0>();
-      named_barrier_sync(barrier, 128);
-      write_tile<kWidth>(sums, factor, factor, shared_address(result));
-      fence_async_shared();
-      named_barrier_sync(barrier, 128);
-      if (elected) {
-        store_tile<kWidth>(result, target, head, first, image);
-        tma_store_commit();
-      }
-    } else {
-      __syncwarp();
-      write_tile<kWidth>(sums, factor, factor, shared_address(result));
-      __syncwarp();
+    if (elected) tma_store_wait_read<0>();
+    named_barrier_sync(barrier, 128);
+    write_tile<kWidth>(sums, factor, factor, shared_address(result), head);
+    fence_async_shared();
+    named_barrier_sync(barrier, 128);
+    if (elected) {
       store_tile<kWidth>(result, target, head, first, image);
+      tma_store_commit();
     }
   };
 
@@ -208,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     // Queues the scores of block i and their gradients.
     const auto queue_scores = [&](int i) {
       const Place<Plan::kStages> place(block_n + i);
-      wait_loaded<kWidth>(full + place.stage, place.parity);
+      barrier_wait(full + place.stage, place.parity);
       wgmma_fence();
       multiply_rows<kWidth, kBoxRows, kBlock, kBlock>(s, stay, 0, block_at(i), 0);
       wgmma_commit();
@@ -287,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if constexpr (kOfKeys) second_sums.keep();
       release(empty + Place<Plan::kStages>(block_n + i).stage);
     };
-    wait_loaded<kWidth>(tile_full + tile.stage, tile.parity);
+    barrier_wait(tile_full + tile.stage, tile.parity);
     queue_scores(0);
     wgmma_wait<1>();
     take_exponentials(0);
@@ -312,13 +301,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     store(first_sums, scale, tensors.first_gradient, head, first, image);
   }
-  if (C::kByEngine && elected) tma_store_wait<0>();
+  if (elected) tma_store_wait<0>();
 #endif
 }
 
 template <int kWidth, bool kOfKeys>
-void run(const CudaContext& cuda, const BackwardCall& call,
-         const LongBackwardTensors<kWidth>& tensors) {
+void run(const CudaContext& cuda, const BackwardCall& call, const LongBackwardTensors& tensors) {
   const Shape& shape = call.shape;
   const auto kernel = attention_backward_long<kWidth, kOfKeys>;
   constexpr int kBytes = LongBackwardPlan<kWidth>::kBytes;
@@ -351,12 +339,17 @@ void backward_long(const CudaContext& cuda, const BackwardCall& call) {
   const auto results = [&](const void* x) {
     return head_tensor<kWidth>(x, shape, shape.queries, shape.result_stride());
   };
-  const Tensor<kWidth> k = keys(call.k);
-  const Tensor<kWidth> v = keys(call.v);
-  const Tensor<kWidth> q = queries(call.q);
-  const Tensor<kWidth> dout = results(call.dout);
-  const Tensor<kWidth> dq = queries(call.dq);
-  run<kWidth, true>(cuda, call, {{k, v}, {q, dout}, keys(call.dk), keys(call.dv)});
+  const auto gradient = [&](void* x, int rows) {
+    return result_tensor<kWidth>(x, shape, rows, shape.row_stride);
+  };
+  const TensorMaps k = keys(call.k);
+  const TensorMaps v = keys(call.v);
+  const TensorMaps q = queries(call.q);
+  const TensorMaps dout = results(call.dout);
+  const TensorMaps dq = gradient(call.dq, shape.queries);
+  const TensorMaps dk = gradient(call.dk, shape.keys);
+  const TensorMaps dv = gradient(call.dv, shape.keys);
+  run<kWidth, true>(cuda, call, {{k, v}, {q, dout}, dk, dv});
   run<kWidth, false>(cuda, call, {{q, dout}, {k, v}, dq, dq});
 }
 

@@ -1,7 +1,7 @@
 // The forward on sm_90a of more than 256 keys: they go by in blocks, with an online softmax. A block of
 // threads takes tiles of queries, 64 to each of its warpgroups, one after the other; a warpgroup of its
-// own loads blocks of keys ahead, or has the copy engine do it. A warpgroup queues the scores of the next block
-// together with the weighted values of the last, and takes exponentials as soon as the former are done.
+// own has the copy engine load blocks of keys ahead. A warpgroup queues the scores of the next block together
+// with the weighted values of the last, and takes exponentials as soon as the former are done.
 // The keys that do not fill a block come first, so that later blocks need no limit.
 #include "ops/attention/cuda_wgmma.cuh"
 
@@ -80,10 +80,9 @@ __device__ __forceinline__ void pack_steps(const float (&s)[kCount], uint32_t (&
 
 template <int kWidth, int kConsumers>
 __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
-    attention_forward_long(const __grid_constant__ ForwardTensors<kWidth> tensors, Extents e,
-                           float c, float* lse) {
+    attention_forward_long(const __grid_constant__ ForwardTensors tensors, Extents e, float c,
+                           float* lse) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using C = Columns<kWidth>;
   using Plan = LongPlan<kWidth, kConsumers>;
   extern __shared__ char memory[];
   char* const keys = memory + (1024 - shared_address(memory) % 1024) % 1024;
@@ -97,26 +96,24 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
   uint64_t* const tile_empty = tile_full + Plan::kTiles;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kStages; ++i) {
-      barrier_init(key_full + i, C::kLoaders);
+      barrier_init(key_full + i, 1);
       barrier_init(key_empty + i, 4 * kConsumers);  // every warp
-      barrier_init(value_full + i, C::kLoaders);
+      barrier_init(value_full + i, 1);
       barrier_init(value_empty + i, 4 * kConsumers);
     }
     for (int i = 0; i < Plan::kTiles; ++i) {
-      barrier_init(tile_full + i, kConsumers * C::kLoaders);
-      barrier_init(tile_empty + i, kConsumers * C::kStorers);
+      barrier_init(tile_full + i, kConsumers);
+      barrier_init(tile_empty + i, kConsumers);
     }
     barrier_init_fence();
   }
-  fill_up_tiles<kWidth, kKeys>(keys, 2 * Plan::kStages);
-  fill_up_tiles<kWidth, kBoxRows>(tiles, kConsumers * Plan::kTiles);
   __syncthreads();
   // Told to the compiler as the same for a whole warp.
   const unsigned group = __shfl_sync(0xffffffffU, threadIdx.x / 128, 0);
 
   if (group == kConsumers) {  // the producer
-    registers_lower<kConsumers == 2 ? kProducerRegisters<kWidth> : 32>();
-    if (threadIdx.x % 128 >= C::kLoaders) return;
+    registers_lower<kProducerRegisters<kConsumers>>();
+    if (threadIdx.x % 128 > 0) return;
     unsigned n = 0;  // tiles, and blocks, so far
     unsigned block_n = 0;
     for (int item = blockIdx.x; item < e.items; item += gridDim.x, ++n) {
@@ -141,11 +138,10 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
                                  value_full + place.stage, head, row, image);
       }
     }
-    finish_loads<kWidth>();
     return;
   }
 
-  registers_raise<kConsumers == 2 ? kConsumerRegisters<kWidth> : 160>();
+  registers_raise<kConsumerRegisters<kConsumers>>();
   const bool elected = threadIdx.x % 128 == 0;
   const int lane = threadIdx.x % 32;
   const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane / 4;  // the upper one
@@ -168,7 +164,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     const int image = item / e.tiles / e.heads;
     const Place<Plan::kTiles> tile(n);
     char* const chunk = tiles + tile.stage * Plan::kTileBytes + group * Plan::kChunkBytes;
-    wait_loaded<kWidth>(tile_full + tile.stage, tile.parity);
+    barrier_wait(tile_full + tile.stage, tile.parity);
     if (first >= e.queries) {  // nothing for this warpgroup
       for (int i = 0; i < e.blocks; ++i) {
         const Place<Plan::kStages> place(block_n + i);
@@ -178,11 +174,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
         release(value_empty + place.stage);
       }
       finish_store();
-      if constexpr (C::kByEngine) {
-        if (elected) barrier_arrive(tile_empty + tile.stage);
-      } else {
-        release(tile_empty + tile.stage);
-      }
+      if (elected) barrier_arrive(tile_empty + tile.stage);
       continue;
     }
     const uint32_t queries = shared_address(chunk);
@@ -198,7 +190,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     uint32_t p[kSteps][4];
     WidthSums<kWidth> sums;
     const Place<Plan::kStages> start(block_n);
-    wait_loaded<kWidth>(key_full + start.stage, start.parity);
+    barrier_wait(key_full + start.stage, start.parity);
     const int left = e.keys - block_row(0, e.blocks);
     if (left <= kKeys / 2) {
       float s[kKeys / 4];
@@ -233,12 +225,12 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     for (int i = 1; i < e.blocks; ++i) {
       const Place<Plan::kStages> place(block_n + i);
       const Place<Plan::kStages> last(block_n + i - 1);
-      wait_loaded<kWidth>(key_full + place.stage, place.parity);
+      barrier_wait(key_full + place.stage, place.parity);
       float s[kKeys / 2];
       wgmma_fence();
       multiply_rows<kWidth, kBoxRows, kKeys, kKeys>(s, queries, 0, key_block(place.stage), 0);
       wgmma_commit();
-      wait_loaded<kWidth>(value_full + last.stage, last.parity);
+      barrier_wait(value_full + last.stage, last.parity);
       wgmma_fence();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
@@ -258,7 +250,7 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     }
 
     const Place<Plan::kStages> last(block_n + e.blocks - 1);
-    wait_loaded<kWidth>(value_full + last.stage, last.parity);
+    barrier_wait(value_full + last.stage, last.parity);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -281,19 +273,13 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
     release(value_empty + last.stage);
 
     named_barrier_sync(1 + static_cast<int>(group), 128);  // all have read the queries
-    write_tile<kWidth>(sums, 1.0F / sum[0], 1.0F / sum[1], shared_address(chunk));
-    if constexpr (C::kByEngine) {
-      fence_async_shared();
-      named_barrier_sync(1 + static_cast<int>(group), 128);
-      if (elected) {
-        store_tile<kWidth>(chunk, tensors.o, head, first, image);
-        tma_store_commit();
-        storing = tile.stage;
-      }
-    } else {
-      __syncwarp();
+    write_tile<kWidth>(sums, 1.0F / sum[0], 1.0F / sum[1], shared_address(chunk), head);
+    fence_async_shared();
+    named_barrier_sync(1 + static_cast<int>(group), 128);
+    if (elected) {
       store_tile<kWidth>(chunk, tensors.o, head, first, image);
-      release(tile_empty + tile.stage);
+      tma_store_commit();
+      storing = tile.stage;
     }
   }
   finish_store();
@@ -329,7 +315,7 @@ void forward_long(const CudaContext& cuda, const ForwardCall& call) {
   // Three warpgroups hide each other's latencies better, unless more of them would have no queries.
   const int chunks = ceil_div(call.shape.queries, kBoxRows);
   const bool three = ceil_div(chunks, 3) * 3 <= ceil_div(chunks, 2) * 2 + 1;
-  if constexpr (kWidth <= 72) {  // wider sums would not fit in their registers
+  if constexpr (kWidth <= 64) {  // wider sums would not fit in their registers
     if (three) return run<kWidth, 3>(cuda, call);
   }
   run<kWidth, 2>(cuda, call);

@@ -128,12 +128,6 @@ function replaceOutput(
   if (before !== undefined && after !== undefined) substitutions.set(before, after);
 }
 
-// Whether it has taken over the gradient of an activation, behind which nothing can be added.
-function takesGradient({ definition, inputs }: Node): boolean {
-  const fusion = definition?.fusions?.activationGradient;
-  return fusion !== undefined && inputs[fusion.operand] !== null;
-}
-
 /** gelu'(pre) ∘ linear_backward_input(dy) becomes one operation where nobody else reads the product. */
 export const fuseActivationGradients: Rewrite = (graph) => {
   const uses = countUses(graph);
@@ -198,7 +192,6 @@ export const fuseResiduals: Rewrite = (graph) => {
       if (producer === undefined || residual === undefined || leaving.has(producer)) continue;
       if (producer.outputs[residual.output] !== y || producer.inputs[residual.operand] !== null)
         continue;
-      if (takesGradient(producer)) continue;
       // The producer moves to where the sum is: y must be read by the sum alone, and what else it
       // gives (a bias gradient) not before.
       const free = Object.values(producer.outputs).every((output) =>

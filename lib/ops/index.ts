@@ -4,7 +4,13 @@ export { adam } from './adam';
 export { add } from './add';
 export { addRow } from './add_row';
 export type { AttentionScope, DecoderScope, Heads, Limits } from './attention';
-export { attention, narrowAttention } from './attention';
+export {
+  attention,
+  joinedAttention,
+  joinedBackward,
+  joinedForward,
+  narrowAttention,
+} from './attention';
 export { attentionPool } from './attention_pool';
 export { cast } from './cast';
 export { dot } from './dot';
@@ -12,7 +18,6 @@ export { embedding } from './embedding';
 export { gelu } from './gelu';
 export { globalNorm, rootSum } from './global_norm';
 export { groupMatmul } from './group_matmul';
-export { joinedAttention, joinedBackward, joinedForward } from './joined_attention';
 export { joinRows, rowRange } from './join_rows';
 export { l2Normalize } from './l2_normalize';
 export { layerNorm } from './layer_norm';

@@ -216,7 +216,7 @@ TileKernel tile_kernel(int64_t height, int64_t width) {
 struct Finish {
   bool partial;  // add what is in C
   bool bias;
-  bool rest;  // pre, GELU, residual
+  bool rest;  // pre, GELU or its gradient, residual
 };
 
 // GELU alone, of whole vectors: by far the most frequent.
@@ -248,6 +248,7 @@ void finish_rows(const float* sums, int64_t sums_stride, Finish todo, const Gemm
       if (todo.rest) {
         if (output.pre != nullptr) put(output.pre + offset, v);
         if (output.gelu) v = gelu(v);
+        if (output.gelu_of != nullptr) v *= gelu_gradient(get(output.gelu_of + offset));
         if (output.residual != nullptr) v += get(output.residual + offset);
       }
       put(output.data + offset, v);
@@ -256,13 +257,14 @@ void finish_rows(const float* sums, int64_t sums_stride, Finish todo, const Gemm
 }
 
 // The rectangle of C at (row, column), from its sums; what a tile does not do in its registers:
-// pre, GELU and panels whose last vector is not full.
+// pre, GELU or its gradient, and panels whose last vector is not full.
 __attribute__((noinline)) void finish(const float* sums, int64_t sums_stride, Finish todo,
                                       const GemmOutput& output, int64_t row, int64_t column,
                                       int64_t height, int64_t width) {
   if (width % kLanes == 0) {
     const bool gelu_alone = !todo.partial && !todo.bias && todo.rest && output.gelu &&
-                            output.pre == nullptr && output.residual == nullptr;
+                            output.pre == nullptr && output.gelu_of == nullptr &&
+                            output.residual == nullptr;
     if (gelu_alone) {
       finish_gelu(sums, sums_stride, output.data + row * output.stride + column, output.stride,
                   height, width);
@@ -609,7 +611,8 @@ class Part {
     const Panel panel = prepare_panel(columns);
 
     // In the tile's registers, if possible.
-    const bool direct = whole && !(now_.last && (output_.gelu || output_.pre != nullptr));
+    const bool pointwise = output_.gelu || output_.pre != nullptr || output_.gelu_of != nullptr;
+    const bool direct = whole && !(now_.last && pointwise);
     const Finish left = {!whole && !now_.first, !whole && now_.last && output_.bias != nullptr,
                          now_.last};
     alignas(64) float sums[kHeight * kColumns];

@@ -32,14 +32,15 @@ struct GemmOperand {
   int64_t stride = 0;  // floats from one row to the next
 };
 
-// In this order: sum += bias; pre = sum; sum = gelu(sum); sum += residual; C = sum.
+// In this order: sum += bias; pre = sum; sum = gelu(sum); sum *= gelu'(gelu_of); sum += residual; C = sum.
 // No output may overlap an input: partial sums stay in C while k is worked off in blocks.
 struct GemmOutput {
   float* data = nullptr;            // C (m, n)
-  int64_t stride = 0;               // of C, pre and residual
+  int64_t stride = 0;               // of C, pre, gelu_of and residual
   const float* bias = nullptr;      // (n), or none
   float* pre = nullptr;             // (m, n), or none
   bool gelu = false;                // the tanh approximation
+  const float* gelu_of = nullptr;   // (m, n), or none
   const float* residual = nullptr;  // (m, n), or none
   // (m), or none: the sums of op(A) over k. Only where A is transposed, since its packing comes by
   // every element anyway.

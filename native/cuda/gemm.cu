@@ -283,6 +283,10 @@ bool library_gemm(const CudaContext& context, CublasLt& library, MatrixProduct p
   return library.multiply(product);
 }
 
+// With more rows than these, the library's product and our sums of rows take less time than its product
+// that makes both: its fastest kernels do not.
+constexpr int64_t kMostSummedRows = 4096;
+
 void check_limit(const char* what, int64_t value, int64_t limit) {
   if (value <= limit) return;
   throw Error("ERR_SHAPE", std::string("cuda: ") + what + " of a product must be at most " +
@@ -326,12 +330,15 @@ void gemm(Stream& stream, MatrixProduct product, Scratch scratch) {
               divide_up(product.m, 64) * divide_up(product.n, 64) * 16 * product.groups,
               kMostExtent);
   CudaContext& context = stream.cuda();
-  if (context.blas != nullptr && library_gemm(context, *context.blas, product, scratch)) return;
+  const auto by_library = [&] {
+    return context.blas != nullptr && library_gemm(context, *context.blas, product, scratch);
+  };
   if (product.row_sums != nullptr) {
+    if (product.k <= kMostSummedRows && by_library()) return;
     own_row_sums(context, product, scratch);
     product.row_sums = nullptr;
-    if (context.blas != nullptr && library_gemm(context, *context.blas, product, scratch)) return;
   }
+  if (by_library()) return;
   own_gemm(context, product, scratch);
 }
 

@@ -186,8 +186,8 @@ struct Backward {
 constexpr int kMostWarps = 12;
 constexpr int kMostThreads = kMostWarps * kWarpThreads;
 constexpr int kMostFloats = 16;
-// Of a multiprocessor, as threads of eight columns have 80 registers.
-constexpr int kResidentWarps = 25;
+// Of the blocks of rows of up to 1,280 columns, which are two groups of five warps.
+constexpr int kFewThreads = 320;
 
 struct Shape {
   int floats;  // columns of a thread; 0: the kernels for any width
@@ -196,14 +196,14 @@ struct Shape {
   int64_t blocks;
 };
 
-// Rows a group has in flight, within the registers of 384 threads.
-constexpr int rows_at_once(int floats, size_t element_bytes) {
-  return floats == 8 && element_bytes == 2 ? 2 : 1;
+// Rows a group has in flight, within the registers of two blocks of so many threads.
+constexpr int rows_at_once(int floats, size_t element_bytes, int threads) {
+  if (floats != 8 || element_bytes != 2) return 1;
+  return threads <= kFewThreads ? 3 : 2;
 }
 
-// As many blocks as run at the same time: of up to 384 threads, so many to a block that most warps are on
-// a multiprocessor, where a thread has eight columns; one a multiprocessor where it has more. Depends on
-// the extents alone, so as scratch does.
+// As many blocks as run at the same time: two of 384 threads a multiprocessor where a thread has
+// eight columns, one where it has more. Depends on the extents alone, so as scratch does.
 Shape backward_shape(int multiprocessors, int64_t rows, int64_t width) {
   Shape shape = {8, 1, 1, 0};
   while (shape.floats <= kMostFloats && width > int64_t{shape.floats} * kMostThreads) {
@@ -214,15 +214,9 @@ Shape backward_shape(int multiprocessors, int64_t rows, int64_t width) {
     shape.blocks = 2 * multiprocessors;
   } else {
     shape.warps = static_cast<int>(ceil_div(width, int64_t{shape.floats} * kWarpThreads));
-    shape.blocks = multiprocessors;
-    int resident = 0;
-    for (int groups = 1; shape.floats == 8 && groups * shape.warps <= kMostWarps; ++groups) {
-      const int together = kResidentWarps / (groups * shape.warps);
-      if (together * groups * shape.warps < resident) continue;
-      resident = together * groups * shape.warps;
-      shape.groups = groups;
-      shape.blocks = int64_t{together} * multiprocessors;
-    }
+    if (shape.floats == 8) shape.groups = kMostWarps / shape.warps;
+    const int together = shape.floats == 8 ? 2 * kMostWarps / (shape.groups * shape.warps) : 1;
+    shape.blocks = int64_t{together} * multiprocessors;
   }
   const int64_t most = ceil_div(rows, shape.groups);
   if (shape.blocks > most) shape.blocks = most;
@@ -231,7 +225,7 @@ Shape backward_shape(int multiprocessors, int64_t rows, int64_t width) {
 
 // The sums of kCount values over the `warps` warps of a group; `shared` holds kCount values for each
 // of them, and another call may not use the same ones: a warp may still be reading.
-template <bool kAlone, int kCount>
+template <int kCount>
 __device__ inline void group_sum(float (&values)[kCount], int group, int warps,
                                  float (*shared)[kCount]) {
 #pragma unroll
@@ -242,17 +236,16 @@ __device__ inline void group_sum(float (&values)[kCount], int group, int warps,
 #pragma unroll
     for (int i = 0; i < kCount; ++i) shared[device::warp_index()][i] = values[i];
   }
-  if constexpr (kAlone) {
-    __syncthreads();
-  } else {
-    device::sync_group(1 + group, warps * kWarpThreads);
-  }
+  device::sync_group(1 + group, warps * kWarpThreads);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) values[i] = 0.0F;
   for (int warp = 0; warp < warps; ++warp) {
-    const Floats<kCount> other = device::load<kCount>(&shared[first + warp][0]);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] += other[i];
+    for (int i = 0; i < kCount; i += 2) {
+      const Floats<2> other = device::load<2>(&shared[first + warp][i]);
+      values[i] += other[0];
+      values[i + 1] += other[1];
+    }
   }
 }
 
@@ -279,13 +272,12 @@ __device__ inline void write_columns(const Floats<N> (&sums)[kVectors], int widt
   __syncthreads();
 }
 
-// kAlone: of one group. The barriers of groups are a multiprocessor's, and would let fewer blocks be there.
-template <typename T, int kFloats, bool kResidual, bool kAlone>
-__global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
+template <typename T, int kFloats, int kThreads, bool kResidual>
+__global__ void __launch_bounds__(kThreads, kFloats == 8 ? 2 : 1)
     backward_kernel(Backward<T> on, int warps, int groups) {
   constexpr int N = device::kElements16<T>;
   constexpr int kVectors = kFloats / N;
-  constexpr int kRows = rows_at_once(kFloats, sizeof(T));
+  constexpr int kRows = rows_at_once(kFloats, sizeof(T), kThreads);
   __shared__ alignas(16) float sums[2][kMostWarps][2 * kRows];
   __shared__ alignas(16) float columns[kFloats == 8 ? kFloats * kMostThreads : 1];
   const int group_threads = warps * kWarpThreads;
@@ -346,7 +338,7 @@ __global__ void __launch_bounds__(kMostThreads, kFloats == 8 ? 2 : 1)
         device::keep_packed(&x[r][k]);
       }
     }
-    group_sum<kAlone>(means, group, warps, sums[turn]);
+    group_sum(means, group, warps, sums[turn]);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float mean_g = means[2 * r] * per_column;
@@ -489,18 +481,19 @@ void launch_backward(Stream& stream, const Backward<T>& on, float* dweight, floa
         on);
     check_launch(kName);
   } else {
-    const auto launch = [&](auto floats, auto alone) {
-      const auto kernel = on.residual != nullptr ? backward_kernel<T, floats(), true, alone()>
-                                                 : backward_kernel<T, floats(), false, alone()>;
-      kernel<<<shape.blocks, shape.groups * shape.warps * kWarpThreads, 0, queue>>>(on, shape.warps,
-                                                                                    shape.groups);
+    const int threads = shape.groups * shape.warps * kWarpThreads;
+    const auto launch = [&](auto floats, auto most) {
+      const auto kernel = on.residual != nullptr ? backward_kernel<T, floats(), most(), true>
+                                                 : backward_kernel<T, floats(), most(), false>;
+      kernel<<<shape.blocks, threads, 0, queue>>>(on, shape.warps, shape.groups);
     };
     if (shape.floats != 8) {
-      launch(std::integral_constant<int, kMostFloats>(), std::true_type());
-    } else if (shape.groups == 1) {
-      launch(std::integral_constant<int, 8>(), std::true_type());
+      launch(std::integral_constant<int, kMostFloats>(),
+             std::integral_constant<int, kMostThreads>());
+    } else if (threads == kFewThreads) {
+      launch(std::integral_constant<int, 8>(), std::integral_constant<int, kFewThreads>());
     } else {
-      launch(std::integral_constant<int, 8>(), std::false_type());
+      launch(std::integral_constant<int, 8>(), std::integral_constant<int, kMostThreads>());
     }
     check_launch(kName);
   }

@@ -3,7 +3,6 @@
 #include "cpu/check.h"
 #include "cpu/epilogue.h"
 #include "cpu/gemm.h"
-#include "ops/gelu/gelu.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
@@ -21,13 +20,6 @@ GemmShape backward_input_shape(In dy, In weight) {
 // dyᵀ · x, summed over all rows.
 GemmShape backward_weight_shape(In dy, In x) {
   return {dy.extent(-1), x.extent(-1), x.rows(), true, false};
-}
-
-// y ∘= gelu'(pre)
-void multiply_by_gelu_gradient(Stream& stream, const In& pre, const Out& y) {
-  const int64_t extent = y.elements();
-  const In upstream(y.data(), y.dtype(), 1, &extent);
-  gelu_backward(stream, upstream, pre, kActivationGeluTanh, y);
 }
 
 }  // namespace
@@ -72,12 +64,10 @@ void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, M
   }
   if (pre.present()) {
     check_elements(kWho, "pre", pre, shape.m * shape.n);
-    if (residual.present())
-      fail("ERR_ARGUMENT", "%s: residual must be absent with pre, got both", kWho);
+    output.gelu_of = pre.data();
   }
   check_scratch(kWho, scratch, gemm_scratch(stream.threads(), shape));
   gemm(stream, shape, {dy.data(), shape.k}, {weight.data(), shape.n}, output, scratch);
-  if (pre.present()) multiply_by_gelu_gradient(stream, pre, dx);
 }
 
 size_t linear_backward_weight_scratch(int threads, In dy, In x) {

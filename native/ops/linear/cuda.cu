@@ -2,9 +2,11 @@
 #include "cpu/activation.h"
 #include "cpu/check.h"
 #include "cuda/gemm.h"
-#include "ops/gelu/gelu.h"
+#include "cuda/map.cuh"
+#include "device/gelu.cuh"
 #include "ops/linear/linear.h"
 #include "runtime/cuda_context.h"
+#include "runtime/cuda_dtype.h"
 
 namespace siglip::cuda {
 namespace {
@@ -47,6 +49,26 @@ MatrixProduct backward_weight_product(const In& dy, const In& x) {
   product.b = {x.bytes(), product.n};
   return product;
 }
+
+// sum ∘ gelu'(pre) + residual, in place of the sums.
+template <typename T>
+struct BehindGelu {
+  device::Elements<T> sum;
+  device::Elements<T> pre;
+  device::Elements<T> residual;
+  template <int N>
+  __device__ device::Floats<N> at(int64_t i) const {
+    device::Floats<N> out = sum.template at<N>(i);
+    const device::Floats<N> before = pre.template at<N>(i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) out[j] *= device::gelu_gradient(before[j]);
+    if (residual.data == nullptr) return out;
+    const device::Floats<N> added = residual.template at<N>(i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) out[j] += added[j];
+    return out;
+  }
+};
 
 }  // namespace
 
@@ -111,20 +133,23 @@ void linear_backward_input(Stream& stream, In dy, In weight, MaybeIn residual, M
     check_dtype(kWho, "residual", residual, dy.dtype());
     product.residual = residual.bytes();
   }
-  if (pre.present()) {
-    check_elements(kWho, "pre", pre, product.m * product.n);
-    check_dtype(kWho, "pre", pre, dy.dtype());
-    if (residual.present()) {
-      fail("ERR_ARGUMENT", "%s: residual must be absent with pre, got both", kWho);
-    }
-    product.gelu_of = pre.bytes();
-    if (library_gemm(stream, product)) return;
-    product.gelu_of = nullptr;
-  }
+  if (!pre.present()) return gemm(stream, product, scratch);
+  check_elements(kWho, "pre", pre, product.m * product.n);
+  check_dtype(kWho, "pre", pre, dy.dtype());
+  product.gelu_of = pre.bytes();
+  if (!residual.present() && library_gemm(stream, product)) return;
+  product.gelu_of = nullptr;
+  product.residual = nullptr;
   gemm(stream, product, scratch);
-  if (!pre.present()) return;
-  const int64_t extent = dx.elements();
-  gelu_backward(stream, In(dx.bytes(), dx.dtype(), 1, &extent), pre, kActivationGeluTanh, dx);
+  with_type(kWho, "dx", dx, [&](auto type) {
+    using T = decltype(type);
+    const T* added = residual.present() ? elements_of<T>(residual) : nullptr;
+    T* dx_data = elements_of<T>(dx);
+    const T* pre_data = elements_of<T>(pre);
+    map<device::kElements16<T>>(stream, kWho, BehindGelu<T>{{dx_data}, {pre_data}, {added}},
+                                dx.elements(), dx_data,
+                                device::aligned16(dx_data, pre_data, added));
+  });
 }
 
 size_t linear_backward_weight_scratch(int multiprocessors, In dy, In x) {

@@ -16,8 +16,8 @@ SIGLIP_FOR_EACH_TARGET(
     void linear_forward(Stream&, In x, In weight, MaybeIn bias, MaybeIn residual,
                         int64_t activation, MaybeOut pre, Out y, Scratch);
     size_t linear_forward_scratch(int threads, In x, In weight);
-    // dy (…, N), weight (N, K), residual (…, K) -> dx (…, K) = dy · W + residual. Or, in place of a
-    // residual, pre (…, K): dx = (dy · W) ∘ gelu'(pre), where x was the GELU of pre, its tanh form.
+    // dy (…, N), weight (N, K), pre (…, K), residual (…, K) -> dx (…, K) = dy · W ∘ gelu'(pre) + residual,
+    // pre being what x is the GELU of, in its tanh form.
     void linear_backward_input(Stream&, In dy, In weight, MaybeIn residual, MaybeIn pre, Out dx,
                                Scratch);
     size_t linear_backward_input_scratch(int threads, In dy, In weight);

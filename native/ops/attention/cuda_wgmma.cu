@@ -77,24 +77,25 @@ struct Softmax {
     reference[1] = highest[1] * c;
   }
 
-  // The reference rises to the highest of s too; what was taken and summed up before is scaled.
-  template <int kWidth, int kCount>
-  __device__ __forceinline__ void raise(const float (&s)[kCount], float c,
-                                        WidthSums<kWidth>& sums) {
-    wgmma_wait<0>();
-    sums.keep();
-    float highest[2];
-    row_maxima(s, highest);
-    float factor[2];
+  // Whether the thread's scores, `highest` in its two rows, or others of its warp are too far above the
+  // reference: powers of up to 2^64 lose nothing.
+  __device__ __forceinline__ bool exceeded(const float (&highest)[2], float c) const {
+    const float above =
+        fmaxf(fmaf(highest[0], c, -reference[0]), fmaf(highest[1], c, -reference[1]));
+    return __any_sync(0xffffffffU, above > 64.0F);
+  }
+
+  // The reference rises to the rows' highest scores; what was taken before is to be multiplied by `factor`.
+  __device__ __forceinline__ void raise(const float (&highest)[2], float c, float (&factor)[2]) {
+    const float rows[2] = {quad_max(highest[0]), quad_max(highest[1])};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float next = fmaxf(reference[half], highest[half] * c);
+      const float next = fmaxf(reference[half], rows[half] * c);
       factor[half] = exp2_fast(reference[half] - next);
       reference[half] = next;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) total[i] *= factor[i % 2];
-    sums.scale(factor[0], factor[1]);
   }
 
   // Fragments of the exponentials of kSteps · 16 columns of s, from step `first` on.
@@ -115,6 +116,17 @@ struct Softmax {
     }
   }
 };
+
+template <int kSteps>
+__device__ __forceinline__ void scale_fragments(uint32_t (&p)[kSteps][4],
+                                                const float (&factor)[2]) {
+#pragma unroll
+  for (int i = 0; i < kSteps * 4; ++i) {
+    uint32_t& pair = p[i / 4][i % 4];
+    pair = pack_bfloat16(low_of_bfloat16(pair) * factor[i % 2],
+                         high_of_bfloat16(pair) * factor[i % 2]);
+  }
+}
 
 // Queues the products of kSteps fragments and the values from row `first` on.
 template <int kWidth, int kRows, int kSteps>
@@ -156,32 +168,43 @@ __device__ __forceinline__ void attend(Softmax& softmax, WidthSums<kWidth>& sums
   keep_in_place(s1);
   if (count < kSplit) limit_keys<kSplit>(s1, count);
   softmax.begin(s1, c);
+  float highest[2];
+  float factor[2];
   if constexpr (kAtOnce) {
     softmax.exponentials<kFirst / 2>(s1, 0, c, p);
     wgmma_wait<0>();
     keep_in_place(s2);
     scored();
+    if (count < kKeys) limit_keys<kSecond * 16>(s2, count - kSplit);
+    thread_maxima(s2, highest);
     softmax.exponentials<kFirst - kFirst / 2>(s1, kFirst / 2, c, p + kFirst / 2);
+    // Asked here, since the exponentials below go between the products of values as these are queued,
+    // which a branch between the two would prevent.
+    if (softmax.exceeded(highest, c)) {
+      softmax.raise(highest, c, factor);
+      scale_fragments(p, factor);
+    }
+    await_values();
+    queue_sums<kWidth, kRows, kFirst>(sums, p, values, 0);
   } else {
     softmax.exponentials<kFirst>(s1, 0, c, p);
     wgmma_fence();
     multiply_rows<kWidth, kChunk, kRows, kSecond * 16>(s2, queries, 0, keys, kSplit);
     wgmma_commit();
-  }
-  await_values();
-  queue_sums<kWidth, kRows, kFirst>(sums, p, values, 0);
-  if constexpr (!kAtOnce) {
+    await_values();
+    queue_sums<kWidth, kRows, kFirst>(sums, p, values, 0);
     wgmma_wait<1>();
     keep_in_place(s2);
     scored();
+    if (count < kKeys) limit_keys<kSecond * 16>(s2, count - kSplit);
+    thread_maxima(s2, highest);
+    if (softmax.exceeded(highest, c)) {
+      wgmma_wait<0>();
+      sums.keep();
+      softmax.raise(highest, c, factor);
+      sums.scale(factor[0], factor[1]);
+    }
   }
-  if (count < kKeys) limit_keys<kSecond * 16>(s2, count - kSplit);
-  // Powers of up to 2^64 above the reference lose nothing; beyond them it rises.
-  float highest[2];
-  thread_maxima(s2, highest);
-  const float above =
-      fmaxf(fmaf(highest[0], c, -softmax.reference[0]), fmaf(highest[1], c, -softmax.reference[1]));
-  if (__any_sync(0xffffffffU, above > 64.0F)) softmax.raise(s2, c, sums);
   constexpr int kGroup = kAtOnce && kSecond % 4 == 0 ? 4 : 2;
 #pragma unroll
   for (int first = 0; first < kSecond; first += kGroup) {

@@ -8,6 +8,8 @@ import type { Device } from '../lib/array';
 import { DeviceArray } from '../lib/array';
 import { Philox4x32 } from '../lib/array/random';
 import { Siglip2 } from '../lib/embed';
+import type { Pixels } from '../lib/image';
+import { FixedProcessor } from '../lib/image';
 import type { ComputeDType, ConstantSource, MapTree, Program, Spec, Tensor } from '../lib/graph';
 import {
   add,
@@ -488,6 +490,39 @@ const latency: Kind = async (request, { device, precision }) => {
   }
 };
 
+// From pixels as a decoder leaves them to bytes on the device.
+const resize: Kind = async (request, { device }) => {
+  const { batch, width, height, size } = sizes(request);
+  const processor = new FixedProcessor({
+    layout: 'fixed',
+    resample: 'bicubic',
+    backend: 'pillow',
+    height: size,
+    width: size,
+    rescaleFactor: 1 / 255,
+    mean: [0.5, 0.5, 0.5],
+    std: [0.5, 0.5, 0.5],
+  });
+  const drawn = Uint8Array.from(
+    { length: 3 * width * height },
+    (_, i) => Math.imul(i, 0x9e3779b1) >>> 24,
+  );
+  const photos = Array.from({ length: batch }, (): Pixels => {
+    return {
+      data: drawn.slice(),
+      width,
+      height,
+      format: 'rgb',
+      background: undefined,
+      owned: true,
+    };
+  });
+  const seconds = await throughput(async () => ({
+    pixels: await processor.resized(photos, device),
+  }));
+  return { seconds };
+};
+
 const trainStep: Kind = async (request, target) => {
   const { batch } = request;
   const { device, precision } = target;
@@ -559,6 +594,7 @@ const kinds: Readonly<Record<string, Kind>> = {
   joint_selection: selection,
   embed,
   latency,
+  resize,
   train_step: trainStep,
 };
 

@@ -8,7 +8,7 @@ export type Request = Readonly<Record<string, string | number | boolean | readon
   readonly batch: number;
 };
 
-export type Unit = 'TFLOP/s' | 'TB/s' | 'ms' | 'images/s' | 'pairs/s';
+export type Unit = 'TFLOP/s' | 'TB/s' | 'GB/s' | 'ms' | 'images/s' | 'pairs/s';
 
 /** One row. */
 export interface GpuRow {
@@ -31,6 +31,8 @@ export function figureOf({ unit, work }: GpuRow, seconds: number): number {
     case 'TFLOP/s':
     case 'TB/s':
       return work / seconds / 1e12;
+    case 'GB/s':
+      return work / seconds / 1e9;
     case 'images/s':
     case 'pairs/s':
       return work / seconds;
@@ -108,6 +110,17 @@ function jointSelection({ quick }: RowOptions): GpuRow {
     work: 0,
     seconds: 60,
     request: { kind: 'joint_selection', batch, width: 768, picked, chunks: 16 },
+  };
+}
+
+function resize({ quick }: RowOptions): GpuRow {
+  const [batch, width, height, size] = [quick ? 8 : 64, 1600, 1200, 224];
+  return {
+    name: `${String(batch)} photos of ${String(width)} x ${String(height)} in host memory to ${String(size)} x ${String(size)}, bicubic`,
+    unit: 'GB/s',
+    work: batch * 3 * width * height,
+    seconds: 30,
+    request: { kind: 'resize', batch, width, height, size },
   };
 }
 
@@ -201,6 +214,7 @@ export function gpuRows(options: RowOptions): readonly GpuRow[] {
         compile: ['whole'],
       },
     },
+    resize(options),
     layerNorm('forward', 768, options),
     layerNorm('backward', 768, options),
     layerNorm('forward', 1152, options),

@@ -10,7 +10,7 @@ import { dirname, join } from 'node:path';
 import type { RunInput } from '../lib/array';
 import { DeviceArray } from '../lib/array';
 import { collate } from '../lib/embed/collate';
-import type { PreparedImage } from '../lib/embed/collate';
+import type { PreparedValues } from '../lib/embed/collate';
 import type { Program, Spec, Tensor } from '../lib/graph';
 import { compile, disposeArrays, mapTree } from '../lib/graph';
 import type { ModelConfig, VariantName, VisionInput, VisionParameters } from '../lib/model';
@@ -77,7 +77,7 @@ function program(config: ModelConfig, input: VisionInput<Spec>): Program<Specs, 
   );
 }
 
-function padded(images: readonly PreparedImage[], rowWidth: number): VisionInput<RunInput> {
+function padded(images: readonly PreparedValues[], rowWidth: number): VisionInput<RunInput> {
   const length = Math.max(...images.map(({ grid }) => grid[0] * grid[1]));
   const patches = new Float32Array(images.length * length * rowWidth);
   const mask = new Uint8Array(images.length * length);

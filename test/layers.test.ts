@@ -167,7 +167,7 @@ const NATIVE_ROOMS: Readonly<Record<string, readonly string[]>> = {
   device: [],
   cuda: ['runtime', 'device'],
   ops: ['runtime', 'cpu', 'device', 'cuda'],
-  image: ['runtime', 'cpu'],
+  image: ['runtime', 'cpu', 'device', 'cuda'],
   comm: ['runtime'],
   binding: ['runtime', 'cpu', 'ops', 'image', 'comm'],
 };

@@ -443,6 +443,45 @@ def latency(r):
     return result.reply()
 
 
+def resize(r):
+    """`batch` photos of `height` x `width` in pinned memory to `size` x `size` bytes on the device."""
+    shape, size = (r["batch"], 3, r["height"], r["width"]), [r["size"]] * 2
+    # Interleaved, as decoders leave them.
+    photos = torch.randint(0, 255, (shape[0], *shape[2:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    photos = photos.pin_memory() if CUDA else photos
+    planes = photos.contiguous().pin_memory() if CUDA else photos.contiguous()
+
+    def torchvision_resize(x):
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
+        return functional.resize(x, size, InterpolationMode.BICUBIC, antialias=True)
+
+    def interpolate(x):
+        y = F.interpolate(x.float(), size, mode="bicubic", antialias=True)
+        return y.round_().clamp_(0, 255).to(torch.uint8)
+
+    def one_by_one(x, function):
+        return torch.cat([function(x[i : i + 1]) for i in range(len(x))])
+
+    result = Variants()
+    with torch.inference_mode():
+        for name, x in (("interleaved", photos), ("planes", planes)):
+            for function in (torchvision_resize, interpolate):
+                label = f"{function.__name__}, {name}"
+                result.add(
+                    label,
+                    lambda x=x, f=function: lambda: f(x.to(DEVICE, non_blocking=True)),
+                    samples=5,
+                )
+                result.add(
+                    f"{label}, one by one",
+                    lambda x=x, f=function: lambda: one_by_one(x, lambda y: f(y.to(DEVICE, non_blocking=True))),
+                    samples=5,
+                )
+    return result.reply()
+
+
 def train_step(r):
     """Towers, sigmoid loss, backward, clipping and AdamW with float32 masters, at `batch` pairs."""
     B = r["batch"]
@@ -509,6 +548,7 @@ KINDS = {
         joint_selection,
         embed,
         latency,
+        resize,
         train_step,
     )
 }

@@ -1,22 +1,28 @@
 // Prepared images of one call to one batch as the vision tower takes it.
 import { HostParts } from '../array';
-import type { HostArray, Spec } from '../graph';
+import type { Spec } from '../graph';
+import type { Pixels } from '../image';
 import type { ImageInput, ModelConfig, PackedInput, PixelInput, VisionInput } from '../model';
 import { packedInputSpecs, packedRows, pixelInputSpecs, visionInputSpecs } from '../model';
 
-/** What of a batch goes to the device. */
-export type HostInput = HostArray | HostParts;
-
-/** One image, ready for the tower. */
-export interface PreparedImage {
+/** Values of one image, ready for the tower. */
+export interface PreparedValues {
   /**
-   * Fixed resolution: (3, S, S), normalised, or (S, S, 3) bytes, which the device normalises. NaFlex:
-   * rows of P·P·3 values, rows · columns of them or more; what is behind those is not read.
+   * Fixed resolution: (3, S, S), normalised. NaFlex: rows of P·P·3 values, rows · columns of them or
+   * more; what is behind those is not read.
    */
-  readonly values: Float32Array | Uint8Array;
+  readonly values: Float32Array;
   /** Patches: [rows, columns]. */
   readonly grid: readonly [number, number];
 }
+
+/** Pixels of any size that the device resizes and normalises; of a fixed-resolution model. */
+export interface DecodedImage {
+  readonly pixels: Pixels;
+  readonly grid: readonly [number, number];
+}
+
+export type PreparedImage = PreparedValues | DecodedImage;
 
 /** A batch of images and the rows of tokens it has. */
 export interface ImageBatch<Input> {
@@ -33,11 +39,13 @@ export interface ImageBatch<Input> {
  */
 export function collate(
   { vision }: ModelConfig,
-  images: readonly PreparedImage[],
+  images: readonly PreparedValues[],
 ): ImageBatch<ImageInput<HostParts> | PackedInput<Float32Array | Int32Array>> {
   const batch = images.length;
   if (vision.layout === 'fixed') {
-    return { input: { images: sideBySide(images) }, batch, length: vision.positions };
+    const [first, ...others] = images.map(({ values }) => values);
+    const parts = new HostParts([first, ...others]);
+    return { input: { images: parts }, batch, length: vision.positions };
   }
   const rowWidth = vision.patch * vision.patch * 3;
   const segments = new Int32Array(batch + 1);
@@ -55,37 +63,13 @@ export function collate(
   return { input: { patches, shapes, segments }, batch, length };
 }
 
-/**
- * Puts images that are bytes side by side, for a fixed-resolution tower.
- *
- * @param table - (3, 256), the value of each byte of each colour.
- */
-export function collateBytes(
-  { vision }: ModelConfig,
-  images: readonly PreparedImage[],
-  table: Float32Array,
-): ImageBatch<PixelInput<HostInput>> {
-  return {
-    input: { pixels: sideBySide(images), table },
-    batch: images.length,
-    length: vision.positions,
-  };
-}
-
-function sideBySide(images: readonly PreparedImage[]): HostParts {
-  const [first, ...others] = images.map(({ values }) => values);
-  return new HostParts([first, ...others]);
-}
-
-/** Whether the device has to normalise an image. */
-export function hasBytes({ values }: PreparedImage): boolean {
-  return values instanceof Uint8Array;
-}
-
 /** What a program of the vision tower takes, by the form of the images. */
 export type BatchInput<Leaf> = PixelInput<Leaf> | VisionInput<Leaf>;
 
-/** Specs of the batches that {@link collate} and {@link collateBytes} make, for compile(). */
+/**
+ * Specs of batches for compile(): `'bytes'` of a fixed-resolution model, which the device normalises, or
+ * `'values'` as {@link collate} makes them.
+ */
 export function batchSpecs(
   config: ModelConfig,
   batch: number,

@@ -1,11 +1,13 @@
 // Images as callers give them, admitted and prepared for the vision tower.
+import { totalmem } from 'node:os';
 import { types } from 'node:util';
+import type { Device, DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import { elements } from '../graph';
-import type { ImageInput, ImageProcessor } from '../image';
-import type { ModelConfig } from '../model';
+import type { FixedProcessor, ImageInput, ImageProcessor, Pixels } from '../image';
+import type { ModelConfig, PixelInput } from '../model';
 import { loadAddon } from '../native/load';
-import type { PreparedImage } from './collate';
+import type { PreparedImage, PreparedValues } from './collate';
 import { shown } from './options';
 
 /**
@@ -22,6 +24,9 @@ export interface PixelValues {
   readonly spatialShape?: readonly [number, number];
 }
 
+// Two batches of 16 images of 11 megapixels.
+const MOST_DECODED = 2 ** 30;
+
 /** How one image is prepared. */
 export interface PrepareOptions {
   /** Most patches of a NaFlex image. */
@@ -31,20 +36,25 @@ export interface PrepareOptions {
 
 /** Prepares images for one model. */
 export class ImageInputs {
-  /** @param form - `'bytes'` leaves it to the device to normalise, where the layout allows it */
+  private readonly waiting: PixelBudget;
+
+  /**
+   * @param device - resizes and normalises images of a fixed-resolution model; without one they are
+   * prepared on the CPU
+   * @param mostDecoded - bytes of decoded images that may wait for it
+   */
   constructor(
     private readonly config: ModelConfig,
     private readonly processor: ImageProcessor,
-    private readonly form: 'bytes' | 'values' = 'values',
-  ) {}
-
-  /** (3, 256), the value of each byte of each colour. */
-  get table(): Float32Array {
-    return this.processor.table;
+    private readonly device?: Device,
+    mostDecoded = Math.min(MOST_DECODED, totalmem() / 16),
+  ) {
+    this.waiting = new PixelBudget(mostDecoded);
   }
 
   /**
-   * Decodes, resizes and normalises, or checks values that are already prepared.
+   * Decodes, resizes and normalises; or decodes and leaves the rest to {@link resized}; or checks values
+   * that are already prepared.
    *
    * @param who - begins the message of an error: the call, and the image where there are several.
    * @throws ERR_IMAGE, ERR_FILE, ERR_SHAPE, ERR_DTYPE, ERR_NOT_FINITE, ERR_ABORTED
@@ -58,18 +68,50 @@ export class ImageInputs {
         ...(options.maxPatches !== undefined && { maxPatches: options.maxPatches }),
       };
       const { processor } = this;
-      const { values, height, width } =
-        this.form === 'bytes' && processor.layout === 'fixed'
-          ? await processor.prepareBytes(image, given)
-          : await processor.prepare(image, given);
-      return { values, grid: [Math.floor(height / patch), Math.floor(width / patch)] };
+      const gridOf = (height: number, width: number): [number, number] => [
+        Math.floor(height / patch),
+        Math.floor(width / patch),
+      ];
+      if (this.device !== undefined && processor.layout === 'fixed') {
+        const pixels = await this.admitPixels(processor, await processor.decode(image, given));
+        return { pixels, grid: gridOf(processor.height, processor.width) };
+      }
+      const { values, height, width } = await processor.prepare(image, given);
+      return { values, grid: gridOf(height, width) };
     } catch (error) {
       if (!(error instanceof SiglipError)) throw error;
       throw new SiglipError(error.code, `${who}: ${error.message}`, { cause: error });
     }
   }
 
-  private admitValues({ pixelValues, spatialShape }: PixelValues): PreparedImage {
+  /**
+   * Resizes pixels that {@link prepare} gave, on the device. The array is the caller's to dispose.
+   *
+   * @throws ERR_OUT_OF_MEMORY
+   */
+  async resized(
+    images: readonly Pixels[],
+  ): Promise<{ pixels: DeviceArray } & PixelInput<DeviceArray | Float32Array>> {
+    const { processor, device } = this;
+    if (processor.layout !== 'fixed') {
+      throw new SiglipError('ERR_ARGUMENT', 'embedImages: pixels must be of a fixed resolution');
+    }
+    try {
+      return { pixels: await processor.resized(images, device), table: processor.table };
+    } finally {
+      for (const pixels of images) this.waiting.remove(pixels);
+    }
+  }
+
+  // Memory of a caller is copied. What the budget has no room for is resized here, to the same bytes.
+  private async admitPixels(processor: FixedProcessor, pixels: Pixels): Promise<Pixels> {
+    if (!this.waiting.fits(pixels)) return processor.shrunk(pixels);
+    const own = pixels.owned ? pixels : { ...pixels, data: pixels.data.slice(), owned: true };
+    this.waiting.add(own);
+    return own;
+  }
+
+  private admitValues({ pixelValues, spatialShape }: PixelValues): PreparedValues {
     const { vision } = this.config;
     if (!types.isFloat32Array(pixelValues)) {
       throw new SiglipError('ERR_DTYPE', 'pixelValues must be a Float32Array, got something else');
@@ -104,6 +146,31 @@ export class ImageInputs {
     const values = pixelValues.subarray(0, needed);
     checkFinite(values);
     return { values, grid: [rows, columns] };
+  }
+}
+
+/** How much of decoded images waits for the device. */
+class PixelBudget {
+  private bytes = 0;
+  // Of images that nobody asks for any more.
+  private readonly forgotten = new FinalizationRegistry((bytes: number) => {
+    this.bytes -= bytes;
+  });
+
+  constructor(private readonly most: number) {}
+
+  fits({ data }: Pixels): boolean {
+    return this.bytes + data.byteLength <= this.most;
+  }
+
+  add(pixels: Pixels): void {
+    const { byteLength } = pixels.data;
+    this.bytes += byteLength;
+    this.forgotten.register(pixels, byteLength, pixels);
+  }
+
+  remove(pixels: Pixels): void {
+    if (this.forgotten.unregister(pixels)) this.bytes -= pixels.data.byteLength;
   }
 }
 

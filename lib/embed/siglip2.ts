@@ -32,7 +32,8 @@ export interface LoadOptions extends HubOptions {
    * Where weights are held and the towers run. `'cuda'` is the first GPU, `'cuda:1'` the second; both
    * throw ERR_DEVICE, with the reason, where there is none. Default `'auto'`: the first GPU that can
    * be used, else the CPU; {@link Siglip2.device} and {@link Siglip2.deviceReason} tell which and why.
-   * Images are decoded and resized, and texts split into tokens, on the CPU in any case.
+   * Images are decoded, and texts split into tokens, on the CPU in any case; a GPU resizes the images
+   * of a fixed-resolution model, and the CPU those of a NaFlex model.
    */
   readonly device?: 'auto' | Device;
   /** Lower-case texts as in training. Default true; false gives the ids of `AutoTokenizer`. */
@@ -155,8 +156,8 @@ export class Siglip2 {
         loaded === 'vision' ? undefined : await deferTokenizer(found.path, { lowercase });
       const scale = await readNumber(parameters.logitScale);
       const bias = await readNumber(parameters.logitBias);
-      const form = device === 'cpu' ? 'values' : 'bytes';
-      const images = new ImageInputs(config, createProcessor(preprocessor), form);
+      const resizing = device === 'cpu' ? undefined : device;
+      const images = new ImageInputs(config, createProcessor(preprocessor), resizing);
       const texts = new TextInputs(config, tokenizer);
       const stages = new Stages({ towers, images, texts });
       return new Siglip2(stages, Math.exp(scale), bias, found, device, reason);

@@ -1,9 +1,10 @@
 // The stages an input goes through: prepared on the host, gathered into a batch, run. Siglip2 takes
 // one call through them; Embedder makes batches of what many callers bring.
 import { SiglipError } from '../errors';
+import type { RunInput } from '../array';
 import type { ModelConfig } from '../model';
-import type { BatchInput, HostInput, ImageBatch, PreparedImage } from './collate';
-import { collate, collateBytes, hasBytes } from './collate';
+import type { BatchInput, PreparedImage } from './collate';
+import { collate } from './collate';
 import type { EmbedImage, ImageInputs, PrepareOptions } from './image_input';
 import type { EmbedText, TextInputs } from './text_input';
 import type { Towers } from './towers';
@@ -58,12 +59,15 @@ export class Stages {
   async embedImages(images: readonly PreparedImage[], normalize: boolean): Promise<Float32Array[]> {
     const { towers } = this.parts;
     const embeddings: Float32Array[] = [];
-    // What came as values does not go with bytes.
-    for (const bytes of [false, true]) {
-      const places = [...images.keys()].filter((i) => hasBytes(images[i]) === bytes);
+    // What came as values does not go with pixels.
+    for (const decoded of [false, true]) {
+      const places = [...images.keys()].filter((i) => 'pixels' in images[i] === decoded);
       if (places.length === 0) continue;
-      const { input, batch, length } = this.together(places.map((i) => images[i]));
-      const rows = rowsOf(await towers.embedImages(input, batch, length, normalize), batch);
+      const flat = await this.together(
+        places.map((i) => images[i]),
+        async (input, batch, length) => towers.embedImages(input, batch, length, normalize),
+      );
+      const rows = rowsOf(flat, places.length);
       places.forEach((i, row) => (embeddings[i] = rows[row]));
     }
     return embeddings;
@@ -81,17 +85,31 @@ export class Stages {
 
   /** (rows · columns, width) of one image. */
   async imageTokens(image: PreparedImage): Promise<Float32Array> {
-    const { input, length } = this.together([image]);
-    const tokens = await this.parts.towers.imageTokens(input, 1, length);
+    const tokens = await this.together([image], async (input, batch, length) =>
+      this.parts.towers.imageTokens(input, batch, length),
+    );
     const wanted = image.grid[0] * image.grid[1] * this.config.vision.width;
     return tokens.length === wanted ? tokens : tokens.slice(0, wanted);
   }
 
-  // All of one form.
-  private together(images: readonly PreparedImage[]): ImageBatch<BatchInput<HostInput>> {
-    return images.some(hasBytes)
-      ? collateBytes(this.config, images, this.parts.images.table)
-      : collate(this.config, images);
+  // Runs images of one form as one batch.
+  private async together(
+    images: readonly PreparedImage[],
+    run: (input: BatchInput<RunInput>, batch: number, length: number) => Promise<Float32Array>,
+  ): Promise<Float32Array> {
+    const values = images.filter((image) => 'values' in image);
+    if (values.length > 0) {
+      const { input, batch, length } = collate(this.config, values);
+      return run(input, batch, length);
+    }
+    const { positions } = this.config.vision;
+    const decoded = images.filter((image) => 'pixels' in image);
+    const input = await this.parts.images.resized(decoded.map(({ pixels }) => pixels));
+    try {
+      return await run(input, decoded.length, positions);
+    } finally {
+      input.pixels.dispose();
+    }
   }
 
   /** Idempotent. What runs comes to its end; what begins later throws ERR_DISPOSED. */

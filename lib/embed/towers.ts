@@ -1,7 +1,7 @@
 // A model's weights on a device and the programs that run its towers, compiled once per batch shape
 // and kept for the next call of that shape. Weights are constants of the programs: packed (on the CPU)
 // or cast (on a GPU) once, held in that form alone, and shared by all shapes.
-import type { Device, DeviceArray } from '../array';
+import type { Device, DeviceArray, RunInput } from '../array';
 import { SiglipError } from '../errors';
 import type {
   CompileOptions,
@@ -19,7 +19,7 @@ import { rewritesFor } from '../nn';
 import type { Precision } from '../ops';
 import { narrowAttention, packLinears } from '../ops';
 import type { OpenCheckpoint } from '../weights';
-import type { BatchInput, HostInput } from './collate';
+import type { BatchInput } from './collate';
 import { batchSpecs } from './collate';
 import { ProgramCache } from './program_cache';
 
@@ -119,7 +119,7 @@ export class Towers {
    * @throws ERR_CONFIG when the vision tower has no head.
    */
   async embedImages(
-    images: BatchInput<HostInput>,
+    images: BatchInput<RunInput>,
     batch: number,
     length: number,
     normalize: boolean,
@@ -131,7 +131,7 @@ export class Towers {
 
   /** The tokens of prepared images after the final norm, (B, N, D) or, NaFlex, (length, D). */
   async imageTokens(
-    images: BatchInput<HostInput>,
+    images: BatchInput<RunInput>,
     batch: number,
     length: number,
   ): Promise<Float32Array> {

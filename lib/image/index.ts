@@ -3,7 +3,7 @@ export { decodeImage } from './decode';
 export type { PatchGrid } from './naflex_grid';
 export { naflexGrid } from './naflex_grid';
 export { normalizationTable } from './normalization';
-export type { Colour, RawImage, RgbImage } from './pixels';
+export type { Colour, Pixels, RawImage, RgbImage } from './pixels';
 export type {
   FixedBatch,
   ImageProcessor,

@@ -1,5 +1,6 @@
 // Pixels as programs hand them over, and the one way by which they reach the native side.
 import { types } from 'node:util';
+import { DeviceArray } from '../array';
 import { SiglipError } from '../errors';
 import type { NativePicture, NativePixels } from '../native/addon';
 import { loadAddon } from '../native/load';
@@ -93,15 +94,16 @@ export function nativePixels(pixels: Pixels): NativePixels {
 }
 
 /**
- * Resizes pixels and writes them into `into`, which nobody else may hold until the promise settles.
- * Pixels that are not owned are copied before this returns, so they may change afterwards.
+ * Resizes pixels and writes them into `into`, which nobody else may hold until the promise settles; on
+ * the device of `into`, where a GPU makes bytes alone. Pixels that are not owned are copied before this
+ * returns, so they may change afterwards.
  */
 export async function preparePixels(
   images: readonly Placed[],
   { resample, backend, output }: Recipe,
-  into: Uint8Array | Float32Array,
+  into: Uint8Array | Float32Array | DeviceArray,
 ): Promise<void> {
-  const { buffer, byteOffset, byteLength, BYTES_PER_ELEMENT: elementBytes } = into;
+  const elementBytes = into instanceof DeviceArray ? 1 : into.BYTES_PER_ELEMENT;
   const pictures = images.map(({ pixels, height, width, offset }): NativePicture => {
     return {
       ...nativePixels(pixels),
@@ -117,8 +119,11 @@ export async function preparePixels(
     patch: output.layout === 'patches' ? output.patch : 1,
     table: output.layout === 'bytes' ? null : output.table,
   };
-  const bytes = new Uint8Array(buffer, byteOffset, byteLength);
-  await loadAddon().prepareImages(pictures, recipe, bytes);
+  const memory =
+    into instanceof DeviceArray
+      ? into.buffer
+      : new Uint8Array(into.buffer, into.byteOffset, into.byteLength);
+  await loadAddon().prepareImages(pictures, recipe, memory);
 }
 
 /** RGB bytes of pixels of any format, resized if a size is given. */

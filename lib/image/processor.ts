@@ -1,6 +1,8 @@
 // Images to the input of a vision tower, as the processors of the reference do it on the host. Files
 // are decoded off the JavaScript thread; everything behind that is one native call on the device's
 // own threads, in the order of the calls among the runs of programs.
+import type { Device } from '../array';
+import { DeviceArray } from '../array';
 import { expectNotAborted, SiglipError } from '../errors';
 import type {
   FixedPreprocessor,
@@ -50,14 +52,6 @@ export interface PreparedImage {
   readonly width: number;
 }
 
-/** One image of one size, to be normalised on the device. */
-export interface PreparedBytes {
-  /** (height, width, 3) */
-  readonly values: Uint8Array;
-  readonly height: number;
-  readonly width: number;
-}
-
 export type PrepareOptions = DecodeOptions;
 
 export interface PrepareNaflexOptions extends PrepareOptions {
@@ -102,16 +96,42 @@ export class FixedProcessor {
   }
 
   /**
-   * Decodes and resizes one image, to be normalised on the device by the table.
+   * Decodes one image, for {@link resized}.
    *
    * @throws SiglipError as {@link prepare}
    */
-  async prepareBytes(image: ImageInput, options: PrepareOptions = {}): Promise<PreparedBytes> {
+  async decode(image: ImageInput, options: PrepareOptions = {}): Promise<Pixels> {
     const pixels = await decodePixels(image, options);
-    const placement = this.place(pixels, 0);
-    const values = allocate(Uint8Array, [this.height, this.width, 3]);
-    await preparePixels([{ pixels, ...placement }], this.recipe('bytes'), values);
-    return { values, height: this.height, width: this.width };
+    this.place(pixels, 0);
+    return pixels;
+  }
+
+  /**
+   * Decoded images of any sizes to one array on a device, (B, height, width, 3) bytes, to be normalised
+   * there by the table. A GPU takes the pixels as they are and resizes them itself, with the same bytes.
+   *
+   * @throws SiglipError ERR_OUT_OF_MEMORY, of the host or of the device; ERR_DEVICE
+   */
+  async resized(images: readonly Pixels[], device: Device = 'cpu'): Promise<DeviceArray> {
+    const { height, width } = this;
+    const placed = images.map((pixels, i) => ({ pixels, ...this.place(pixels, i) }));
+    const shape = [images.length, height, width, 3];
+    const array = DeviceArray.empty({ dtype: 'uint8', shape }, device);
+    try {
+      await preparePixels(placed, this.recipe('bytes'), array);
+    } catch (error) {
+      array.dispose();
+      throw error;
+    }
+    return array;
+  }
+
+  /** A decoded image in the size of the result, resized on the CPU. */
+  async shrunk(pixels: Pixels): Promise<Pixels> {
+    const { height, width } = this;
+    const data = allocate(Uint8Array, [height, width, 3]);
+    await preparePixels([{ pixels, ...this.place(pixels, 0) }], this.recipe('bytes'), data);
+    return { data, width, height, format: 'rgb', background: undefined, owned: true };
   }
 
   /**

@@ -293,12 +293,13 @@ export interface Addon {
   readonly Nccl: new (device: Device, limitSeconds: number) => NativeNccl;
   /**
    * Resizes pictures and writes them into `into` behind the work already queued. `into` must be
-   * memory that nobody else holds until the promise settles.
+   * memory that nobody else holds until the promise settles. In that of a GPU, which makes bytes alone,
+   * they are resized there.
    */
   prepareImages(
     images: readonly NativePicture[],
     recipe: NativeRecipe,
-    into: Uint8Array,
+    into: Uint8Array | NativeBuffer,
   ): Promise<void>;
   /**
    * Renders views of images, each (size, size, 3) bytes, one after the other into `into`, behind the

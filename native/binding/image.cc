@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "binding/table.h"
 #include "binding/values.h"
 #include "image/prepare.h"
+#include "image/upload.h"
 #include "image/views.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
@@ -131,13 +133,18 @@ class ImageSettlement : public Settlement {
   }
 };
 
+Error cut_short(const std::string& name) {
+  return {"ERR_ABORTED", name + ": it must end before its environment, got the end of it"};
+}
+
 // Copies of pixels that JavaScript may change meanwhile.
 using Copies = std::vector<std::unique_ptr<Block>>;
 
 class ImageJob : public Job {
  public:
-  // Ends early once the flag is set.
-  using Work = std::function<void(Stream&, const std::atomic<bool>&)>;
+  // Ends early once the flag is set. What takes the settlement settles it, unless it throws.
+  using Work = std::function<void(Stream&, const std::atomic<bool>& abandoned,
+                                  std::unique_ptr<ImageSettlement>& settlement)>;
 
   ImageJob(std::string name, Work work, Copies copies, std::shared_ptr<Channel> channel,
            uint64_t id)
@@ -150,13 +157,14 @@ class ImageJob : public Job {
   std::string name() const override { return name_; }
   void run(Stream& stream) override {
     const std::lock_guard<std::mutex> memory(channel_->memory());
-    if (!channel_->closed()) work_(stream, channel_->closed());
-    if (channel_->closed() || stream.cancelled()) {
-      throw Error("ERR_ABORTED", name_ + ": it must end before its environment, got the end of it");
-    }
+    if (!channel_->closed()) work_(stream, channel_->closed(), settlement_);
+    if (channel_->closed() || stream.cancelled()) throw cut_short(name_);
   }
+  // Lets go of everything first: who awaits the promise finds buffers idle.
   void done(std::exception_ptr error) noexcept override {
+    work_ = nullptr;
     copies_.clear();
+    if (!settlement_) return;
     settlement_->fail(std::move(error));
     channel_->post(std::move(settlement_));
   }
@@ -168,6 +176,99 @@ class ImageJob : public Job {
   std::shared_ptr<Channel> channel_;
   std::unique_ptr<ImageSettlement> settlement_;
 };
+
+// On a GPU, behind the write of an upload: the resize of its pictures. The last job of a call settles it.
+class ResizeJob : public Job {
+ public:
+  ResizeJob(const device::ResampleWork& work, const std::shared_ptr<Buffer>& uploaded,
+            const std::shared_ptr<Buffer>& into, std::shared_ptr<Channel> channel,
+            std::shared_ptr<std::exception_ptr> failure,
+            std::unique_ptr<ImageSettlement> settlement)
+      : work_(work),
+        channel_(std::move(channel)),
+        failure_(std::move(failure)),
+        settlement_(std::move(settlement)) {
+    uploaded_.emplace(uploaded);
+    into_.emplace(into);
+  }
+
+  std::string name() const override { return "prepare"; }
+  void run(Stream& stream) override {
+    if (channel_->closed()) throw cut_short(name());
+    resize_uploaded(stream, work_);
+  }
+  void done(std::exception_ptr error) noexcept override {
+    uploaded_.reset();
+    into_.reset();
+    if (!*failure_) *failure_ = std::move(error);
+    if (!settlement_) return;
+    settlement_->fail(*failure_);
+    channel_->post(std::move(settlement_));
+  }
+
+ private:
+  device::ResampleWork work_;
+  std::optional<BufferUse> uploaded_;
+  std::optional<BufferUse> into_;
+  std::shared_ptr<Channel> channel_;
+  std::shared_ptr<std::exception_ptr> failure_;  // the first of the call
+  std::unique_ptr<ImageSettlement> settlement_;
+};
+
+// Where prepared pictures go: an array of JavaScript, or memory of a device.
+struct Destination {
+  Bytes bytes;
+  Device* device = nullptr;
+  std::shared_ptr<Buffer> buffer;  // null for an array
+};
+
+Destination to_destination(const Napi::Value& value) {
+  bool tagged = false;
+  const bool buffer =
+      value.IsObject() &&
+      napi_check_object_type_tag(value.Env(), value, &BufferObject::kTag, &tagged) == napi_ok &&
+      tagged;
+  if (!buffer) return {to_bytes(value, "into"), &Device::cpu(), nullptr};
+  const BufferObject& object = unwrap<BufferObject>(value, "into");
+  const std::shared_ptr<Buffer>& memory = object.buffer("into");
+  return {{memory->data(), static_cast<int64_t>(memory->bytes())}, &object.device(), memory};
+}
+
+// Packs pictures on the threads of the CPU and queues on `device` what makes them; see Upload.
+ImageJob::Work upload_work(const Recipe& recipe, std::vector<Picture> pictures,
+                           const Destination& into, std::shared_ptr<Channel> channel) {
+  if (recipe.layout != Layout::kBytes) {
+    throw Error("ERR_ARGUMENT", "layout must be bytes on a GPU, got number " +
+                                    std::to_string(static_cast<int>(recipe.layout)));
+  }
+  auto use = std::make_shared<BufferUse>(into.buffer);
+  return [filter = recipe.filter, rounding = recipe.rounding, pictures = std::move(pictures), into,
+          use = std::move(use),
+          channel = std::move(channel)](Stream& stream, const std::atomic<bool>& abandoned,
+                                        std::unique_ptr<ImageSettlement>& settlement) {
+    const auto failure = std::make_shared<std::exception_ptr>();
+    std::vector<std::vector<Picture>> groups = upload_groups(rounding, pictures);
+    AxisPlans plans;
+    for (size_t i = 0; i < groups.size(); ++i) {
+      Upload upload(filter, rounding, std::move(groups[i]));
+      upload.plan(stream, plans);
+      if (abandoned || stream.cancelled()) return;
+      const auto device_bytes = static_cast<size_t>(upload.device_bytes());
+      const auto uploaded =
+          std::make_shared<Buffer>(*into.device, device_bytes, Contents::kUndefined);
+      std::unique_ptr<Staging> staged =
+          into.device->stage(static_cast<size_t>(upload.bytes()), true);
+      const device::ResampleWork work =
+          upload.pack(stream, staged->data(), uploaded->data(), abandoned);
+      if (abandoned || stream.cancelled()) return;
+      queue_write(*into.device, uploaded, 0, upload.bytes(), std::move(staged));
+      const bool last = i + 1 == groups.size();
+      into.device->submit(std::make_unique<ResizeJob>(
+          work, uploaded, into.buffer, channel, failure,
+          last ? std::move(settlement) : std::unique_ptr<ImageSettlement>()));
+    }
+  };
+}
 
 // The pixels of a request, or a copy of them.
 const uint8_t* pixels_of(const SourceRequest& request, Copies* copies) {
@@ -274,31 +375,37 @@ void for_each_named(const std::string& list, size_t count, const Body& body) {
 }  // namespace
 
 Napi::Value prepare_images(const Napi::CallbackInfo& info) {
-  return queue_images(info.Env(), "prepare", [&](Napi::Array kept, Copies* copies) {
-    const Napi::Array list = to_array(info[0], "images", kMaxPictures);
-    std::vector<PictureRequest> requests;
-    for_each_named("images", list.Length(), [&](uint32_t i) {
-      requests.push_back(parse_picture(list.Get(i)));
-      kept.Set(i, requests.back().source.data);
-    });
-    RecipeRequest request = parse_recipe(info[1]);
-    kept.Set(kept.Length(), info[2]);
+  return queue_images(
+      info.Env(), "prepare", [&](Napi::Array kept, Copies* copies) -> ImageJob::Work {
+        const Napi::Array list = to_array(info[0], "images", kMaxPictures);
+        std::vector<PictureRequest> requests;
+        for_each_named("images", list.Length(), [&](uint32_t i) {
+          requests.push_back(parse_picture(list.Get(i)));
+          kept.Set(i, requests.back().source.data);
+        });
+        RecipeRequest request = parse_recipe(info[1]);
+        kept.Set(kept.Length(), info[2]);
 
-    // No JavaScript runs from here on.
-    const Bytes into = to_bytes(info[2], "into");
-    std::vector<Picture> pictures;
-    for_each_named("images", requests.size(), [&](uint32_t i) {
-      pictures.push_back(requests[i].picture);
-      place(requests[i], request, into, &pictures.back(), copies);
-    });
-    return [request = std::move(request), pictures = std::move(pictures)](
-               Stream& stream, const std::atomic<bool>& abandoned) {
-      Recipe recipe = request.recipe;
-      recipe.table = request.table.data();
-      prepare_pictures(stream, Device::cpu().arena(), resample_kernels(), recipe, pictures,
-                       abandoned);
-    };
-  });
+        // No JavaScript runs from here on.
+        const Destination into = to_destination(info[2]);
+        std::vector<Picture> pictures;
+        for_each_named("images", requests.size(), [&](uint32_t i) {
+          pictures.push_back(requests[i].picture);
+          place(requests[i], request, into.bytes, &pictures.back(), copies);
+        });
+        if (into.device->kind() == DeviceKind::kCuda) {
+          return upload_work(request.recipe, std::move(pictures), into,
+                             Environment::of(info.Env()).channel());
+        }
+        auto use = into.buffer ? std::make_shared<BufferUse>(into.buffer) : nullptr;
+        return [request = std::move(request), pictures = std::move(pictures), use = std::move(use)](
+                   Stream& stream, const std::atomic<bool>& abandoned, auto&) {
+          Recipe recipe = request.recipe;
+          recipe.table = request.table.data();
+          prepare_pictures(stream, Device::cpu().arena(), resample_kernels(), recipe, pictures,
+                           abandoned);
+        };
+      });
 }
 
 Napi::Value render_views(const Napi::CallbackInfo& info) {
@@ -332,7 +439,7 @@ Napi::Value render_views(const Napi::CallbackInfo& info) {
       sources.back().pixels = pixels_of(requests[i], copies);
     });
     return [filter, size, sources = std::move(sources), views = std::move(views)](
-               Stream& stream, const std::atomic<bool>& abandoned) {
+               Stream& stream, const std::atomic<bool>& abandoned, auto&) {
       render_views(stream, Device::cpu().arena(), resample_kernels(), filter, size, sources, views,
                    abandoned);
     };

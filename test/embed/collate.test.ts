@@ -1,12 +1,12 @@
 // What goes into the tower from images of different grids.
 import { batchSpecs, collate } from '../../lib/embed/collate';
-import type { PreparedImage } from '../../lib/embed/collate';
+import type { PreparedValues } from '../../lib/embed/collate';
 import { elements, flatten } from '../../lib/graph';
 import { fixedConfig, naflexConfig } from '../nn/towers';
 
 const rowWidth = 3 * naflexConfig.vision.patch ** 2;
 
-function image(rows: number, columns: number, value: number, extra = 0): PreparedImage {
+function image(rows: number, columns: number, value: number, extra = 0): PreparedValues {
   const count = (rows * columns + extra) * rowWidth;
   return { values: new Float32Array(count).fill(value), grid: [rows, columns] };
 }

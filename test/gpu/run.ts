@@ -15,6 +15,7 @@ import { resolveDevice } from '../../lib/array';
 import { loadAddon } from '../../lib/native/load';
 import { declareCollectives } from './collectives';
 import { declareGoldens } from './goldens';
+import { declareImages } from './images';
 import { declareOps } from './ops';
 import { declarePrograms } from './programs';
 import { Runner } from './runner';
@@ -53,6 +54,7 @@ async function main(): Promise<void> {
   declarePrograms(runner, device, memoryOf(device));
   declareOps(runner, device);
   declareGoldens(runner, device);
+  declareImages(runner, device);
   declareTowers(runner, device);
   declareCollectives(runner, device);
   const passed = await runner.run(

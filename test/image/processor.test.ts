@@ -56,6 +56,18 @@ describe('FixedProcessor', () => {
     }
   });
 
+  test('decoded images come out with the same bytes on a device', async () => {
+    const sources = [formulaImage(30, 50), formulaImage(300, 20)];
+    const expected = await processor.pixels(sources);
+    const decoded = await Promise.all(sources.map(async (source) => processor.decode(source)));
+    using array = await processor.resized(decoded, 'cpu');
+    expect(array.shape).toEqual([2, 224, 224, 3]);
+    expect(await array.read()).toEqual(expected);
+    const shrunk = await Promise.all(decoded.map(async (pixels) => processor.shrunk(pixels)));
+    using again = await processor.resized(shrunk, 'cpu');
+    expect(await again.read()).toEqual(expected);
+  });
+
   test('without resizing the size must be right', async () => {
     const asIs = new FixedProcessor({
       ...config,

@@ -45,6 +45,23 @@ describe('prepareImages', () => {
     );
   });
 
+  test('memory of a device will do, which is in use until then', async () => {
+    const into = new addon.Buffer(40, 'cpu');
+    into.write(0, new Uint8Array(40).fill(9));
+    const done = addon.prepareImages([picture({ offset: 25 })], bytes, into);
+    const all = new Uint8Array(40);
+    const read = into.read(0, all);
+    into.dispose();
+    await Promise.all([done, read]);
+    const alone = new Uint8Array(12);
+    await addon.prepareImages([picture()], bytes, alone);
+    expect(all.subarray(25, 37)).toEqual(alone);
+    expect([...all.subarray(0, 25), ...all.subarray(37)]).toEqual(Array<number>(28).fill(9));
+    await expect(addon.prepareImages([picture()], bytes, into)).rejects.toMatchObject({
+      code: 'ERR_DISPOSED',
+    });
+  });
+
   test('no pictures are prepared at once', async () => {
     await expect(addon.prepareImages([], bytes, new Uint8Array(0))).resolves.toBeUndefined();
   });

@@ -41,8 +41,16 @@ describe('contents', () => {
     buffer.write(4, parts);
     expect(await floatsOf(buffer)).toEqual([1, 5, 6, 7]);
     buffer.write(4, []);
-    expect(codeOf(() => { buffer.write(8, parts); })).toBe('ERR_ARGUMENT');
-    expect(codeOf(() => { buffer.write(0, [1] as unknown as Uint8Array[]); })).toBe('ERR_ARGUMENT');
+    expect(
+      codeOf(() => {
+        buffer.write(8, parts);
+      }),
+    ).toBe('ERR_ARGUMENT');
+    expect(
+      codeOf(() => {
+        buffer.write(0, [1] as unknown as Uint8Array[]);
+      }),
+    ).toBe('ERR_ARGUMENT');
     expect(await floatsOf(buffer)).toEqual([1, 5, 6, 7]);
     // What an entry does while the list is read does not reach memory that is gone.
     const taken = new Uint8Array(8).fill(255);

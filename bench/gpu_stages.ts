@@ -40,7 +40,7 @@ const gapMilliseconds = 5;
 
 let marks: Medians = {};
 
-/** Adds up the time of a method's calls, and notes when its promise was settled. */
+/** Adds up the time of a method's calls; notes when the last was over, and its promise settled. */
 function observe<K extends string>(
   target: Record<K, (...args: never[]) => unknown>,
   method: K,
@@ -52,7 +52,7 @@ function observe<K extends string>(
     const end = performance.now();
     const seen = marks;
     seen[method] = (seen[method] ?? 0) + end - begin;
-    seen['queued'] = end;
+    seen[`${method} over`] = end;
     if (result instanceof Promise) {
       void result.then(() => {
         seen[`${method} settled`] = performance.now();
@@ -105,7 +105,7 @@ async function measureStages(folder: string, choice: Choice): Promise<Medians> {
   const caught = catchProgram();
   const addon = loadAddon();
   observe(addon, 'firstNotFinite');
-  observe(DeviceArray, 'from');
+  observe(DeviceArray.prototype, 'overwrite');
   observe(DeviceArray.prototype, 'read');
   observePrograms(addon);
   const model = await Siglip2.load(folder, { device, precision, towers: 'vision' });
@@ -115,11 +115,14 @@ async function measureStages(folder: string, choice: Choice): Promise<Medians> {
     const begin = performance.now();
     await model.embedImages([{ pixelValues }]);
     const end = performance.now();
-    const { firstNotFinite, from, queued } = marks;
+    const { firstNotFinite, overwrite } = marks;
+    const queued = marks['read over'];
     return {
       'whole call': end - begin,
-      'pixels checked': firstNotFinite,
-      'copied for the device': from,
+      'pixels checked meanwhile': firstNotFinite,
+      'copied for the device': overwrite,
+      'copied after': marks['overwrite over'] - begin,
+      'run queued after': marks['run over'] - begin,
       'all queued after': queued - begin,
       'then until the run was told': marks['run settled'] - queued,
       'then until the read was told': marks['read settled'] - queued,

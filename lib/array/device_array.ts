@@ -151,6 +151,19 @@ export class DeviceArray<D extends DType = DType> implements Spec {
   }
 
   /**
+   * As write(), if `data` is of this array's dtype and size. Tells whether it is.
+   *
+   * @internal
+   */
+  overwrite(data: HostArray | HostParts): boolean {
+    const parts = data instanceof HostParts ? data.parts : undefined;
+    const dtype = data instanceof HostParts ? data.dtype : dtypeOf('DeviceArray.write', [data]);
+    if (dtype !== this.dtype || data.length !== elementsOf(this.shape)) return false;
+    this.buffer.write(0, parts === undefined ? bytesIn(data as HostArray) : parts.map(bytesIn));
+    return true;
+  }
+
+  /**
    * A copy on a device, also on this array's own, by way of the host.
    *
    * @throws ERR_DISPOSED, ERR_DEVICE, ERR_OUT_OF_MEMORY

@@ -14,6 +14,8 @@ export interface PreparedValues {
   readonly values: Float32Array;
   /** Patches: [rows, columns]. */
   readonly grid: readonly [number, number];
+  /** What is still to be checked before results are given out. Throws as preparing does. */
+  readonly check?: () => void;
 }
 
 /** Pixels of any size that the device resizes and normalises; of a fixed-resolution model. */

@@ -32,6 +32,8 @@ export interface PrepareOptions {
   /** Most patches of a NaFlex image. */
   readonly maxPatches?: number | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Values that are already prepared: leave it to {@link PreparedImage.check} whether they are finite. */
+  readonly checkLater?: boolean;
 }
 
 /** Prepares images for one model. */
@@ -61,7 +63,21 @@ export class ImageInputs {
    */
   async prepare(who: string, image: EmbedImage, options: PrepareOptions): Promise<PreparedImage> {
     try {
-      if (isPrepared(image)) return this.admitValues(image);
+      if (isPrepared(image)) {
+        const { values, grid } = this.admitValues(image);
+        if (options.checkLater !== true) {
+          checkFinite(values);
+          return { values, grid };
+        }
+        const check = (): void => {
+          try {
+            checkFinite(values);
+          } catch (error) {
+            throw located(who, error);
+          }
+        };
+        return { values, grid, check };
+      }
       const { patch } = this.config.vision;
       const given = {
         ...(options.signal !== undefined && { signal: options.signal }),
@@ -79,8 +95,7 @@ export class ImageInputs {
       const { values, height, width } = await processor.prepare(image, given);
       return { values, grid: gridOf(height, width) };
     } catch (error) {
-      if (!(error instanceof SiglipError)) throw error;
-      throw new SiglipError(error.code, `${who}: ${error.message}`, { cause: error });
+      throw located(who, error);
     }
   }
 
@@ -111,6 +126,7 @@ export class ImageInputs {
     return own;
   }
 
+  // All but whether they are finite.
   private admitValues({ pixelValues, spatialShape }: PixelValues): PreparedValues {
     const { vision } = this.config;
     if (!types.isFloat32Array(pixelValues)) {
@@ -124,7 +140,6 @@ export class ImageInputs {
           `pixelValues must hold [${shape.join(', ')}] values, got ${String(pixelValues.length)}`,
         );
       }
-      checkFinite(pixelValues);
       const side = Math.floor(vision.imageSize / vision.patch);
       return { values: pixelValues, grid: [side, side] };
     }
@@ -143,9 +158,7 @@ export class ImageInputs {
         `pixelValues must hold at least ${String(rows * columns)} rows of ${String(rowWidth)} values, got ${String(pixelValues.length)} values`,
       );
     }
-    const values = pixelValues.subarray(0, needed);
-    checkFinite(values);
-    return { values, grid: [rows, columns] };
+    return { values: pixelValues.subarray(0, needed), grid: [rows, columns] };
   }
 }
 
@@ -187,7 +200,13 @@ function byteLength(data: unknown): number {
   return ArrayBuffer.isView(data) ? data.byteLength : 0;
 }
 
-function isPrepared(image: EmbedImage): image is PixelValues {
+function located(who: string, error: unknown): unknown {
+  if (!(error instanceof SiglipError)) return error;
+  return new SiglipError(error.code, `${who}: ${error.message}`, { cause: error });
+}
+
+/** Whether values are given and no image. */
+export function isPrepared(image: EmbedImage): image is PixelValues {
   return typeof image === 'object' && image !== null && 'pixelValues' in image;
 }
 

@@ -11,7 +11,7 @@ import { deferTokenizer } from '../text';
 import type { CheckpointSource, HubOptions, TowerChoice } from '../weights';
 import { openCheckpoint, resolveCheckpoint } from '../weights';
 import type { EmbedImage } from './image_input';
-import { ImageInputs } from './image_input';
+import { ImageInputs, isPrepared } from './image_input';
 import {
   expectBoolean,
   expectDevice,
@@ -190,8 +190,12 @@ export class Siglip2 {
     const who = 'embedImages';
     this.stages.expectReady(who, 'vision');
     const { normalize, batchSize, prepare } = checkImageOptions(who, options);
+    const { maxPatches, signal } = prepare;
+    const later = { maxPatches, signal, checkLater: true };
+    expectEntries(who, images);
+    if (isPrepared(images[0])) this.stages.announce();
     return inBatches(who, images, batchSize, options.signal, {
-      prepare: (image, i) => this.stages.prepareImage(`${who}: image ${String(i)}`, image, prepare),
+      prepare: (image, i) => this.stages.prepareImage(`${who}: image ${String(i)}`, image, later),
       run: (prepared) => this.stages.embedImages(prepared, normalize),
     });
   }
@@ -211,6 +215,7 @@ export class Siglip2 {
     const who = 'embedTexts';
     this.stages.expectReady(who, 'text');
     const { normalize, batchSize } = checkEmbedOptions(who, options);
+    this.stages.announce();
     return inBatches(who, texts, batchSize, options.signal, {
       prepare: (text, i) => this.stages.prepareText(`${who}: text ${String(i)}`, text),
       run: (ids) => this.stages.embedTexts(ids, normalize),
@@ -344,7 +349,8 @@ function checkImageOptions(
 } {
   const { maxPatches, signal } = options;
   if (maxPatches !== undefined) expectInteger(who, 'maxPatches', maxPatches, 1);
-  return { ...checkEmbedOptions(who, options), prepare: { maxPatches, signal } };
+  const { normalize, batchSize } = checkEmbedOptions(who, options);
+  return { normalize, batchSize, prepare: { maxPatches, signal } };
 }
 
 // Runs a list through a model batch by batch; while one runs, the next is prepared.

@@ -41,6 +41,11 @@ export class Stages {
     else towers.text(who);
   }
 
+  /** Inputs that are prepared in no time are about to come. */
+  announce(): void {
+    this.parts.towers.announce();
+  }
+
   /** See {@link ImageInputs.prepare}. */
   async prepareImage(
     who: string,
@@ -63,10 +68,13 @@ export class Stages {
     for (const decoded of [false, true]) {
       const places = [...images.keys()].filter((i) => 'pixels' in images[i] === decoded);
       if (places.length === 0) continue;
-      const flat = await this.together(
-        places.map((i) => images[i]),
-        async (input, batch, length) => towers.embedImages(input, batch, length, normalize),
-      );
+      const together = places.map((i) => images[i]);
+      const flat = await this.together(together, async (input, batch, length) => {
+        const embedded = towers.embedImages(input, batch, length, normalize);
+        // Beside the device, which has its work by now.
+        checkAll(together, embedded);
+        return embedded;
+      });
       const rows = rowsOf(flat, places.length);
       places.forEach((i, row) => (embeddings[i] = rows[row]));
     }
@@ -116,6 +124,16 @@ export class Stages {
   dispose(): void {
     this.gone = true;
     this.parts.towers.dispose();
+  }
+}
+
+// Who is told what is wrong with an image is not told how the batch ended.
+function checkAll(images: readonly PreparedImage[], batch: Promise<unknown>): void {
+  try {
+    for (const image of images) if ('check' in image) image.check?.();
+  } catch (error) {
+    batch.catch(() => undefined);
+    throw error;
   }
 }
 

@@ -18,6 +18,7 @@ import { normalizedInput, textInputSpec, textTower, visionTower } from '../model
 import { rewritesFor } from '../nn';
 import type { Precision } from '../ops';
 import { narrowAttention, packLinears } from '../ops';
+import { loadAddon } from '../native/load';
 import type { OpenCheckpoint } from '../weights';
 import type { BatchInput } from './collate';
 import { batchSpecs } from './collate';
@@ -55,7 +56,9 @@ export class Towers {
   private readonly texts = new ProgramCache<Program<TextSpecs, Embeddings<Tensor>>>();
   private readonly visionConstants: VisionConstants | undefined;
   private readonly textConstants: TextConstants | undefined;
-  private readonly target: Pick<CompileOptions, 'device' | 'precision' | 'rewrites' | 'specialize'>;
+  private readonly target: Pick<CompileOptions, 'precision' | 'rewrites' | 'specialize'> & {
+    readonly device: Device;
+  };
   private disposed = false;
 
   /**
@@ -108,6 +111,11 @@ export class Towers {
     if (this.checkpoint.parameters.text !== undefined) {
       await this.textsProgram('load', 1).prepare(signal);
     }
+  }
+
+  /** A batch is about to come: to be woken takes the device's thread about as long as to make one. */
+  announce(): void {
+    loadAddon().expectJob(this.target.device);
   }
 
   /**

@@ -435,15 +435,50 @@ interface Started<O> {
   readonly ended: Promise<Float64Array | undefined>;
 }
 
+// Arrays made for a run: copies of what came from the host, by input, and results that are not
+// updated in place, in the order of the program's buffers.
+interface RunArrays<O> {
+  readonly inputs: DeviceArray[];
+  readonly results: DeviceArray[];
+  tree?: MapTree<O, Tensor, DeviceArray>;
+}
+
+// So many sets of arrays are kept for the next read(), none larger than that: to make and free three
+// arrays takes longer than to copy an image.
+const maxSpare = 2;
+const maxSpareBytes = 4 * 2 ** 20;
+
+// Where the array of a result comes from: an input, or the arrays made for the run.
+interface ResultPlace {
+  readonly of: 'inputs' | 'made';
+  readonly index: number;
+}
+
 /** A compiled function. Holds no memory of its own but the share in its device's arena. */
 export class Program<I, O> {
   private constantsBound = false;
+  private disposed = false;
+  private readonly spare: RunArrays<O>[] = [];
+  private readonly resultPlaces: readonly ResultPlace[];
+  // Of the results that are not updated in place, one per buffer.
+  private readonly madeSpecs: readonly Spec[];
 
   constructor(
     readonly name: string,
     private readonly compiled: Compiled,
     private readonly outputs: O,
-  ) {}
+  ) {
+    const { plan: planned, inputs, resultSpecs } = compiled;
+    const made = [...new Set(planned.results.filter((buffer) => buffer >= inputs.length))].sort(
+      (a, b) => a - b,
+    );
+    this.resultPlaces = planned.results.map((buffer) =>
+      buffer < inputs.length
+        ? { of: 'inputs', index: buffer }
+        : { of: 'made', index: made.indexOf(buffer) },
+    );
+    this.madeSpecs = made.map((buffer) => resultSpecs[planned.results.indexOf(buffer)]);
+  }
 
   /** Where it runs. */
   get device(): Device {
@@ -485,18 +520,22 @@ export class Program<I, O> {
 
   /**
    * As run(), but gives the contents of one result, which is read behind the run without another turn
-   * of the JavaScript thread. Arrays that the run created are disposed.
+   * of the JavaScript thread. Arrays that the run created are disposed, or, small ones, kept for the
+   * next read.
    */
   async read<D extends DType>(
     inputs: MapTree<I, Spec, RunInput>,
     select: (results: MapTree<O, Tensor, DeviceArray>) => DeviceArray<D>,
   ): Promise<HostArrayOf[D]> {
-    const { results, owned, ended } = await this.start(inputs, false);
+    const arrays = this.spare.pop() ?? { inputs: [], results: [] };
     try {
+      const { results, ended } = await this.start(inputs, false, arrays);
       const [contents] = await Promise.all([select(results).read(), ended]);
+      this.keep(arrays);
       return contents;
-    } finally {
-      disposeArrays(owned);
+    } catch (error) {
+      disposeRunArrays(arrays);
+      throw error;
     }
   }
 
@@ -535,7 +574,20 @@ export class Program<I, O> {
 
   /** Gives back the program's share of the arena. Idempotent. */
   dispose(): void {
+    this.disposed = true;
     this.compiled.native.dispose();
+    for (const arrays of this.spare.splice(0)) disposeRunArrays(arrays);
+  }
+
+  private keep(arrays: RunArrays<O>): void {
+    let bytes = 0;
+    for (const array of arrays.results) bytes += array.bytes;
+    arrays.inputs.forEach((array) => (bytes += array.bytes));
+    if (this.disposed || this.spare.length >= maxSpare || bytes > maxSpareBytes) {
+      disposeRunArrays(arrays);
+    } else {
+      this.spare.push(arrays);
+    }
   }
 
   private async execute(
@@ -551,11 +603,15 @@ export class Program<I, O> {
     }
   }
 
-  // Queues a run. Who calls has to listen to its end.
-  private async start(tree: MapTree<I, Spec, RunInput>, profile: boolean): Promise<Started<O>> {
-    const { native, device, plan: planned, inputs, bound, resultSpecs, taps } = this.compiled;
-    const temporary: DeviceArray[] = [];
-    const owned: DeviceArray[] = [];
+  // Queues a run. Who calls has to listen to its end. With `kept`, whose arrays are used and to which
+  // those are added that are missing, it is left to the caller to dispose what the run made.
+  private async start(
+    tree: MapTree<I, Spec, RunInput>,
+    profile: boolean,
+    kept?: RunArrays<O>,
+  ): Promise<Started<O>> {
+    const { native, device, plan: planned, inputs, bound, taps } = this.compiled;
+    const arrays: RunArrays<O> = kept ?? { inputs: [], results: [] };
     try {
       const given = flatten(tree);
       if (given.length !== inputs.length) {
@@ -578,7 +634,7 @@ export class Program<I, O> {
             `${this.name}: ${path} must be a DeviceArray, which the run updates in place, got host memory`,
           );
         }
-        return this.admit(leaf.leaf as RunInput, path, spec, temporary);
+        return this.admit(leaf.leaf as RunInput, path, spec, arrays.inputs, i);
       });
       // From the second run on without waiting, so that runs queue up in the order of their calls.
       if (!this.constantsBound) {
@@ -594,62 +650,56 @@ export class Program<I, O> {
       }
       // Throws when they are gone.
       bound.at(0)?.present();
-      // One array per buffer of results that the program does not update in place.
-      const created = new Map<number, DeviceArray>();
-      const resultArrays = planned.results.map((buffer, i) => {
-        const existing = brought[buffer] ?? created.get(buffer);
-        if (existing !== undefined) return existing;
-        const array = DeviceArray.empty(resultSpecs[i] ?? { dtype: 'float32', shape: [] }, device);
-        created.set(buffer, array);
-        owned.push(array);
-        return array;
-      });
-      const buffers = [
-        ...brought,
-        ...[...created].sort(([a], [b]) => a - b).map(([, array]) => array),
-      ];
+      for (const spec of this.madeSpecs.slice(arrays.results.length)) {
+        arrays.results.push(DeviceArray.empty(spec, device));
+      }
+      const buffers = [...brought, ...arrays.results].map(({ buffer }) => buffer);
+      const resultArrays = this.resultPlaces.map(({ of, index }) =>
+        of === 'inputs' ? brought[index] : arrays.results[index],
+      );
       const leafCount = resultArrays.length - taps.length;
-      const leaves = new Set(resultArrays.slice(0, leafCount));
-      let next = 0;
-      const results = mapTree<O, Tensor, DeviceArray>(this.outputs, () => {
-        const array = resultArrays[next++];
-        if (array === undefined)
-          throw new SiglipError('ERR_ARGUMENT', `${this.name}: lost a result`);
-        return array;
-      });
+      const results = arrays.tree ?? this.resultTree(resultArrays);
+      if (!this.resultPlaces.some(({ of }) => of === 'inputs')) arrays.tree = results;
       return {
         results,
-        taps: new Map(
-          taps.flatMap((tapName, i) => {
-            const array = resultArrays[leafCount + i];
-            return array === undefined ? [] : [[tapName, array] as const];
-          }),
-        ),
-        owned,
-        unshared: owned.filter((array) => !leaves.has(array)),
-        ended: native.run(
-          buffers.map((array) => array.buffer),
-          profile,
-        ),
+        taps: new Map(taps.map((tapName, i) => [tapName, resultArrays[leafCount + i]])),
+        owned: arrays.results,
+        unshared: taps.length === 0 ? [] : without(arrays.results, resultArrays, leafCount),
+        ended: native.run(buffers, profile),
       };
     } catch (error) {
-      disposeArrays(owned);
+      if (kept === undefined) disposeArrays(arrays.results);
       throw error;
     } finally {
       // The run that was queued keeps their memory until it is done with it.
-      disposeArrays(temporary);
+      if (kept === undefined) disposeArrays(Object.values(arrays.inputs));
     }
   }
 
-  private admit(input: RunInput, path: string, spec: Spec, temporary: DeviceArray[]): DeviceArray {
-    if (!(input instanceof DeviceArray)) {
-      const array = DeviceArray.from(input, spec.shape, this.device);
-      temporary.push(array);
-      this.checkInput(array, path, spec);
-      return array;
+  private resultTree(resultArrays: readonly DeviceArray[]): MapTree<O, Tensor, DeviceArray> {
+    let next = 0;
+    return mapTree<O, Tensor, DeviceArray>(this.outputs, () => resultArrays[next++]);
+  }
+
+  // What comes from the host goes into the array made for it before, or into a new one.
+  private admit(
+    input: RunInput,
+    path: string,
+    spec: Spec,
+    made: DeviceArray[],
+    index: number,
+  ): DeviceArray {
+    if (input instanceof DeviceArray) {
+      this.checkInput(input, path, spec);
+      return input;
     }
-    this.checkInput(input, path, spec);
-    return input;
+    const known = made.at(index);
+    if (known?.overwrite(input) === true) return known;
+    const array = DeviceArray.from(input, spec.shape, this.device);
+    made[index] = array;
+    known?.dispose();
+    this.checkInput(array, path, spec);
+    return array;
   }
 
   private checkInput(array: DeviceArray, path: string, spec: Spec): void {
@@ -668,6 +718,21 @@ export class Program<I, O> {
       `${this.name}: ${path} must be ${describe(spec)}, got ${describe(array)}`,
     );
   }
+}
+
+// The arrays that are not among the first of the results.
+function without(
+  arrays: readonly DeviceArray[],
+  results: readonly DeviceArray[],
+  count: number,
+): DeviceArray[] {
+  const first = new Set(results.slice(0, count));
+  return arrays.filter((array) => !first.has(array));
+}
+
+function disposeRunArrays({ inputs, results }: RunArrays<unknown>): void {
+  disposeArrays(Object.values(inputs));
+  disposeArrays(results);
 }
 
 /** Disposes every array of a tree. */

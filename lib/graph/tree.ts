@@ -24,11 +24,19 @@ function isLeaf(value: object): boolean {
 
 /** Lists the leaves of a tree with their paths, in key order. */
 export function flatten(tree: unknown, prefix = ''): PathLeaf[] {
-  if (tree === undefined || tree === null || typeof tree !== 'object') return [];
-  if (isLeaf(tree)) return [{ path: prefix, leaf: tree }];
-  return Object.entries(tree).flatMap(([key, child]) =>
-    flatten(child, prefix === '' ? key : `${prefix}.${key}`),
-  );
+  const leaves: PathLeaf[] = [];
+  const collect = (value: unknown, path: string): void => {
+    if (value === undefined || value === null || typeof value !== 'object') return;
+    if (isLeaf(value)) {
+      leaves.push({ path, leaf: value });
+      return;
+    }
+    for (const key of Object.keys(value)) {
+      collect((value as Record<string, unknown>)[key], path === '' ? key : `${path}.${key}`);
+    }
+  };
+  collect(tree, prefix);
+  return leaves;
 }
 
 /** Rebuilds a tree of the same form, each leaf replaced by `replace(leaf, path)`. */

@@ -313,6 +313,8 @@ export interface Addon {
   ): Promise<void>;
   /** Index of the first value that is infinite or not a number, −1 when there is none. */
   firstNotFinite(values: Float32Array): number;
+  /** Work for the device is about to be queued: its thread may wake up meanwhile. */
+  expectJob(device: Device): void;
   memory(): NativeMemory;
   /**
    * Peak of multiply-adds on registers alone, measured for that long on all threads, FLOP/s: fused

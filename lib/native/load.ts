@@ -135,6 +135,7 @@ function isAddon(module: unknown): module is Addon {
       'scratchBytes',
       'prepareImages',
       'firstNotFinite',
+      'expectJob',
       'Buffer',
       'Program',
       'MappedFile',

@@ -214,6 +214,13 @@ Napi::Value find_not_finite(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value expect_job(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    to_device(info[0], "expectJob: device").expect();
+    return info.Env().Undefined();
+  });
+}
+
 Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   Environment::create(env);
   exports.Set("initialize", Napi::Function::New<initialize>(env, "initialize"));
@@ -223,6 +230,7 @@ Napi::Object export_all(Napi::Env env, Napi::Object exports) {
   exports.Set("memory", Napi::Function::New<memory>(env, "memory"));
   exports.Set("peak", Napi::Function::New<peak>(env, "peak"));
   exports.Set("firstNotFinite", Napi::Function::New<find_not_finite>(env, "firstNotFinite"));
+  exports.Set("expectJob", Napi::Function::New<expect_job>(env, "expectJob"));
   exports.Set("prepareImages", Napi::Function::New<prepare_images>(env, "prepareImages"));
   exports.Set("renderViews", Napi::Function::New<render_views>(env, "renderViews"));
   exports.Set("ncclId", Napi::Function::New<nccl_id>(env, "ncclId"));

@@ -1,9 +1,11 @@
 #include "binding/buffer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "binding/values.h"
 #include "runtime/device.h"
 #include "runtime/error.h"
+#include "runtime/pause.h"
 
 namespace siglip {
 namespace {
@@ -20,6 +23,11 @@ namespace {
 constexpr int64_t kPieceBytes = int64_t{16} << 20;
 // Far beyond what any batch has.
 constexpr size_t kMaxParts = 1000000;
+// Longer writes to a GPU, up to a limit, go in pieces, each on its way while the next is copied; few,
+// since each is a call of the driver.
+constexpr int64_t kGradualPiece = int64_t{1} << 16;
+constexpr int64_t kMaxGradualPieces = 16;
+constexpr int64_t kMaxGradual = int64_t{16} << 20;
 // Below this a read of an idle buffer is done on the spot.
 constexpr int64_t kSmallRead = int64_t{1} << 20;
 
@@ -36,7 +44,7 @@ class WriteJob : public Job {
 
   std::string name() const override { return "a write"; }
   void run(Stream&) override {
-    device_.copy_in(buffer_->data() + offset_, *staged_, static_cast<size_t>(bytes_), alone_);
+    device_.copy_in(buffer_->data() + offset_, *staged_, 0, static_cast<size_t>(bytes_), alone_);
   }
   // What fails here fails for all that comes behind it.
   void done(std::exception_ptr) noexcept override {}
@@ -48,6 +56,116 @@ class WriteJob : public Job {
   int64_t offset_;
   int64_t bytes_;
   std::unique_ptr<Staging> staged_;
+};
+
+// Puts arrays one behind the other into staging memory, piece by piece, by two threads: who has them,
+// and who takes the pieces that are there, as far as it has time.
+class Filling {
+ public:
+  // The arrays have to be there until finish() returns.
+  Filling(std::unique_ptr<Staging> staged, std::vector<Bytes> parts, size_t bytes, size_t piece)
+      : staged_(std::move(staged)),
+        parts_(std::move(parts)),
+        bytes_(bytes),
+        piece_(piece),
+        count_((bytes + piece - 1) / piece),
+        copied_(std::make_unique<std::atomic<bool>[]>(count_)) {
+    int64_t end = 0;
+    for (const Bytes& part : parts_) ends_.push_back(end += part.length);
+  }
+
+  const Staging& staged() const { return *staged_; }
+  size_t bytes() const { return bytes_; }
+
+  // Returns when all is copied.
+  void finish() {
+    while (copy_one()) {
+    }
+    for (size_t i = 0; i < count_; ++i) {
+      wait_until([&] { return is_copied(i); });
+    }
+  }
+
+  // Copies, or waits, until there are more than the first `taken` bytes; gives how many.
+  size_t beyond(size_t taken) {
+    const size_t first = taken / piece_;
+    wait_until([&] { return is_copied(first) || (copy_one() && is_copied(first)); });
+    size_t end = first + 1;
+    while (end < count_ && is_copied(end)) ++end;
+    return std::min(end * piece_, bytes_);
+  }
+
+ private:
+  bool is_copied(size_t i) const { return copied_[i].load(std::memory_order_acquire); }
+
+  template <typename Ready>
+  static void wait_until(const Ready& ready) {
+    constexpr int kPauses = 1000;
+    for (int i = 1; !ready(); ++i) {
+      pause();
+      if (i % kPauses == 0) std::this_thread::yield();
+    }
+  }
+
+  // A piece that nobody has begun; false when there is none.
+  bool copy_one() {
+    const size_t i = next_.fetch_add(1, std::memory_order_relaxed);
+    if (i >= count_) return false;
+    auto at = static_cast<int64_t>(i * piece_);
+    const auto end = static_cast<int64_t>(std::min((i + 1) * piece_, bytes_));
+    auto part =
+        static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), at) - ends_.begin());
+    for (; at < end; ++part) {
+      const int64_t begin = ends_[part] - parts_[part].length;
+      const int64_t length = std::min(end, ends_[part]) - at;
+      if (length == 0) continue;
+      std::memcpy(staged_->data() + at, parts_[part].data + (at - begin),
+                  static_cast<size_t>(length));
+      at += length;
+    }
+    copied_[i].store(true, std::memory_order_release);
+    return true;
+  }
+
+  std::unique_ptr<Staging> staged_;
+  std::vector<Bytes> parts_;
+  std::vector<int64_t> ends_;  // of the parts
+  size_t bytes_;
+  size_t piece_;
+  size_t count_;
+  std::atomic<size_t> next_{0};
+  std::unique_ptr<std::atomic<bool>[]> copied_;
+};
+
+// Copies to the device what is there while the rest is still put together.
+class GradualWriteJob : public Job {
+ public:
+  GradualWriteJob(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
+                  std::shared_ptr<Filling> filling)
+      : device_(device),
+        alone_(buffer->idle()),
+        buffer_(buffer),
+        offset_(offset),
+        filling_(std::move(filling)) {}
+
+  std::string name() const override { return "a write"; }
+  void run(Stream&) override {
+    for (size_t sent = 0; sent < filling_->bytes();) {
+      const size_t filled = filling_->beyond(sent);
+      device_.copy_in(buffer_->data() + offset_ + sent, filling_->staged(), sent, filled - sent,
+                      alone_);
+      sent = filled;
+    }
+  }
+  // What fails here fails for all that comes behind it.
+  void done(std::exception_ptr) noexcept override {}
+
+ private:
+  Device& device_;
+  bool alone_;  // before buffer_, which counts as a use
+  BufferUse buffer_;
+  int64_t offset_;
+  std::shared_ptr<Filling> filling_;
 };
 
 // Carries a copy of the memory as it was in queue order. It goes into the typed array on the
@@ -112,6 +230,31 @@ class ReadJob : public Job {
   std::shared_ptr<Channel> channel_;
   std::unique_ptr<ReadSettlement> settlement_;
 };
+
+// Puts the parts one behind the other, and behind the work already queued for the buffer.
+void write_parts(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
+                 int64_t length, const std::vector<Bytes>& parts) {
+  const auto copy = [&](std::byte* to) {
+    for (const Bytes& part : parts) {
+      // A detached or empty array has no address, which memcpy must not be given.
+      if (part.length > 0) std::memcpy(to, part.data, static_cast<size_t>(part.length));
+      to += part.length;
+    }
+  };
+  const bool gradual =
+      device.kind() != DeviceKind::kCpu && length > 2 * kGradualPiece && length <= kMaxGradual;
+  if (!gradual) return write_in_order(device, buffer, offset, length, copy);
+  std::unique_ptr<Staging> staged = device.stage(static_cast<size_t>(length), false);
+  if (!staged->pooled()) {
+    copy(staged->data());
+    return queue_write(device, buffer, offset, length, std::move(staged));
+  }
+  const auto filling = std::make_shared<Filling>(
+      std::move(staged), parts, static_cast<size_t>(length),
+      static_cast<size_t>(std::max(kGradualPiece, length / kMaxGradualPieces)));
+  device.submit(std::make_unique<GradualWriteJob>(device, buffer, offset, filling));
+  filling->finish();
+}
 
 // What is to be written: one array, or a list of them.
 std::vector<Bytes> parse_parts(const Napi::Value& value) {
@@ -201,13 +344,7 @@ Napi::Value BufferObject::write(const Napi::CallbackInfo& info) {
     int64_t length = 0;
     for (const Bytes& part : parts) length += part.length;
     check_range("write", offset, length, bytes_);
-    write_in_order(*device_, target, offset, length, [&](std::byte* to) {
-      for (const Bytes& part : parts) {
-        // A detached or empty array has no address, which memcpy must not be given.
-        if (part.length > 0) std::memcpy(to, part.data, static_cast<size_t>(part.length));
-        to += part.length;
-      }
-    });
+    write_parts(*device_, target, offset, length, parts);
     return info.Env().Undefined();
   });
 }

@@ -156,19 +156,22 @@ class RunJob : public Job {
 
 // A buffer that may be the program's of that index.
 const BufferObject& to_buffer(const Napi::Value& value, const Program& program, size_t index) {
-  const std::string what = program.name() + ": buffer " + std::to_string(index);
-  const BufferObject& object = unwrap<BufferObject>(value, what);
-  const std::shared_ptr<Buffer>& buffer = object.buffer(what);
-  if (&object.device() != &program.device()) {
-    throw Error("ERR_DEVICE", what + " must be on " + program.device().name() + ", got one on " +
-                                  object.device().name());
-  }
-  const size_t needed = program.buffer_bytes()[index];
-  if (buffer->bytes() < needed) {
-    throw Error("ERR_ARGUMENT", what + " must have " + std::to_string(needed) + " bytes, got " +
-                                    std::to_string(buffer->bytes()));
-  }
-  return object;
+  const BufferObject* object = nullptr;
+  located([&] { return program.name() + ": buffer " + std::to_string(index); },
+          [&] {
+            object = &unwrap<BufferObject>(value, "");
+            const std::shared_ptr<Buffer>& buffer = object->buffer("");
+            if (&object->device() != &program.device()) {
+              throw Error("ERR_DEVICE", " must be on " + program.device().name() + ", got one on " +
+                                            object->device().name());
+            }
+            const size_t needed = program.buffer_bytes()[index];
+            if (buffer->bytes() < needed) {
+              throw Error("ERR_ARGUMENT", " must have " + std::to_string(needed) + " bytes, got " +
+                                              std::to_string(buffer->bytes()));
+            }
+          });
+  return *object;
 }
 
 }  // namespace

@@ -34,8 +34,8 @@ std::unique_ptr<Staging> CpuDevice::stage(size_t bytes, bool) {
   return std::make_unique<HeapStaging>(bytes);
 }
 
-void CpuDevice::copy_in(std::byte* to, const Staging& from, size_t bytes, bool) {
-  std::memcpy(to, from.data(), bytes);
+void CpuDevice::copy_in(std::byte* to, const Staging& from, size_t offset, size_t bytes, bool) {
+  std::memcpy(to, from.data() + offset, bytes);
 }
 
 void CpuDevice::copy_out(Staging& to, const std::byte* from, size_t bytes) {

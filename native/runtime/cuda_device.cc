@@ -233,18 +233,21 @@ std::unique_ptr<Staging> CudaDevice::stage(size_t bytes, bool patient) {
   return std::make_unique<HeapStaging>(bytes);
 }
 
-void CudaDevice::copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) {
+void CudaDevice::expect() { pipeline_.expect(); }
+
+void CudaDevice::copy_in(std::byte* to, const Staging& from, size_t offset, size_t bytes,
+                         bool alone) {
   if (alone && under_way_ > 0) {
     used_ = copies_;
     copies_queued_ = true;
   }
-  const cudaError_t status = cudaMemcpyAsync(to, from.data(), bytes, cudaMemcpyHostToDevice, used_);
+  const cudaError_t status =
+      cudaMemcpyAsync(to, from.data() + offset, bytes, cudaMemcpyHostToDevice, used_);
   // Nobody waits for a write, so what failed shows in all that comes behind it.
   if (status != cudaSuccess) break_down(status, "a write");
   check_cuda(status, "a write");
   // The next of that size finds a block.
-  const bool plain = dynamic_cast<const HeapStaging*>(&from) != nullptr;
-  if (plain && bytes > kSmallCopy) staging_.grow(bytes);
+  if (!from.pooled() && bytes > kSmallCopy) staging_.grow(bytes);
 }
 
 void CudaDevice::copy_out(Staging& to, const std::byte* from, size_t bytes) {

@@ -24,7 +24,9 @@ class CudaDevice final : public Device, private Engine {
   void submit(std::unique_ptr<Job> job) override;
   std::shared_ptr<Memory> allocate(size_t bytes, Contents contents) override;
   std::unique_ptr<Staging> stage(size_t bytes, bool patient) override;
-  void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) override;
+  void expect() override;
+  void copy_in(std::byte* to, const Staging& from, size_t offset, size_t bytes,
+               bool alone) override;
   void copy_out(Staging& to, const std::byte* from, size_t bytes) override;
   void fill(std::byte* to, int value, size_t bytes) override;
   std::unique_ptr<Launcher> launcher() override;

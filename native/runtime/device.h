@@ -50,10 +50,14 @@ class Device : public MemorySource {
   // `patient` gets what is at hand. From any thread.
   virtual std::unique_ptr<Staging> stage(size_t bytes, bool patient) = 0;
 
-  // For jobs, on the scheduler thread: copies `bytes` bytes. The staging memory has to live until the
+  // A job is about to be submitted: the thread that will take it may wake up meanwhile. From any thread.
+  virtual void expect() {}
+
+  // For jobs, on the scheduler thread: copies `bytes` bytes, those at `offset` of `from`. The staging memory has to live until the
   // job is done. `alone` says that no other job uses the memory: then the copy need not wait for work
   // queued before.
-  virtual void copy_in(std::byte* to, const Staging& from, size_t bytes, bool alone) = 0;
+  virtual void copy_in(std::byte* to, const Staging& from, size_t offset, size_t bytes,
+                       bool alone) = 0;
   virtual void copy_out(Staging& to, const std::byte* from, size_t bytes) = 0;
 
   // For jobs: sets `bytes` bytes to `value`.

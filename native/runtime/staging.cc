@@ -18,6 +18,8 @@ class StagingPool::Pooled final : public Staging {
       : Staging(block.mapped()), pool_(pool), block_(std::move(block)) {}
   ~Pooled() override { pool_.give_back(std::move(block_)); }
 
+  bool pooled() const override { return true; }
+
  private:
   StagingPool& pool_;
   Blocks::node_type block_;

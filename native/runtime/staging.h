@@ -17,6 +17,8 @@ class Staging {
   Staging& operator=(const Staging&) = delete;
 
   std::byte* data() const { return data_; }
+  // Whether it is a block of a pool.
+  virtual bool pooled() const { return false; }
 
  protected:
   explicit Staging(std::byte* data) : data_(data) {}

@@ -162,6 +162,22 @@ describe('bad input', () => {
     expect(await model.embedImages([pixels()])).toHaveLength(1);
   });
 
+  test('what is refused while it runs leaves calls beside and behind it as they are', async () => {
+    using model = await load('fixed');
+    const expected = await model.embedImages([pixels(3)]);
+    const calls = Array.from({ length: 6 }, (_, i) =>
+      model.embedImages([i % 2 === 0 ? pixels(3) : tooLarge]),
+    );
+    for (const [i, call] of (await Promise.allSettled(calls)).entries()) {
+      if (i % 2 === 0) expect(call).toEqual({ status: 'fulfilled', value: expected });
+      else expect(call).toMatchObject({ status: 'rejected', reason: { code: 'ERR_NOT_FINITE' } });
+    }
+    expect(await model.embedImages([pixels(3)])).toEqual(expected);
+    const refused = model.embedImages([tooLarge]);
+    model.dispose();
+    expect((await failure(refused)).code).toBe('ERR_NOT_FINITE');
+  });
+
   test.each<[string, readonly EmbedText[], string, RegExp]>([
     ['no texts', [], 'ERR_ARGUMENT', /at least one entry/],
     ['too few ids', [ids(1, 2)], 'ERR_SHAPE', /5 ids, got 2/],

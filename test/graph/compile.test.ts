@@ -34,13 +34,24 @@ describe('run', () => {
     program.dispose();
   });
 
-  test('may give the contents of one result, and keeps no array', async () => {
+  test('may give the contents of one result, and keeps only arrays of its own', async () => {
     const program = compile('sums', ({ a }) => ({ twice: add(a, a), other: gelu(a) }), {
       a: float32(4),
     });
-    const before = loadAddon().memory().buffers;
-    expect([...(await program.read({ a: x4 }, ({ twice }) => twice))]).toEqual([2, -4, 6, 1]);
-    expect(loadAddon().memory().buffers).toBe(before);
+    const { buffers: before } = loadAddon().memory();
+    const twice = async (a: Float32Array): Promise<number[]> => [
+      ...(await program.read({ a }, (results) => results.twice)),
+    ];
+    expect(await twice(x4)).toEqual([2, -4, 6, 1]);
+    const { buffers: kept } = loadAddon().memory();
+    expect(kept).toBe(before + 3);
+    expect(await twice(Float32Array.of(1, 2, 3, 4))).toEqual([2, 4, 6, 8]);
+    expect(loadAddon().memory().buffers).toBe(kept);
+    const together = await Promise.all(
+      [1, 2, 3, 4].map((value) => twice(new Float32Array(4).fill(value))),
+    );
+    expect(together).toEqual([2, 4, 6, 8].map((value) => [value, value, value, value]));
+    expect(loadAddon().memory().buffers).toBe(before + 6);
     await expect(program.read({ a: x4.subarray(1) }, ({ twice }) => twice)).rejects.toMatchObject({
       code: 'ERR_SHAPE',
     });

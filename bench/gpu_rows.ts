@@ -199,8 +199,11 @@ export function gpuRows(options: RowOptions): readonly GpuRow[] {
     attention('backward', 1024, 64, options),
     sigmoidLoss(32768, 768, options),
     sigmoidLoss(65536, 1152, options),
+    jointSelection(options),
     embed('B/16', 512, options),
+    embed('So400m/16', 256, options),
     trainStep('B/16', 256, options),
+    trainStep('So400m/16', 128, options),
     {
       name: 'one image B/16-224 through the JavaScript interface',
       unit: 'ms',
@@ -230,8 +233,5 @@ export function gpuRows(options: RowOptions): readonly GpuRow[] {
       seconds: 20,
       request: { kind: 'adam', batch: count },
     },
-    embed('So400m/16', 256, options),
-    trainStep('So400m/16', 128, options),
-    jointSelection(options),
   ];
 }

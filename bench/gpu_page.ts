@@ -4,6 +4,8 @@ import type { Row, Skipped } from './rows';
 /** The content of bench/results/<card>.json. */
 export interface GpuResults {
   readonly machine: Readonly<Record<string, string | number>>;
+  /** What is to be said of the rows. */
+  readonly note?: string;
   readonly rows: readonly Row[];
   /** Every variant of the peer that was timed, in the unit of the row. */
   readonly variants: Readonly<Record<string, Readonly<Record<string, number>>>>;
@@ -30,13 +32,14 @@ export function gpuPageOf(all: readonly GpuResults[]): string {
       'ways to write the row in PyTorch that were tried (`bench/peers/pytorch_gpu.py`); memory is ' +
       'compared with its leanest. A ratio above 1 is in our favour. Data and weights are random.',
   ];
-  for (const { machine, rows, variants, skipped } of all) {
+  for (const { machine, note, rows, variants, skipped } of all) {
     parts.push(
       `## ${String(machine['gpu'] ?? 'unknown card')}`,
       table(
         ['', ''],
         Object.entries(machine).map(([key, value]) => [key, String(value)]),
       ),
+      ...(note === undefined ? [] : [note]),
       table(
         ['row', 'unit', 'ours', 'PyTorch', 'ratio', 'its form'],
         rows.map(({ name, unit, ours, peer, ratio, peerName }) => [

@@ -2227,15 +2227,18 @@ export function resultSpecs(c: OpCase): Record<string, Spec> {
 }
 
 /** Where and in what the program of a case runs. */
-export type CaseOptions = Pick<CompileOptions, 'device' | 'precision' | 'specialize'>;
+export interface CaseOptions extends Pick<CompileOptions, 'device' | 'precision' | 'specialize'> {
+  /** What the program gives of the results. Default: all of them as they are. */
+  readonly given?: (results: Tensors) => Tensors;
+}
 
 /** Operands -> results. */
 export function forwardProgram(
   c: OpCase,
   specs: Record<string, Spec> = specsOf(c),
-  options: CaseOptions = {},
+  { given = (results) => results, ...options }: CaseOptions = {},
 ): Program<Record<string, Spec>, Tensors> {
-  return compile(`${c.op} ${c.name}`, (tensors) => c.apply(tensors), specs, {
+  return compile(`${c.op} ${c.name}`, (tensors) => given(c.apply(tensors)), specs, {
     donate: donatedOf(c),
     ...options,
   });
@@ -2248,7 +2251,7 @@ export function forwardProgram(
 export function gradientProgram(
   c: OpCase,
   results: Readonly<Record<string, Spec>>,
-  options: CaseOptions = {},
+  { given = (gradients) => gradients, ...options }: CaseOptions = {},
 ): Program<{ operands: Record<string, Spec>; directions: Record<string, Spec> }, Tensors> {
   const specs = { operands: specsOf(c), directions: { ...results } };
   return compile(
@@ -2261,7 +2264,7 @@ export function gradientProgram(
       const wrt = Object.fromEntries(
         Object.entries(operands).filter(([name]) => c.operands[name].differentiable),
       );
-      return gradient(loss, wrt);
+      return given(gradient(loss, wrt));
     },
     specs,
     options,

@@ -23,7 +23,7 @@ import {
 } from '../test/op_cases';
 import { Random } from '../test/reference/random';
 
-const secondsPerCase = 1;
+const secondsPerCase = 3;
 const peakSeconds = 0.02;
 const runsPerReading = 8;
 

@@ -27,14 +27,15 @@ constexpr int kWidth = 2;  // 12 of 16
 #endif
 constexpr int64_t kColumns = kWidth * kLanes;
 
-// Blocks of A: at most kRows x kDepth, 150 KB, so that they fit an L2 cache of 512 KB, or what a
-// neighbour leaves of it, along with what streams through; machines with AVX-512 have 1 MB, and less
-// often read B again. A panel of B is 24 KB (96 KB where it has 64 columns, and then it is the tile's
-// rows of A that stay in L1). 768 and 1,152 are multiples.
-constexpr int64_t kDepth = 384;
+// Blocks of A: at most kRows x kDepth, that they fit an L2 cache, 512 KB or, on machines with AVX-512, 1 MB
+// and more, or what a neighbour leaves of it, along with what streams through. A panel of B is 24 KB and
+// stays in L1; where it has 64 columns it is 192 KB, and the tile's rows of A stay there. 768 and 1,152 are
+// multiples, or nearly.
 #if defined(SIGLIP_ISA_AVX512)
-constexpr int64_t kRows = 300;
+constexpr int64_t kDepth = 768;
+constexpr int64_t kRows = 150;
 #else
+constexpr int64_t kDepth = 384;
 constexpr int64_t kRows = 102;
 #endif
 // With several blocks of rows, so many columns of B are kept packed for them.

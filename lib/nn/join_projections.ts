@@ -49,15 +49,15 @@ class Finder {
   private readonly readers: ReadonlyMap<Tensor, readonly number[]>;
   private readonly results: ReadonlySet<Tensor>;
 
-  constructor(private readonly nodes: Graph) {
-    ({ producers: this.producers, readers: this.readers } = indexOf(nodes));
-    this.results = new Set(nodes.results);
+  constructor(private readonly graph: Graph) {
+    ({ producers: this.producers, readers: this.readers } = indexOf(graph));
+    this.results = new Set(graph.results);
   }
 
   all(): Projections[] {
     const taken = new Set<Node>();
     const found: Projections[] = [];
-    for (const node of this.nodes.nodes) {
+    for (const node of this.graph.nodes) {
       const projections = node.definition?.name === 'attention' ? this.of(node) : undefined;
       if (projections === undefined || projections.layers.some((layer) => taken.has(layer)))
         continue;
@@ -124,7 +124,7 @@ class Finder {
   /** Who reads it; none where it is a result. */
   private readersOf(x: Tensor): readonly Node[] | undefined {
     if (this.results.has(x)) return undefined;
-    return [...new Set(this.readers.get(x) ?? [])].map((position) => this.nodes.nodes[position]);
+    return [...new Set(this.readers.get(x) ?? [])].map((position) => this.graph.nodes[position]);
   }
 
   private isRead(node: Node, output: string): boolean {
@@ -135,7 +135,7 @@ class Finder {
   /** Whether it may be left out of the sums that read it, nothing else doing so. */
   private isOnlyAdded(x: Tensor): boolean {
     const positions = this.readers.get(x) ?? [];
-    const [reader] = positions.map((position) => this.nodes.nodes[position]);
+    const [reader] = positions.map((position) => this.graph.nodes[position]);
     return !this.results.has(x) && positions.length === 1 && reader.definition?.name === 'add';
   }
 }

@@ -15,6 +15,7 @@ import * as referenceOfLearnability from './reference/learnability';
 import { ndArray, scalar } from './reference/nd_array';
 import type { NdArray } from './reference/nd_array';
 import * as referenceOfLoss from './reference/sigmoid_loss';
+import { expectGivenBack } from './memory';
 
 const N = 24;
 
@@ -61,7 +62,7 @@ function expectClose(actual: ArrayLike<number>, wanted: NdArray, tolerance = 1e-
 const before = loadAddon().memory();
 
 afterAll(() => {
-  expect(loadAddon().memory()).toEqual(before);
+  expectGivenBack(before);
 });
 
 test('attention and its gradients', async () => {

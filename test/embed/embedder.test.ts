@@ -6,6 +6,7 @@ import type { EmbedImage, EmbedText, EmbedderOptions } from '../../lib';
 import { Embedder, Siglip2, SiglipError } from '../../lib';
 import { loadAddon } from '../../lib/native/load';
 import { ids, image, noise, patches, picture, writeModel } from './random_model';
+import { expectGivenBack } from '../memory';
 
 const root = mkdtempSync(join(tmpdir(), 'siglip2-embedder-'));
 const folders = { fixed: join(root, 'fixed'), naflex: join(root, 'naflex') };
@@ -203,7 +204,7 @@ describe('the end', () => {
     expect(await codeOf(embedder.embedText(ids(1)))).toBe('ERR_DISPOSED');
     await closed;
     expect(await Promise.all(calls)).toHaveLength(40);
-    expect(loadAddon().memory()).toEqual(before);
+    expectGivenBack(before);
     await embedder.close();
     expect(embedder.stats().closed).toBe(true);
   });
@@ -232,7 +233,7 @@ describe('the end', () => {
     const codes = new Set(await Promise.all(calls));
     expect([...codes].sort()).toEqual(['ERR_DISPOSED', 'undefined']);
     await embedder.close();
-    expect(loadAddon().memory()).toEqual(before);
+    expectGivenBack(before);
   });
 
   test('a model given to it stays the caller’s, and its end is told to every call', async () => {
@@ -271,7 +272,7 @@ describe('options are checked', () => {
     );
     expect(error).toMatchObject({ code: 'ERR_ARGUMENT' });
     expect(error?.message).toMatch(new RegExp(`Embedder: ${name} must be`, 'u'));
-    expect(loadAddon().memory()).toEqual(before);
+    expectGivenBack(before);
   });
 
   test('of calls, of close, and the model', async () => {

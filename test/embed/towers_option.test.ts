@@ -7,6 +7,7 @@ import type { StoredTensor } from '../../lib/weights';
 import { openSafetensors, writeSafetensors } from '../../lib/weights';
 import { failure } from '../failure';
 import { ids, image, modelFolder } from './random_model';
+import { expectGivenBack } from '../memory';
 
 const folder = modelFolder('fixed', 'each');
 
@@ -63,7 +64,7 @@ test('what is loaded alone is freed as well', async () => {
     const model = await Siglip2.load(folder(), { towers });
     model.dispose();
   }
-  expect(loadAddon().memory()).toEqual(before);
+  expectGivenBack(before);
 });
 
 test('options are checked before anything is read', async () => {
@@ -111,7 +112,7 @@ test('dispose during a call: what runs arrives, what has not begun says so', asy
   model.dispose();
   expect(await short).toHaveLength(1);
   expect((await long).code).toBe('ERR_DISPOSED');
-  expect(loadAddon().memory()).toEqual(before);
+  expectGivenBack(before);
 });
 
 test('a model tells where it runs and why', async () => {

@@ -5,6 +5,7 @@ import { compile, compileParts, disposeArrays, flatten, float32, pullback } from
 import { loadAddon } from '../../lib/native/load';
 import { gelu, l2Normalize, linear } from '../../lib/ops';
 import { failure } from '../failure';
+import { expectGivenBack } from '../memory';
 
 const depth = 4;
 const width = 8;
@@ -114,7 +115,7 @@ test.each([false, true])('the bits of the whole; units that come and go: %s', as
   disposeArrays(outputs);
   whole.dispose();
   parts.dispose();
-  expect(loadAddon().memory()).toEqual(before);
+  expectGivenBack(before);
 });
 
 test('a part reads one unit, and a gradient is there when its layer is done', () => {

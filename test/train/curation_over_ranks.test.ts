@@ -11,6 +11,7 @@ import { failure } from '../failure';
 import type { CuratedRun } from './curation_run';
 import { curatedRun } from './curation_run';
 import { steps, withoutTimes } from './noise';
+import { expectGivenBack } from '../memory';
 
 let folders: string[] = [];
 
@@ -71,7 +72,7 @@ test.each([1, 2, 3])('global over %d ranks: the selection of one, moved whole', 
     const pixels = runs[0].selections.map((selection) => selection.pixels);
     expect(pixels).toEqual(alone.selections.map((selection) => selection.pixels));
   }
-  expect(loadAddon().memory()).toEqual(before);
+  expectGivenBack(before);
 });
 
 test.each([

@@ -9,6 +9,7 @@ import { loadAddon } from '../../lib/native/load';
 import type { RanksConfig, StepMetrics } from '../../lib/train';
 import { overrideRecipe, readMetrics, runRecipe, stageFolder } from '../../lib/train';
 import { openStream, pixelTable, recipe } from './recipe_noise';
+import { expectGivenBack } from '../memory';
 
 let folders: string[] = [];
 
@@ -142,7 +143,7 @@ test.each(ways)('%s: the recipe of one process', async (_, size, names, way) => 
   expect(actual.finished).toBe(true);
   expectSameRun(folder, alone, names);
   expectSameValues(actual, expected);
-  expect(loadAddon().memory()).toEqual(before);
+  expectGivenBack(before);
 });
 
 test('stopped within stages, it goes on with other numbers of ranks and other parts of the state', async () => {

@@ -3,7 +3,7 @@
 //  - a part, what one thread works off: A in blocks of kRows x kDepth that stay in the L2 cache, B
 //    in panels of kColumns columns, one of which stays in L1 while all rows of the block pass by;
 //  - the product: parts chosen so that every thread gets the same few and little is packed twice.
-// An element of C is one chain of multiply-adds over k per pass of kDepth, added in order.
+// An element of C is chains of up to kChain multiply-adds over k, added in order.
 //
 // B is packed into panels, unless it came packed or is read in place because so few rows use it. A
 // is packed tile by tile, kHeight rows side by side: a step of k then finds its rows in one cache
@@ -122,6 +122,9 @@ struct Tile {
 // compiler would else run out of registers for the sums.
 constexpr int64_t kFetchSteps = 32;
 
+// Longer chains of multiply-adds round too much: after so many steps of k a new one begins.
+constexpr int64_t kChain = 384;
+
 // In a packed A the kHeight rows lie side by side; else they are a_stride apart. All loops over the
 // tile have to be unrolled, or its sums do not stay in registers.
 template <int height, int width, bool packed_a>
@@ -140,8 +143,20 @@ void multiply_tile(const Tile& tile) {
   const int64_t b_stride = tile.b_stride;
   Stretch next_b = tile.next_b;
   const int64_t fetches = ceil_div(next_b.end - next_b.next, ceil_div(tile.depth, kFetchSteps));
+  alignas(64) float former[height * width * kLanes] = {};  // sums of the chains before
   for (int64_t begin = 0; begin < tile.depth; begin += kFetchSteps) {
     const int64_t end = smaller(begin + kFetchSteps, tile.depth);
+    if (kDepth > kChain && begin > 0 && begin % kChain == 0) {
+#pragma GCC unroll 8
+      for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < width; ++j) {
+          float* const at = former + (i * width + j) * kLanes;
+          store(at, sum[i][j] + load(at));
+          sum[i][j] = splat(0.0F);
+        }
+      }
+    }
     if (packed_a) {
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kFetchSteps * kHeight; i += kLine) {
@@ -161,6 +176,13 @@ void multiply_tile(const Tile& tile) {
         for (int j = 0; j < width; ++j) sum[i][j] = multiply_add(row, columns[j], sum[i][j]);
       }
       b += b_stride;
+    }
+  }
+  if (kDepth > kChain && tile.depth > kChain) {
+#pragma GCC unroll 8
+    for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < width; ++j) sum[i][j] += load(former + (i * width + j) * kLanes);
     }
   }
   if (tile.partial != nullptr) {

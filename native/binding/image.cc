@@ -186,6 +186,7 @@ class ResizeJob : public Job {
             std::unique_ptr<ImageSettlement> settlement)
       : work_(work),
         channel_(std::move(channel)),
+        // A place for an exception, not one: NOLINTNEXTLINE(bugprone-throw-keyword-missing)
         failure_(std::move(failure)),
         settlement_(std::move(settlement)) {
     uploaded_.emplace(uploaded);

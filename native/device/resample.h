@@ -116,10 +116,10 @@ template <int kChannels>
 SIGLIP_ON_DEVICE inline void load_pixels(const PixelLayout& layout, const uint8_t* from, int count,
                                          int begin, int step, uint32_t* row) {
   for (int pixel = begin; pixel < count; pixel += step) {
-    const auto address =
-        reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(kChannels) * pixel;
-    const auto* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-    const int skipped = static_cast<int>(address & 3) * 8;
+    const uint8_t* first = from + static_cast<ptrdiff_t>(kChannels) * pixel;
+    const auto odd = static_cast<int>(reinterpret_cast<uintptr_t>(first) & 3);
+    const auto* words = reinterpret_cast<const uint32_t*>(first - odd);
+    const int skipped = odd * 8;
     uint32_t channels[kChannels + 1];
     uint32_t low = words[0];
     SIGLIP_UNROLL

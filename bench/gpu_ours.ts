@@ -39,6 +39,7 @@ import * as ops from '../lib/ops';
 import { compileTwoTowersStep } from '../lib/train/two_towers';
 import { defaultOptimizer, scheduleInput } from '../lib/train/optimizer';
 import type { StoredTensor } from '../lib/weights';
+import { encode } from '../lib/weights/number_formats';
 import {
   concatenate,
   defaultPreprocessor,
@@ -101,8 +102,7 @@ function parameter(spec: ParameterSpec): Float32Array {
 
 /** The nearest bfloat16 of every value, as their bits. */
 function rounded(values: Float32Array): Uint16Array {
-  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
-  return Uint16Array.from(bits, (word) => (word + 0x7fff + ((word >>> 16) & 1)) >>> 16);
+  return new Uint16Array(encode('embeddings', values, 'BF16').buffer);
 }
 
 function unitRows(rows: number, width: number): Float32Array {

@@ -80,11 +80,11 @@ export class DeviceArray<D extends DType = DType> implements Spec {
     shape: readonly number[] = [data.length],
     device: Device = 'cpu',
   ): DeviceArray {
-    const dtype = data instanceof HostParts ? data.dtype : dtypeOf('DeviceArray.from', [data]);
+    const dtype = hostDType('DeviceArray.from', data);
     checkShape(shape);
     checkLength('DeviceArray.from', data, shape);
     const array = new DeviceArray(dtype, shape, device, 'unfilled');
-    array.buffer.write(0, data instanceof HostParts ? data.parts.map(bytesIn) : bytesIn(data));
+    array.buffer.write(0, hostBytes(data));
     return array;
   }
 
@@ -156,10 +156,9 @@ export class DeviceArray<D extends DType = DType> implements Spec {
    * @internal
    */
   overwrite(data: HostArray | HostParts): boolean {
-    const parts = data instanceof HostParts ? data.parts : undefined;
-    const dtype = data instanceof HostParts ? data.dtype : dtypeOf('DeviceArray.write', [data]);
+    const dtype = hostDType('DeviceArray.write', data);
     if (dtype !== this.dtype || data.length !== elementsOf(this.shape)) return false;
-    this.buffer.write(0, parts === undefined ? bytesIn(data as HostArray) : parts.map(bytesIn));
+    this.buffer.write(0, hostBytes(data));
     return true;
   }
 
@@ -200,6 +199,14 @@ const HOST_ARRAYS = {
   uint8: Uint8Array,
   bfloat16: Uint16Array,
 } as const;
+
+function hostDType(who: string, data: HostArray | HostParts): DType {
+  return data instanceof HostParts ? data.dtype : dtypeOf(who, [data]);
+}
+
+function hostBytes(data: HostArray | HostParts): Uint8Array | Uint8Array[] {
+  return data instanceof HostParts ? data.parts.map(bytesIn) : bytesIn(data);
+}
 
 function checkDType(who: string, { dtype }: Spec): void {
   if (Object.hasOwn(HOST_ARRAYS, dtype)) return;

@@ -36,8 +36,8 @@ export interface ImageBatch<Input> {
 }
 
 /**
- * Puts images side by side, on the device that is, to which they are copied; NaFlex images without padding, their patches one after the other, with
- * rows of zeros up to a number that few batches miss (see packedRows).
+ * Puts images side by side: on the device, to which each is copied; NaFlex images without padding, their
+ * patches one after the other, with rows of zeros up to a number that few batches miss (see packedRows).
  */
 export function collate(
   { vision }: ModelConfig,

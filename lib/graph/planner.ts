@@ -53,7 +53,9 @@ interface Block {
 export function plan(graph: Graph, inputs: readonly Tensor[], options: PlanOptions): Plan {
   const roots = rootsOf(graph);
   const rootOf = (x: Tensor): Tensor => roots.get(x) ?? x;
-  checkInPlace(graph, inputs, options.donated, rootOf);
+  const offsets = offsetsOf(graph);
+  const begin = (x: Tensor): number => offsets.get(x) ?? 0;
+  checkInPlace(graph, inputs, options.donated, { rootOf, begin });
 
   const buffers = inputs.map(bytesOf);
   const bufferOf = new Map<Tensor, number>(inputs.map((x, i) => [x, i]));
@@ -86,12 +88,11 @@ export function plan(graph: Graph, inputs: readonly Tensor[], options: PlanOptio
 
   const places = new Map<Tensor, Place>();
   const scratch = new Map<Node, Place>();
-  const offsets = offsetsOf(graph);
   const locate = (x: Tensor): void => {
     const root = rootOf(x);
     const buffer = bufferOf.get(root);
     const block = blocks.get(root);
-    const within = offsets.get(x) ?? 0;
+    const within = begin(x);
     if (buffer !== undefined) places.set(x, { storage: buffer, offset: within });
     else if (block !== undefined) places.set(x, { storage: -1, offset: block.offset + within });
   };
@@ -155,10 +156,11 @@ function checkInPlace(
   graph: Graph,
   inputs: readonly Tensor[],
   donated: ReadonlySet<Tensor>,
-  rootOf: (x: Tensor) => Tensor,
+  {
+    rootOf,
+    begin,
+  }: { readonly rootOf: (x: Tensor) => Tensor; readonly begin: (x: Tensor) => number },
 ): void {
-  const offsets = offsetsOf(graph);
-  const begin = (x: Tensor): number => offsets.get(x) ?? 0;
   // Of every root, the tensors that hold the current contents of overwritten parts of its memory.
   const current = new Map<Tensor, readonly Tensor[]>();
   const overwrites = (x: Tensor, other: Tensor): boolean =>

@@ -6,7 +6,7 @@
 // What can be fused into what is declared by the operations themselves (OpDefinition.fusions).
 import { substitute } from './gradient';
 import { ConstantValues } from './constants';
-import type { Node } from './tensor';
+import type { Node, Operand } from './tensor';
 import { Tensor, Trace, operandsOf, recordInto } from './tensor';
 
 /** A list of operations in execution order with the tensors that must survive. */
@@ -128,55 +128,71 @@ function replaceOutput(
   if (before !== undefined && after !== undefined) substitutions.set(before, after);
 }
 
-/** gelu'(pre) ∘ linear_backward_input(dy) becomes one operation where nobody else reads the product. */
-export const fuseActivationGradients: Rewrite = (graph) => {
-  const uses = countUses(graph);
-  const { producers } = indexOf(graph);
-  const products = new Map<Node, Node>(); // gradient of an activation -> the product that takes it over
-  for (const node of graph.nodes) {
-    const product = operandsOf(node)
-      .map((x) => producers.get(x))
-      .find((producer) => producer?.definition?.fusions?.activationGradient !== undefined);
-    const fusion = product?.definition?.fusions?.activationGradient;
-    if (product === undefined || fusion === undefined) continue;
-    if (fusion.of !== node.definition?.name) continue;
-    const y = product.outputs[fusion.output];
-    if (node.inputs[fusion.upstream] !== y || uses.get(y) !== 1) continue;
-    const { residual } = product.definition?.fusions ?? {};
-    if (residual !== undefined && product.inputs[residual.operand] !== null) continue;
-    products.set(node, product);
-  }
-  const gone = new Set(products.values());
+/** A product that takes over an operation which reads it, another operand of that one becoming its own. */
+interface Takeover {
+  readonly producer: Node;
+  readonly operand: string;
+  readonly value: Operand;
+  readonly output: string;
+  /** What the label of the two together ends in. */
+  readonly suffix: string;
+}
+
+// Puts every producer in the place of the operation that it takes over, by that operation.
+function takenOver(graph: Graph, takeovers: ReadonlyMap<Node, Takeover>): Graph {
+  const leaving = new Set([...takeovers.values()].map(({ producer }) => producer));
   const substitutions = new Map<Tensor, Tensor>();
   const nodes: Node[] = [];
   for (const node of graph.nodes) {
-    if (gone.has(node)) continue;
-    const product = products.get(node);
-    const fusion = product?.definition?.fusions?.activationGradient;
-    if (product === undefined || fusion === undefined) {
+    // What was itself chosen to leave cannot take over: nothing is added to a sum, nor to a gradient.
+    if (leaving.has(node)) continue;
+    const takeover = takeovers.get(node);
+    if (takeover === undefined) {
       nodes.push(reading(node, substitutions));
       continue;
     }
-    const fused = rebuilt(product, {
-      inputs: substitute(
-        { ...product.inputs, [fusion.operand]: node.inputs[fusion.argument] },
-        substitutions,
-      ),
-      label: `${product.label}+${fusion.of}`,
+    const { producer, operand, value, output, suffix } = takeover;
+    const fused = rebuilt(producer, {
+      inputs: substitute({ ...producer.inputs, [operand]: value }, substitutions),
+      label: `${producer.label}+${suffix}`,
     });
+    for (const name of Object.keys(producer.outputs)) {
+      replaceOutput(substitutions, producer, name, fused, name);
+    }
     for (const name of Object.keys(node.outputs)) {
-      replaceOutput(substitutions, node, name, fused, fusion.output);
+      replaceOutput(substitutions, node, name, fused, output);
     }
     nodes.push(fused);
   }
   return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
+}
+
+/** gelu'(pre) ∘ linear_backward_input(dy) becomes one operation where nobody else reads the product. */
+export const fuseActivationGradients: Rewrite = (graph) => {
+  const uses = countUses(graph);
+  const { producers } = indexOf(graph);
+  const takeovers = new Map<Node, Takeover>();
+  for (const node of graph.nodes) {
+    for (const y of operandsOf(node)) {
+      const producer = producers.get(y);
+      const { activationGradient: fusion, residual } = producer?.definition?.fusions ?? {};
+      if (producer === undefined || fusion?.of !== node.definition?.name) continue;
+      if (fusion === undefined || node.inputs[fusion.upstream] !== y) continue;
+      if (producer.outputs[fusion.output] !== y || uses.get(y) !== 1) continue;
+      if (residual !== undefined && producer.inputs[residual.operand] !== null) continue;
+      const { operand, output, of: suffix } = fusion;
+      const value = node.inputs[fusion.argument];
+      takeovers.set(node, { producer, operand, value, output, suffix });
+    }
+  }
+  return takenOver(graph, takeovers);
 };
 
 /** add(x, y) becomes the residual operand of the operation that computes y, if nobody else reads y. */
 export const fuseResiduals: Rewrite = (graph) => {
   const uses = countUses(graph);
   const { producers, readers } = indexOf(graph);
-  const fusions = new Map<Node, { readonly producer: Node; readonly other: Tensor }>();
+  const takeovers = new Map<Node, Takeover>();
   const leaving = new Set<Node>();
   graph.nodes.forEach((node, position) => {
     if (node.definition?.name !== 'add') return;
@@ -200,36 +216,12 @@ export const fuseResiduals: Rewrite = (graph) => {
           : (readers.get(output) ?? []).every((reader) => reader > position),
       );
       if (!free) continue;
-      fusions.set(node, { producer, other });
+      takeovers.set(node, { producer, ...residual, value: other, suffix: 'add' });
       leaving.add(producer);
       return;
     }
   });
-  const substitutions = new Map<Tensor, Tensor>();
-  const nodes: Node[] = [];
-  for (const node of graph.nodes) {
-    // A sum that was itself chosen to leave cannot occur: `add` takes no residual.
-    if (leaving.has(node)) continue;
-    const fusion = fusions.get(node);
-    const residual = fusion?.producer.definition?.fusions?.residual;
-    if (fusion === undefined || residual === undefined) {
-      nodes.push(reading(node, substitutions));
-      continue;
-    }
-    const { producer, other } = fusion;
-    const fused = rebuilt(producer, {
-      inputs: substitute({ ...producer.inputs, [residual.operand]: other }, substitutions),
-      label: `${producer.label}+add`,
-    });
-    for (const name of Object.keys(producer.outputs)) {
-      replaceOutput(substitutions, producer, name, fused, name);
-    }
-    for (const name of Object.keys(node.outputs)) {
-      replaceOutput(substitutions, node, name, fused, residual.output);
-    }
-    nodes.push(fused);
-  }
-  return { nodes, results: graph.results.map((x) => substitutions.get(x) ?? x) };
+  return takenOver(graph, takeovers);
 };
 
 /**

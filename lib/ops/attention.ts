@@ -3,7 +3,7 @@
 import { SiglipError } from '../errors';
 import type { Specialize, Tensor } from '../graph';
 import { expectRank, expectSpec, extent, op, Reshaped } from '../graph';
-import type { Ref } from '../native/kernels';
+import type { KernelCall, Ref } from '../native/kernels';
 import { kernels } from '../native/kernels';
 
 export interface Heads {
@@ -25,6 +25,57 @@ export interface Limits {
   segments: Tensor | null;
   keySegments: Tensor | null;
   causal: Tensor | null;
+}
+
+/** What the calls of attention have in common, whether its operands are apart or joined. */
+type CommonCall = Heads & {
+  readonly [K in keyof Limits | 'o' | 'lse']: K extends 'o' | 'lse' ? Ref : Ref | null;
+};
+
+function forwardCall(
+  operands: Readonly<Record<'q' | 'k' | 'v', Ref>>,
+  { keyMask, segments, keySegments, causal, heads, scale, narrow, o, lse }: CommonCall,
+): KernelCall {
+  return kernels.attentionForward({
+    ...operands,
+    keyMask,
+    segments,
+    keySegments,
+    causal,
+    scale,
+    narrow: narrow === true ? 1 : 0,
+    o: byHead(o, heads),
+    lse,
+  });
+}
+
+function backwardCall(
+  operands: Readonly<Record<'q' | 'k' | 'v', Ref>>,
+  gradients: Readonly<Record<'dq' | 'dk' | 'dv', Ref>>,
+  {
+    dout,
+    keyMask,
+    segments,
+    keySegments,
+    causal,
+    heads,
+    scale,
+    o,
+    lse,
+  }: CommonCall & { readonly dout: Ref },
+): KernelCall {
+  return kernels.attentionBackward({
+    dout: byHead(dout, heads),
+    ...operands,
+    keyMask,
+    segments,
+    keySegments,
+    causal,
+    o: byHead(o, heads),
+    lse,
+    scale,
+    ...gradients,
+  });
 }
 
 type AttentionOperands = { q: Tensor; k: Tensor; v: Tensor } & Limits;
@@ -57,20 +108,10 @@ const attentionForward = op<AttentionOperands, 'o' | 'lse', Heads>({
       lse: { dtype: 'float32', shape: [batch, heads, queries] },
     };
   },
-  kernel: ({ q, k, v, keyMask, segments, keySegments, causal, heads, scale, narrow, o, lse }) =>
-    kernels.attentionForward({
-      q: byHead(q, heads),
-      k: byHead(k, heads),
-      v: byHead(v, heads),
-      keyMask,
-      segments,
-      keySegments,
-      causal,
-      scale,
-      narrow: narrow === true ? 1 : 0,
-      o: byHead(o, heads),
-      lse,
-    }),
+  kernel: ({ q, k, v, ...call }) => {
+    const { heads } = call;
+    return forwardCall({ q: byHead(q, heads), k: byHead(k, heads), v: byHead(v, heads) }, call);
+  },
   precision: { narrow: ['q', 'k', 'v', 'o'] },
   gradient: ({ inputs, outputs: { o, lse }, attributes, gradients }) => {
     if (gradients.o === undefined) return {};
@@ -86,23 +127,11 @@ const attentionBackward = op<
 >({
   name: 'attention_backward',
   infer: ({ q, k, v }) => ({ dq: q, dk: k, dv: v }),
-  kernel: ({ keyMask, segments, keySegments, causal, lse, heads, scale, ...tensors }) =>
-    kernels.attentionBackward({
-      dout: byHead(tensors.dout, heads),
-      q: byHead(tensors.q, heads),
-      k: byHead(tensors.k, heads),
-      v: byHead(tensors.v, heads),
-      keyMask,
-      segments,
-      keySegments,
-      causal,
-      o: byHead(tensors.o, heads),
-      lse,
-      scale,
-      dq: byHead(tensors.dq, heads),
-      dk: byHead(tensors.dk, heads),
-      dv: byHead(tensors.dv, heads),
-    }),
+  kernel: ({ q, k, v, dq, dk, dv, ...call }) => {
+    const of = (x: Ref): Ref => byHead(x, call.heads);
+    const operands = { q: of(q), k: of(k), v: of(v) };
+    return backwardCall(operands, { dq: of(dq), dk: of(dk), dv: of(dv) }, call);
+  },
   precision: { narrow: ['dout', 'q', 'k', 'v', 'o', 'dq', 'dk', 'dv'] },
   gradient: 'notDifferentiable',
 });
@@ -135,20 +164,10 @@ export const joinedForward = op<{ qkv: Tensor } & Limits, 'o' | 'lse', Heads>({
       lse: { dtype: 'float32', shape: [batch, heads, tokens] },
     };
   },
-  kernel: ({ qkv, keyMask, segments, keySegments, causal, heads, scale, narrow, o, lse }) =>
-    kernels.attentionForward({
-      q: byPart(qkv, heads),
-      k: byPart(qkv, heads),
-      v: byPart(qkv, heads),
-      keyMask,
-      segments,
-      keySegments,
-      causal,
-      scale,
-      narrow: narrow === true ? 1 : 0,
-      o: byHead(o, heads),
-      lse,
-    }),
+  kernel: ({ qkv, ...call }) => {
+    const parts = byPart(qkv, call.heads);
+    return forwardCall({ q: parts, k: parts, v: parts }, call);
+  },
   precision: { narrow: ['qkv', 'o'] },
   gradient: ({ inputs, outputs: { o, lse }, attributes, gradients: { o: dout } }) =>
     dout === undefined ? {} : { qkv: joinedBackward({ dout, ...inputs, o, lse }, attributes).dqkv },
@@ -162,23 +181,15 @@ export const joinedBackward = op<
 >({
   name: 'joined_attention_backward',
   infer: ({ qkv }) => ({ dqkv: qkv }),
-  kernel: ({ dout, qkv, keyMask, segments, keySegments, causal, o, lse, heads, scale, dqkv }) =>
-    kernels.attentionBackward({
-      dout: byHead(dout, heads),
-      q: byPart(qkv, heads),
-      k: byPart(qkv, heads),
-      v: byPart(qkv, heads),
-      keyMask,
-      segments,
-      keySegments,
-      causal,
-      o: byHead(o, heads),
-      lse,
-      scale,
-      dq: byPart(dqkv, heads),
-      dk: byPart(dqkv, heads),
-      dv: byPart(dqkv, heads),
-    }),
+  kernel: ({ qkv, dqkv, ...call }) => {
+    const parts = byPart(qkv, call.heads);
+    const gradients = byPart(dqkv, call.heads);
+    return backwardCall(
+      { q: parts, k: parts, v: parts },
+      { dq: gradients, dk: gradients, dv: gradients },
+      call,
+    );
+  },
   precision: { narrow: ['dout', 'qkv', 'o', 'dqkv'] },
   gradient: 'notDifferentiable',
 });

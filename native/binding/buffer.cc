@@ -31,29 +31,39 @@ constexpr int64_t kMaxGradual = int64_t{16} << 20;
 // Below this a read of an idle buffer is done on the spot.
 constexpr int64_t kSmallRead = int64_t{1} << 20;
 
+// A write into a buffer, from staging memory.
 class WriteJob : public Job {
  public:
-  WriteJob(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t bytes,
-           std::unique_ptr<Staging> staged)
-      : device_(device),
-        alone_(buffer->idle()),
-        buffer_(buffer),
-        offset_(offset),
-        bytes_(bytes),
-        staged_(std::move(staged)) {}
-
   std::string name() const override { return "a write"; }
-  void run(Stream&) override {
-    device_.copy_in(buffer_->data() + offset_, *staged_, 0, static_cast<size_t>(bytes_), alone_);
-  }
   // What fails here fails for all that comes behind it.
   void done(std::exception_ptr) noexcept override {}
+
+ protected:
+  WriteJob(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset)
+      : device_(device), alone_(buffer->idle()), buffer_(buffer), offset_(offset) {}
+
+  // Queues the copy of the bytes [from, end) of what is written.
+  void send(const Staging& staged, size_t from, size_t end) {
+    device_.copy_in(buffer_->data() + offset_ + from, staged, from, end - from, alone_);
+  }
 
  private:
   Device& device_;
   bool alone_;  // before buffer_, which counts as a use
   BufferUse buffer_;
   int64_t offset_;
+};
+
+// Of memory that is complete.
+class WholeWriteJob : public WriteJob {
+ public:
+  WholeWriteJob(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
+                int64_t bytes, std::unique_ptr<Staging> staged)
+      : WriteJob(device, buffer, offset), bytes_(bytes), staged_(std::move(staged)) {}
+
+  void run(Stream&) override { send(*staged_, 0, static_cast<size_t>(bytes_)); }
+
+ private:
   int64_t bytes_;
   std::unique_ptr<Staging> staged_;
 };
@@ -138,33 +148,21 @@ class Filling {
 };
 
 // Copies to the device what is there while the rest is still put together.
-class GradualWriteJob : public Job {
+class GradualWriteJob : public WriteJob {
  public:
   GradualWriteJob(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
                   std::shared_ptr<Filling> filling)
-      : device_(device),
-        alone_(buffer->idle()),
-        buffer_(buffer),
-        offset_(offset),
-        filling_(std::move(filling)) {}
+      : WriteJob(device, buffer, offset), filling_(std::move(filling)) {}
 
-  std::string name() const override { return "a write"; }
   void run(Stream&) override {
     for (size_t sent = 0; sent < filling_->bytes();) {
       const size_t filled = filling_->beyond(sent);
-      device_.copy_in(buffer_->data() + offset_ + sent, filling_->staged(), sent, filled - sent,
-                      alone_);
+      send(filling_->staged(), sent, filled);
       sent = filled;
     }
   }
-  // What fails here fails for all that comes behind it.
-  void done(std::exception_ptr) noexcept override {}
 
  private:
-  Device& device_;
-  bool alone_;  // before buffer_, which counts as a use
-  BufferUse buffer_;
-  int64_t offset_;
   std::shared_ptr<Filling> filling_;
 };
 
@@ -282,7 +280,7 @@ void check_range(std::string_view who, int64_t offset, int64_t bytes, int64_t av
 
 void queue_write(Device& device, const std::shared_ptr<Buffer>& buffer, int64_t offset,
                  int64_t bytes, std::unique_ptr<Staging> staged) {
-  device.submit(std::make_unique<WriteJob>(device, buffer, offset, bytes, std::move(staged)));
+  device.submit(std::make_unique<WholeWriteJob>(device, buffer, offset, bytes, std::move(staged)));
 }
 
 Napi::Function BufferObject::define(Napi::Env env) {

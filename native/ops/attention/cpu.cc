@@ -15,7 +15,7 @@
 #include "cpu/segments.h"
 #include "cpu/simd.h"
 #include "cpu/tile.h"
-#include "ops/attention/joined.h"
+#include "ops/attention/operands.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
@@ -115,63 +115,13 @@ Extents extents_of(const In& q, const In& k, const MaybeIn& segments, const Mayb
           part_stride(q)};
 }
 
-// What limits the keys of a query.
-struct Limits {
-  const MaybeIn& key_mask;
-  const MaybeIn& segments;
-  const MaybeIn& key_segments;
-  const MaybeIn& causal;
-};
-
-template <typename Role>
-void check_joined(const char* who, const char* what, const Role& view, const Role& whole) {
-  if (view.bytes() == whole.bytes() && view.elements() == whole.elements()) return;
-  fail("ERR_ARGUMENT", "%s: %s must be the same array as the first of the three", who, what);
-}
-
-Extents check_operands(const char* who, const In& q, const In& k, const In& v,
-                       const Limits& limits) {
+Extents checked_extents(const char* who, const In& q, const In& k, const In& v,
+                        const Limits& limits) {
+  check_operands(who, q, k, v, limits);
   const auto& [key_mask, segments, key_segments, causal] = limits;
-  if (!is_joined(q)) {
-    check_rank(who, "q", q, 4);
-    check_rank(who, "k", k, 4);
-  }
-  const Extents e = extents_of(q, k, segments, key_segments);
-  if (is_joined(q)) {
-    check_extent(who, "q", q, 2, 3);
-    check_joined(who, "k", k, q);
-    check_joined(who, "v", v, q);
-  } else {
-    check_extent(who, "k", k, 0, key_segments.present() ? 1 : e.batch);
-    check_extent(who, "k", k, 2, e.heads);
-    check_extent(who, "k", k, 3, e.width);
-    check_elements(who, "v", v, k.elements());
-  }
-  if (key_mask.present()) check_elements(who, "key_mask", key_mask, e.batch * e.keys);
-  if (segments.present()) {
-    check_extent(who, "q", q, 0, 1);
-    check_extent(who, "k", k, 1, e.queries);
-    if (key_mask.present()) {
-      fail("ERR_ARGUMENT", "%s: key_mask must be absent with segments, got both", who);
-    }
-    check_segments(who, "segments", segments, e.queries);
-  }
-  if (key_segments.present()) {
-    if (key_mask.present() || segments.present()) {
-      fail("ERR_ARGUMENT", "%s: key_mask and segments must be absent with key_segments, got both",
-           who);
-    }
-    check_elements(who, "key_segments", key_segments, e.batch + 1);
-    check_segments(who, "key_segments", key_segments, e.keys);
-  }
-  if (causal.present()) {
-    if (key_mask.present() || segments.present() || key_segments.present()) {
-      fail("ERR_ARGUMENT", "%s: causal must be the only limit of the keys, got another", who);
-    }
-    check_elements(who, "causal", causal, e.batch);
-    check_extent(who, "k", k, 1, e.queries);
-  }
-  return e;
+  if (segments.present()) check_segments(who, "segments", segments, q.extent(1));
+  if (key_segments.present()) check_segments(who, "key_segments", key_segments, k.extent(1));
+  return extents_of(q, k, segments, key_segments);
 }
 
 // The items of a call; order (S) is memory for their order.
@@ -1062,7 +1012,7 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
                        Out lse, Scratch scratch) {
   constexpr char kName[] = "attention_forward";
   const Limits limits = {key_mask, segments, key_segments, causal};
-  const Extents e = check_operands(kName, q, k, v, limits);
+  const Extents e = checked_extents(kName, q, k, v, limits);
   check_elements(kName, "o", o, e.batch * e.queries * e.result_stride());
   check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);
   check_scratch(kName, scratch,
@@ -1131,7 +1081,7 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
                         double scale, Out dq, Out dk, Out dv, Scratch scratch) {
   constexpr char kName[] = "attention_backward";
   const Limits limits = {key_mask, segments, key_segments, causal};
-  const Extents e = check_operands(kName, q, k, v, limits);
+  const Extents e = checked_extents(kName, q, k, v, limits);
   check_elements(kName, "dout", dout, e.batch * e.queries * e.result_stride());
   check_elements(kName, "o", o, e.batch * e.queries * e.result_stride());
   check_elements(kName, "lse", lse, e.batch * e.heads * e.queries);

@@ -2,12 +2,13 @@
 // by a first kernel, as the segments are on the device.
 #include "ops/attention/attention.h"
 
-#include <cstdio>
 #include <cstdlib>
 #include <string>
 
+#define SIGLIP_CPU cuda  // the namespace of the guards
+#include "cpu/check.h"
 #include "ops/attention/cuda_call.cuh"
-#include "ops/attention/joined.h"
+#include "ops/attention/operands.h"
 
 namespace siglip::cuda {
 namespace {
@@ -62,46 +63,6 @@ __global__ void __launch_bounds__(kPlanThreads)
   }
 }
 
-[[noreturn]] void fail(const char* code, const char* who, const std::string& what) {
-  throw Error(code, std::string(who) + ": " + what);
-}
-
-void check_elements(const char* who, const char* what, const View& view, int64_t expected) {
-  if (view.elements() == expected) return;
-  fail("ERR_SHAPE", who,
-       std::string("size of ") + what + " must be " + std::to_string(expected) + ", got " +
-           std::to_string(view.elements()));
-}
-
-void check_extent(const char* who, const char* what, const View& view, int axis, int64_t expected) {
-  if (view.extent(axis) == expected) return;
-  fail("ERR_SHAPE", who,
-       "extent " + std::to_string(axis) + " of " + what + " must be " + std::to_string(expected) +
-           ", got " + std::to_string(view.extent(axis)));
-}
-
-template <typename Role>
-void check_joined(const char* who, const char* what, const Role& view, const Role& whole) {
-  if (view.bytes() == whole.bytes() && view.elements() == whole.elements()) return;
-  fail("ERR_ARGUMENT", who,
-       std::string(what) + " must be the same array as the first of the three");
-}
-
-void check_rank(const char* who, const char* what, const View& view, int rank) {
-  if (view.rank() == rank) return;
-  fail("ERR_SHAPE", who,
-       std::string("rank of ") + what + " must be " + std::to_string(rank) + ", got " +
-           std::to_string(view.rank()));
-}
-
-void check_dtype(const char* who, const char* what, const View& view, DType dtype) {
-  if (view.dtype() == dtype) return;
-  fail("ERR_DTYPE", who,
-       std::string("dtype of ") + what + " must be number " +
-           std::to_string(static_cast<int>(dtype)) + ", got " +
-           std::to_string(static_cast<int>(view.dtype())));
-}
-
 // Bytes of the tiles of a packed batch, whatever the kernel.
 size_t tiles_bytes(const In& q, const MaybeIn& segments) {
   if (!segments.present()) return 0;
@@ -113,32 +74,19 @@ size_t delta_bytes(const In& q) {
   return static_cast<size_t>(q.extent(0) * q.extent(1) * q.extent(-2)) * sizeof(float);
 }
 
-// What limits the keys of a query.
-struct Limits {
-  const MaybeIn& key_mask;
-  const MaybeIn& segments;
-  const MaybeIn& key_segments;
-  const MaybeIn& causal;
-};
-
-Shape check_operands(const char* who, const In& q, const In& k, const In& v, const Limits& limits) {
-  const MaybeIn& key_mask = limits.key_mask;
-  const MaybeIn& segments = limits.segments;
-  if (is_joined(q)) {
-    check_extent(who, "q", q, 2, 3);
-    check_joined(who, "k", k, q);
-    check_joined(who, "v", v, q);
-  } else {
-    check_rank(who, "q", q, 4);
-    check_rank(who, "k", k, 4);
-    check_extent(who, "k", k, 0, limits.key_segments.present() ? 1 : q.extent(0));
-    check_extent(who, "k", k, 2, q.extent(2));
-    check_extent(who, "k", k, 3, q.extent(3));
-    check_elements(who, "v", v, k.elements());
-  }
-  if (q.dtype() != DType::kBfloat16) check_dtype(who, "q", q, DType::kFloat32);
+Shape checked_shape(const char* who, const In& q, const In& k, const In& v, const Limits& limits) {
+  check_operands(who, q, k, v, limits);
+  check_float(who, "q", q);
   check_dtype(who, "k", k, q.dtype());
   check_dtype(who, "v", v, q.dtype());
+  const auto& [key_mask, segments, key_segments, causal] = limits;
+  if (segments.present()) {
+    check_rank(who, "segments", segments, 1);
+    check_dtype(who, "segments", segments, DType::kInt32);
+    if (segments.elements() < 1) {
+      fail("ERR_SHAPE", "%s: segments must have at least 1 element, got 0", who);
+    }
+  }
   Shape shape = {};
   shape.batch = q.extent(0);
   shape.queries = static_cast<int>(q.extent(1));
@@ -146,45 +94,10 @@ Shape check_operands(const char* who, const In& q, const In& k, const In& v, con
   shape.heads = static_cast<int>(q.extent(-2));
   shape.width = static_cast<int>(q.extent(-1));
   shape.row_stride = part_stride(q);
-  if (key_mask.present()) {
-    check_elements(who, "key_mask", key_mask, shape.batch * shape.keys);
-    shape.mask = key_mask.data<uint8_t>();
-  }
-  if (segments.present()) {
-    check_extent(who, "q", q, 0, 1);
-    check_extent(who, "k", k, 1, shape.queries);
-    check_rank(who, "segments", segments, 1);
-    check_dtype(who, "segments", segments, DType::kInt32);
-    if (key_mask.present()) {
-      fail("ERR_ARGUMENT", who, "key_mask must be absent with segments, got both");
-    }
-    if (segments.elements() < 1) {
-      fail("ERR_SHAPE", who, "segments must have at least 1 element, got 0");
-    }
-  }
-  if (limits.key_segments.present()) {
-    if (key_mask.present() || segments.present()) {
-      fail("ERR_ARGUMENT", who, "key_mask and segments must be absent with key_segments, got both");
-    }
-    check_elements(who, "key_segments", limits.key_segments, shape.batch + 1);
-    shape.key_starts = limits.key_segments.data<int32_t>();
-  }
-  if (limits.causal.present()) {
-    if (key_mask.present() || segments.present() || limits.key_segments.present()) {
-      fail("ERR_ARGUMENT", who, "causal must be the only limit of the keys, got another");
-    }
-    check_elements(who, "causal", limits.causal, shape.batch);
-    check_extent(who, "k", k, 1, shape.queries);
-    shape.causal = limits.causal.data<uint8_t>();
-  }
+  if (key_mask.present()) shape.mask = key_mask.data<uint8_t>();
+  if (key_segments.present()) shape.key_starts = key_segments.data<int32_t>();
+  if (causal.present()) shape.causal = causal.data<uint8_t>();
   return shape;
-}
-
-void check_scratch(const char* who, const Scratch& scratch, size_t bytes) {
-  if (scratch.bytes >= bytes) return;
-  fail("ERR_SHAPE", who,
-       "scratch must have at least " + std::to_string(bytes) + " bytes, got " +
-           std::to_string(scratch.bytes));
 }
 
 // Cuts a packed batch, on the device.
@@ -237,7 +150,7 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
                        Scratch scratch) {
   constexpr char kName[] = "attention_forward";
   ForwardCall call = {};
-  call.shape = check_operands(kName, q, k, v, {key_mask, segments, key_segments, causal});
+  call.shape = checked_shape(kName, q, k, v, {key_mask, segments, key_segments, causal});
   check_elements(kName, "o", o, call.shape.batch * call.shape.queries * call.shape.result_stride());
   check_dtype(kName, "o", o, q.dtype());
   check_elements(kName, "lse", lse, call.shape.batch * call.shape.queries * call.shape.heads);
@@ -270,7 +183,7 @@ void attention_backward(Stream& stream, In dout, In q, In k, In v, MaybeIn key_m
                         double scale, Out dq, Out dk, Out dv, Scratch scratch) {
   constexpr char kName[] = "attention_backward";
   BackwardCall call = {};
-  call.shape = check_operands(kName, q, k, v, {key_mask, segments, key_segments, causal});
+  call.shape = checked_shape(kName, q, k, v, {key_mask, segments, key_segments, causal});
   check_elements(kName, "lse", lse, call.shape.batch * call.shape.queries * call.shape.heads);
   const auto check = [&](const char* what, const View& view, int64_t elements) {
     check_elements(kName, what, view, elements);

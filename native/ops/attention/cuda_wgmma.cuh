@@ -95,6 +95,29 @@ ForwardTensors forward_tensors(const ForwardCall& call) {
           result_tensor<kWidth>(call.o, shape, shape.queries, shape.result_stride())};
 }
 
+// What the backwards read and write, but for o.
+struct BackwardMaps {
+  TensorMaps q;
+  TensorMaps k;
+  TensorMaps v;
+  TensorMaps dout;
+  TensorMaps dq;
+  TensorMaps dk;
+  TensorMaps dv;
+};
+
+template <int kWidth>
+BackwardMaps backward_maps(const BackwardCall& call) {
+  const Shape& shape = call.shape;
+  return {head_tensor<kWidth>(call.q, shape, shape.queries, shape.row_stride),
+          head_tensor<kWidth>(call.k, shape, shape.keys, shape.row_stride),
+          head_tensor<kWidth>(call.v, shape, shape.keys, shape.row_stride),
+          head_tensor<kWidth>(call.dout, shape, shape.queries, shape.result_stride()),
+          result_tensor<kWidth>(call.dq, shape, shape.queries, shape.row_stride),
+          result_tensor<kWidth>(call.dk, shape, shape.keys, shape.row_stride),
+          result_tensor<kWidth>(call.dv, shape, shape.keys, shape.row_stride)};
+}
+
 // More than 256 keys, which go by in blocks. kWidth is padded.
 template <int kWidth>
 void forward_long(const CudaContext& cuda, const ForwardCall& call);

@@ -294,23 +294,10 @@ void run(const CudaContext& cuda, const BackwardCall& call) {
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::kBytes),
       "attention_backward_short");
-  const auto queries = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.queries, shape.row_stride);
-  };
-  const auto keys = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.keys, shape.row_stride);
-  };
-  const auto results = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.queries, shape.result_stride());
-  };
-  const auto gradient = [&](void* x, int rows) {
-    return result_tensor<kWidth>(x, shape, rows, shape.row_stride);
-  };
+  const BackwardMaps maps = backward_maps<kWidth>(call);
+  const TensorMaps o = head_tensor<kWidth>(call.o, shape, shape.queries, shape.result_stride());
   const BackwardTensors tensors = {
-      {results(call.o), results(call.dout), keys(call.k), queries(call.q), keys(call.v)},
-      gradient(call.dq, shape.queries),
-      gradient(call.dk, shape.keys),
-      gradient(call.dv, shape.keys)};
+      {o, maps.dout, maps.k, maps.q, maps.v}, maps.dq, maps.dk, maps.dv};
   const Extents e = {static_cast<int>(shape.batch * shape.heads), shape.heads, shape.queries,
                      shape.keys};
   const int blocks = e.items < cuda.multiprocessors ? e.items : cuda.multiprocessors;

@@ -329,26 +329,7 @@ void run(const CudaContext& cuda, const BackwardCall& call, const LongBackwardTe
 
 template <int kWidth>
 void backward_long(const CudaContext& cuda, const BackwardCall& call) {
-  const Shape& shape = call.shape;
-  const auto queries = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.queries, shape.row_stride);
-  };
-  const auto keys = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.keys, shape.row_stride);
-  };
-  const auto results = [&](const void* x) {
-    return head_tensor<kWidth>(x, shape, shape.queries, shape.result_stride());
-  };
-  const auto gradient = [&](void* x, int rows) {
-    return result_tensor<kWidth>(x, shape, rows, shape.row_stride);
-  };
-  const TensorMaps k = keys(call.k);
-  const TensorMaps v = keys(call.v);
-  const TensorMaps q = queries(call.q);
-  const TensorMaps dout = results(call.dout);
-  const TensorMaps dq = gradient(call.dq, shape.queries);
-  const TensorMaps dk = gradient(call.dk, shape.keys);
-  const TensorMaps dv = gradient(call.dv, shape.keys);
+  const auto [q, k, v, dout, dq, dk, dv] = backward_maps<kWidth>(call);
   run<kWidth, true>(cuda, call, {{k, v}, {q, dout}, dk, dv});
   run<kWidth, false>(cuda, call, {{q, dout}, {k, v}, dq, dq});
 }

@@ -3,6 +3,7 @@
 #include "cpu/check.h"
 #include "cpu/partition.h"
 #include "cpu/simd.h"
+#include "ops/elementwise/join_rows.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
@@ -220,17 +221,6 @@ void cast_forward(Stream& stream, In x, Out y) {
   });
 }
 
-void join_rows_forward(Stream& stream, InList parts, Out y) {
-  int64_t size = 0;
-  for (int64_t i = 0; i < parts.count; ++i) size += parts[i].elements();
-  check_elements("join_rows_forward", "y", y, size);
-  int64_t begin = 0;
-  for (int64_t i = 0; i < parts.count; ++i) {
-    const int64_t count = parts[i].elements();
-    std::byte* const target = y.bytes() + begin * static_cast<int64_t>(size_of(y.dtype()));
-    cast_forward(stream, parts[i], Out(target, y.dtype(), 1, &count));
-    begin += count;
-  }
-}
+void join_rows_forward(Stream& stream, InList parts, Out y) { cast_parts(stream, parts, y); }
 
 }  // namespace siglip::SIGLIP_CPU

@@ -177,9 +177,9 @@ function declareCase(
     );
     const plain = await oracle.forward(narrow);
     const ours = await runForward(c, values, place, RUNS);
-    let ratio = 0;
+    let share = 0;
     for (const [name, y] of Object.entries(forward)) {
-      ratio = Math.max(ratio, expectBfloat16(name, ours[0][name], y, plain[name]));
+      share = Math.max(share, expectBfloat16(name, ours[0][name], y, plain[name]));
     }
     for (const again of ours.slice(1)) mustEqualBits('again', again, ours[0]);
     if (gradient !== undefined) {
@@ -187,13 +187,13 @@ function declareCase(
       const own = await runGradient(c, values, directions, place, RUNS);
       for (const [name, dx] of Object.entries(gradient)) {
         const what = `gradient of ${name}`;
-        ratio = Math.max(ratio, expectBfloat16(what, own[0][name], dx, plainGradient[name]));
+        share = Math.max(share, expectBfloat16(what, own[0][name], dx, plainGradient[name]));
       }
       for (const again of own.slice(1)) mustEqualBits('gradient again', again, own[0]);
     }
     // The next case needs the memory.
     expected = undefined;
-    return { ratio };
+    return { share };
   });
 }
 

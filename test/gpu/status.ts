@@ -72,9 +72,7 @@ function ran(records: readonly TestRecord[], precision: (typeof precisions)[numb
   );
   if (those.length === 0) return 'not yet';
   const passed = those.filter(({ outcome }) => outcome === 'passed').length;
-  const worst = Math.max(
-    ...those.map(({ figures }) => Math.max(figures?.['share'] ?? 0, (figures?.['ratio'] ?? 0) / 2)),
-  );
+  const worst = Math.max(...those.map(({ figures }) => figures?.['share'] ?? 0));
   return `${String(passed)} of ${String(those.length)} (${worst.toFixed(2)})`;
 }
 

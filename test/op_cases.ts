@@ -234,7 +234,11 @@ const bfloat16: PackedForm = {
   weightBytes: 2,
 };
 
-const float32Form: PackedForm = { precision: 'float32', product: linear.linear, weightBytes: 4 };
+const float32Form: PackedForm = {
+  precision: 'float32',
+  product: linear.linear,
+  weightBytes: 4,
+};
 const packedForms = [float32Form, bfloat16, int8];
 
 function packedLayer(form: PackedForm, x: Tensor, weight: Tensor, bias: Tensor): Tensor {
@@ -1839,6 +1843,7 @@ export const opCases: readonly OpCase[] = [
   attentionCase({ B: 1, Tq: 37, Tk: 37, heads: 1, headWidth: 72 }),
   attentionCase({ B: 1, Tq: 66, Tk: 66, heads: 1, headWidth: 96 }),
   attentionCase({ B: 1, Tq: 130, Tk: 130, heads: 1, headWidth: 20 }),
+  attentionCase({ B: 1, Tq: 196, Tk: 196, heads: 2, headWidth: 64 }),
   attentionCase({ B: 3, Tq: 1, Tk: 26, heads: 2, headWidth: 24 }),
   attentionCase({ B: 3, Tq: 9, Tk: 9, heads: 2, headWidth: 16, keys: [9, 4, 1] }),
   attentionCase({ B: 2, Tq: 1, Tk: 40, heads: 2, headWidth: 16, keys: [33, 2] }),

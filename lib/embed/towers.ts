@@ -15,7 +15,7 @@ import type {
 import { compile, Constants } from '../graph';
 import type { ModelConfig, TextParameters, VisionParameters } from '../model';
 import { normalizedInput, textInputSpec, textTower, visionTower } from '../model';
-import { rewritesFor } from '../nn';
+import { joinProjections } from '../nn';
 import type { Precision } from '../ops';
 import { narrowAttention, packLinears } from '../ops';
 import { loadAddon } from '../native/load';
@@ -49,6 +49,22 @@ function specializeBlocks(precision: Precision): Specialize {
   return (node, isConstant) => linears(node, isConstant) ?? attention(node, isConstant);
 }
 
+/**
+ * How a tower's programs are compiled.
+ *
+ * @param precision - on the CPU of the products in the blocks, all else being float32; on a GPU,
+ * which has no int8, of all activations
+ */
+export function towerOptions(
+  precision: Precision,
+  device: Device,
+): Pick<CompileOptions, 'precision' | 'rewrites' | 'specialize'> & { readonly device: Device } {
+  const rewrites = [joinProjections];
+  return device === 'cpu'
+    ? { device, rewrites, specialize: specializeBlocks(precision) }
+    : { device, rewrites, precision: precision === 'bfloat16' ? precision : 'float32' };
+}
+
 /** Both towers of a model, ready to run. */
 export class Towers {
   private readonly images = new ProgramCache<Program<VisionSpecs, Embeddings<Tensor>>>();
@@ -56,16 +72,13 @@ export class Towers {
   private readonly texts = new ProgramCache<Program<TextSpecs, Embeddings<Tensor>>>();
   private readonly visionConstants: VisionConstants | undefined;
   private readonly textConstants: TextConstants | undefined;
-  private readonly target: Pick<CompileOptions, 'precision' | 'rewrites' | 'specialize'> & {
-    readonly device: Device;
-  };
+  private readonly target: ReturnType<typeof towerOptions>;
   private disposed = false;
 
   /**
    * Takes over the checkpoint: it is disposed with the towers.
    *
-   * @param precision - on the CPU of the products in the blocks, all else being float32; on a GPU,
-   * which has no int8, of all activations
+   * @param precision - see towerOptions()
    */
   constructor(
     private readonly checkpoint: OpenCheckpoint,
@@ -75,14 +88,7 @@ export class Towers {
     const { vision, text } = checkpoint.parameters;
     this.visionConstants = vision && new Constants(vision);
     this.textConstants = text && new Constants(text);
-    this.target =
-      device === 'cpu'
-        ? { device, specialize: specializeBlocks(precision) }
-        : {
-            device,
-            precision: precision === 'bfloat16' ? precision : 'float32',
-            rewrites: rewritesFor(device),
-          };
+    this.target = towerOptions(precision, device);
   }
 
   get config(): ModelConfig {

@@ -91,11 +91,6 @@ static inline HalfUshortVec upper_halves(UintVec v) {
   return __builtin_convertvector(v >> 16, HalfUshortVec);
 }
 
-// Pairs of a lane's bfloat16, the lower half first.
-static inline IntVec pair_bfloat16(Vec lower, Vec upper) {
-  return reinterpret_cast<IntVec>(round_to_bfloat16(lower) >> 16 | round_to_bfloat16(upper));
-}
-
 struct PairCells {
   using Sum = IntVec;
   static constexpr bool kIntegers = true;
@@ -211,6 +206,31 @@ struct Bfloat16Cells {
   static constexpr bool kTiles = false;
 
   static void widen(const uint8_t*, int64_t, Cell*) {}
+
+  // The nearest bfloat16 of two vectors, those of the second after those of the first.
+  [[gnu::always_inline]] static IntVec follow(Vec first, Vec second) {
+#if defined(__AVX512F__) && !defined(SIGLIP_EMULATED)
+    IntVec pairs;
+    asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(pairs) : "v"(first), "v"(second));
+    return pairs;
+#else
+    HalfUshortVec halves[2] = {upper_halves(round_to_bfloat16(first)),
+                               upper_halves(round_to_bfloat16(second))};
+    return load_cells(halves);
+#endif
+  }
+
+  // The same, lane by lane in pairs.
+  [[gnu::always_inline]] static IntVec interleave(Vec lower, Vec upper) {
+#if defined(__AVX512F__) && !defined(SIGLIP_EMULATED)
+    constexpr ShortVec kOrder = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return reinterpret_cast<IntVec>(
+        __builtin_shuffle(reinterpret_cast<ShortVec>(follow(lower, upper)), kOrder));
+#else
+    return reinterpret_cast<IntVec>(round_to_bfloat16(lower) >> 16 | round_to_bfloat16(upper));
+#endif
+  }
 
   [[gnu::always_inline]] static IntVec add_product(IntVec sum, IntVec row, IntVec columns) {
 #if defined(__AVX512F__) && !defined(SIGLIP_EMULATED)

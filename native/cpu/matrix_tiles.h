@@ -145,12 +145,29 @@ static inline bool has_bfloat16_tiles() {
 #endif
 }
 
+// Whether it is multiplied in pairs, by matrix tiles or by vectors.
+static inline bool has_bfloat16_pairs() {
+#if defined(SIGLIP_ISA_AVX512)
+  return configured_features().bf16;
+#else
+  return false;
+#endif
+}
+
+#if defined(SIGLIP_ISA_AVX512)
+// body(cells) with those of the two that this machine has, where it has pairs.
+template <typename Body>
+static auto with_bfloat16_pairs(const Body& body) {
+  if (has_bfloat16_tiles()) return body(Bfloat16Tiles{});
+  return body(Bfloat16Cells{});
+}
+#endif
+
 // body(cells) with the arithmetic of this machine for bfloat16.
 template <typename Body>
 static auto with_bfloat16_cells(const Body& body) {
 #if defined(SIGLIP_ISA_AVX512)
-  if (has_bfloat16_tiles()) return body(Bfloat16Tiles{});
-  if (configured_features().bf16) return body(Bfloat16Cells{});
+  if (has_bfloat16_pairs()) return with_bfloat16_pairs(body);
 #endif
   return body(FloatCells{});
 }

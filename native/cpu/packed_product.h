@@ -243,6 +243,36 @@ class PackedProduct {
 
   // ---- Register tile ----
 
+  // Cache lines wanted soon. They are fetched one by one while a tile is multiplied, since a burst of
+  // fetches would stall it for a tenth of its time.
+  struct Fetches {
+    const uint8_t* ahead;  // of the weight, one line after the other
+    int64_t count = 0;     // of results
+    const float* results[3 * kHeight * ((kColumns + 15) / 16)];
+
+    // The results late, or the panel that passes by drives them out again.
+    void fetch(int64_t index, int64_t left) const {
+      __builtin_prefetch(ahead + index * 64, 0, 2);
+      if (left < count) __builtin_prefetch(results[left], 1);
+    }
+  };
+  // One every so many cells.
+  static constexpr int64_t kFetchCells = 4;
+
+  // Where in y the rows of a tile are.
+  struct Place {
+    const PackedOutput& output;
+    const float* scales;  // of the rows
+    int64_t stride;       // of y
+    int64_t row;          // first
+    int64_t column;       // first
+    int64_t width;        // columns there are
+
+    int64_t offset(int64_t i) const { return (row + i) * stride + column; }
+    // Whether nothing follows the bias but a residual, and the panel is full.
+    bool is_plain() const { return width == kColumns && !output.gelu && output.pre == nullptr; }
+  };
+
   struct Tile {
     const Cell* rows;
     int64_t row_stride;
@@ -252,6 +282,8 @@ class PackedProduct {
     bool first;
     const Cell* tail =
         nullptr;  // of matrix tiles: the last row of them, where the panel does not fill it
+    const Place* place = nullptr;  // of vectors: where the sums are complete
+    const Fetches* fetches = nullptr;
   };
 
   // All loops over the tile have to be unrolled, or its sums do not stay in registers.
@@ -278,8 +310,7 @@ class PackedProduct {
     for (int i = 0; i < height; ++i) row[i] = tile.rows + i * tile.row_stride;
     const Cell* panel = tile.panel;
     const int64_t depth = tile.depth;
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < depth; ++k) {
+    const auto add_cells = [&](int64_t k) __attribute__((always_inline)) {
       IntVec columns[kWidth];
 #pragma GCC unroll 4
       for (int j = 0; j < kWidth; ++j) columns[j] = load_cells(panel + j * kLanes);
@@ -292,12 +323,58 @@ class PackedProduct {
         }
       }
       panel += kColumns;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < height; ++i) {
+    };
+    const Fetches& fetches = *tile.fetches;
+    int64_t k = 0;
+    for (; k + kFetchCells <= depth; k += kFetchCells) {
+      fetches.fetch(k / kFetchCells, (depth - k) / kFetchCells - 1);
 #pragma GCC unroll 4
-      for (int j = 0; j < kWidth; ++j) {
-        store_cells(tile.sums + i * kColumns + j * kLanes, reinterpret_cast<IntVec>(sum[i][j]));
+      for (int64_t i = 0; i < kFetchCells; ++i) add_cells(k + i);
+    }
+    for (; k < depth; ++k) add_cells(k);
+    if (tile.place == nullptr) {
+#pragma GCC unroll 8
+      for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kWidth; ++j) {
+          store_cells(tile.sums + i * kColumns + j * kLanes, reinterpret_cast<IntVec>(sum[i][j]));
+        }
+      }
+      return;
+    }
+    const Place& place = *tile.place;
+    if (!place.is_plain()) {
+      float* values = reinterpret_cast<float*>(tile.sums);
+      finish_tile<height>(
+          sum, place, [&](int i, int j, Vec v) { store(values + i * kColumns + j * kLanes, v); });
+      finish(place, height, [&](int64_t i, int64_t j) { return load(values + i * kColumns + j); });
+      return;
+    }
+    float* to = place.output.data + place.offset(0);
+    const auto at = [&](int i, int j) { return i * place.stride + j * kLanes; };
+    if (place.output.residual != nullptr) {
+      const float* residual = place.output.residual + place.offset(0);
+      finish_tile<height>(sum, place, [&](int i, int j, Vec v) {
+        store(to + at(i, j), v + load(residual + at(i, j)));
+      });
+    } else {
+      finish_tile<height>(sum, place, [&](int i, int j, Vec v) { store(to + at(i, j), v); });
+    }
+  }
+
+  // put(i, j, vector of y) for the sums in the registers.
+  template <int height, typename Put>
+  [[gnu::always_inline]] static void finish_tile(const typename Cells::Sum (&sum)[height][kWidth],
+                                                 const Place& place, const Put& put) {
+    float scale[height];
+#pragma GCC unroll 8
+    for (int i = 0; i < height; ++i) scale[i] = place.scales[i];
+#pragma GCC unroll 4
+    for (int j = 0; j < kWidth; ++j) {
+      const Columns columns(place, j * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < height; ++i) {
+        put(i, j, columns.finish(reinterpret_cast<IntVec>(sum[i][j]), scale[i]));
       }
     }
   }
@@ -309,57 +386,75 @@ class PackedProduct {
 
   // ---- Epilogue ----
 
-  static Vec to_float(IntVec sum, float row_scale, const PackedOutput& output, int64_t column) {
-    if constexpr (!Cells::kIntegers) return reinterpret_cast<Vec>(sum);
-    if (output.corrections != nullptr) {
-      sum = reinterpret_cast<IntVec>(
-          reinterpret_cast<UintVec>(sum) -
-          reinterpret_cast<UintVec>(load_cells(output.corrections + column)));
+  // What makes sums of a vector of columns numbers of y.
+  class Columns {
+   public:
+    Columns(const Place& place, int64_t from) {
+      const PackedOutput& output = place.output;
+      const int64_t column = place.column + from;
+      const int64_t left = place.width - from;
+      if constexpr (Cells::kIntegers) {
+        scale_ = load(output.column_scales + column);
+        if (output.corrections != nullptr) correction_ = load_cells(output.corrections + column);
+      }
+      if (output.bias == nullptr || left <= 0) return;
+      bias_ =
+          left >= kLanes ? load(output.bias + column) : load_partial(output.bias + column, left);
     }
-    return __builtin_convertvector(sum, Vec) *
-           (splat(row_scale) * load(output.column_scales + column));
-  }
 
-  template <bool whole>
-  static void finish_rows(const Cell* sums, const float* scales, const PackedOutput& output,
-                          int64_t stride, Range rows, int64_t column, int64_t width) {
-    for (int64_t i = 0; i < rows.size(); ++i) {
-      const int64_t offset = (rows.begin + i) * stride + column;
-      for (int64_t j = 0; j < width; j += kLanes) {
-        const int64_t left = width - j;
-        const auto get = [&](const float* p) {
-          return whole || left >= kLanes ? load(p + j) : load_partial(p + j, left);
-        };
+    Vec finish(IntVec sum, float row_scale) const {
+      if constexpr (!Cells::kIntegers) return reinterpret_cast<Vec>(sum) + bias_;
+      const IntVec exact = reinterpret_cast<IntVec>(reinterpret_cast<UintVec>(sum) -
+                                                    reinterpret_cast<UintVec>(correction_));
+      return multiply_add(__builtin_convertvector(exact, Vec) * splat(row_scale), scale_, bias_);
+    }
+
+   private:
+    Vec scale_ = {};
+    IntVec correction_ = {};
+    Vec bias_ = {};
+  };
+
+  // The rest of the epilogue for some rows; value(i, j) is the vector of row i from column j on.
+  template <bool whole, typename Value>
+  static void finish_rows(const Place& place, int64_t rows, const Value& value) {
+    const PackedOutput& output = place.output;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t offset = place.offset(i);
+      for (int64_t j = 0; j < place.width; j += kLanes) {
+        const int64_t left = place.width - j;
         const auto put = [&](float* p, Vec v) {
           whole || left >= kLanes ? store(p + j, v) : store_partial(p + j, v, left);
         };
-        const IntVec sum = load_cells(sums + i * kColumns + j);
-        Vec v = to_float(sum, scales[i], output, column + j);
-        if (output.bias != nullptr) v += get(output.bias + column);
+        Vec v = value(i, j);
         if (output.pre != nullptr) put(output.pre + offset, v);
         if (output.gelu) v = gelu(v);
-        if (output.residual != nullptr) v += get(output.residual + offset);
+        if (output.residual != nullptr) {
+          const float* p = output.residual + offset + j;
+          v += whole || left >= kLanes ? load(p) : load_partial(p, left);
+        }
         put(output.data + offset, v);
       }
     }
   }
 
-  __attribute__((noinline)) static void finish(const Cell* sums, const float* scales,
-                                               const PackedOutput& output, int64_t stride,
-                                               Range rows, int64_t column, int64_t width) {
-    if (width % kLanes == 0) {
-      finish_rows<true>(sums, scales, output, stride, rows, column, width);
+  template <typename Value>
+  __attribute__((noinline)) static void finish(const Place& place, int64_t rows,
+                                               const Value& value) {
+    if (place.width % kLanes == 0) {
+      finish_rows<true>(place, rows, value);
     } else {
-      finish_rows<false>(sums, scales, output, stride, rows, column, width);
+      finish_rows<false>(place, rows, value);
     }
   }
 
-  // Wanted at the end of the sum.
-  void fetch_tile(const float* matrix, Range rows, int64_t column, int64_t width) const {
+  // What the epilogue of a tile will write and read.
+  void fetch_results(const float* matrix, Range rows, int64_t column, int64_t width,
+                     Fetches& fetches) const {
     if (matrix == nullptr) return;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const float* p = matrix + row * shape_.n + column;
-      for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(p + j, 1);
+      for (int64_t j = 0; j < width; j += 16) fetches.results[fetches.count++] = p + j;
     }
   }
 
@@ -369,19 +464,20 @@ class PackedProduct {
   // The epilogue of a tile of rows whose sums are there.
   struct Epilogue {
     const Cell* sums;
-    const float* scales;
-    const PackedOutput& output;
-    int64_t stride;
-    Range rows;
-    int64_t column;
-    int64_t width;
+    Place place;
+    int64_t rows;
 
     // One of `count` parts of it.
     void run(int64_t index, int64_t count) const {
-      const Range part = Range{0, rows.size()}.part(index, count, 1);
+      const Range part = Range{0, rows}.part(index, count, 1);
       if (part.size() == 0) return;
-      finish(sums + part.begin * kColumns, scales + part.begin, output, stride,
-             {rows.begin + part.begin, rows.begin + part.end}, column, width);
+      Place of_part = place;
+      of_part.scales += part.begin;
+      of_part.row += part.begin;
+      const Cell* from = sums + part.begin * kColumns;
+      finish(of_part, part.size(), [&](int64_t i, int64_t j) {
+        return Columns(of_part, j).finish(load_cells(from + i * kColumns + j), of_part.scales[i]);
+      });
     }
   };
 
@@ -440,14 +536,10 @@ class PackedProduct {
     const int64_t tiles = ceil_div(block.size(), kHeight);
     const auto epilogue_of = [&](int64_t index) {
       const Range rows = {index * kHeight, smaller((index + 1) * kHeight, block.size())};
-      const Range in_y = {block.begin + rows.begin, block.begin + rows.end};
-      return Epilogue{sums + rows.begin * kColumns,
-                      prepared.scales + rows.begin,
-                      output,
-                      shape_.n,
-                      in_y,
-                      column,
-                      width};
+      return Epilogue{
+          sums + rows.begin * kColumns,
+          {output, prepared.scales + rows.begin, shape_.n, block.begin + rows.begin, column, width},
+          rows.size()};
     };
     for (int64_t pass = 0; pass < passes_; ++pass) {
       const Range cells = pass_cells(pass);
@@ -506,29 +598,25 @@ class PackedProduct {
         }
       }
       const bool last = pass + 1 == passes_;
-      // What comes next of the weight is brought into L2 piece by piece between the tiles.
+      // What comes next of the weight is brought into L2, as far as there is time for it.
       const int64_t bytes = cells.size() * Cells::kGroup * kColumns * Cells::kWeightBytes;
-      const int64_t piece = last && last_panel ? 0 : round_up(ceil_div(bytes, tiles), 64);
-      const uint8_t* ahead = from + bytes;
-      const uint8_t* const ahead_end = ahead + bytes;
+      const int64_t piece = last && last_panel ? 0 : cells.size() / kFetchCells * 64;
       // Of nearly equal height.
       for (int64_t index = 0; index < tiles; ++index) {
         const Range rows = Range{0, block.size()}.part(index, tiles, 1);
         const Range in_y = {block.begin + rows.begin, block.begin + rows.end};
-        for (int64_t byte = 0; byte < piece && ahead < ahead_end; byte += 64, ahead += 64) {
-          __builtin_prefetch(ahead, 0, 2);
-        }
+        Fetches fetches;
+        fetches.ahead = index * piece < bytes ? from + bytes + index * piece : from;
         if (last) {
-          fetch_tile(output.data, in_y, column, width);
-          fetch_tile(output.pre, in_y, column, width);
-          fetch_tile(output.residual, in_y, column, width);
+          fetch_results(output.data, in_y, column, width, fetches);
+          fetch_results(output.pre, in_y, column, width, fetches);
+          fetch_results(output.residual, in_y, column, width, fetches);
         }
-        Cell* tile_sums = sums + rows.begin * kColumns;
+        const Place place = {output, prepared.scales + rows.begin, shape_.n, in_y.begin, column,
+                             width};
         kTileKernels[rows.size() - 1]({prepared.cells + rows.begin * stride_ + cells.begin, stride_,
-                                       columns, cells.size(), tile_sums, pass == 0});
-        if (last) {
-          finish(tile_sums, prepared.scales + rows.begin, output, shape_.n, in_y, column, width);
-        }
+                                       columns, cells.size(), sums + rows.begin * kColumns,
+                                       pass == 0, nullptr, last ? &place : nullptr, &fetches});
       }
     }
   }

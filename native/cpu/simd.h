@@ -181,9 +181,15 @@ static inline Vec sigmoid(Vec x) { return splat(1.0F) / (splat(1.0F) + exp(-x));
 
 // 2^x for x in [−125, 127] to about 1 ulp (minimax polynomial on [−½, ½]). NaN stays NaN.
 static inline Vec exp2_bounded(Vec x) {
+#if defined(SIGLIP_ISA_AVX512) && !defined(SIGLIP_EMULATED)
+  const Vec n = reinterpret_cast<Vec>(
+      _mm512_maskz_roundscale_ps(kAllLanes, reinterpret_cast<__m512>(x), _MM_FROUND_NO_EXC));
+  const Vec r = x - n;
+#else
   const Vec rounder = splat(12582912.0F);  // 1.5 · 2^23
   const Vec shifted = x + rounder;         // its low bits are round(x)
   const Vec r = x - (shifted - rounder);
+#endif
   Vec p = splat(1.5353362e-4F);
   p = multiply_add(p, r, splat(1.3398875e-3F));
   p = multiply_add(p, r, splat(9.6184369e-3F));
@@ -191,9 +197,14 @@ static inline Vec exp2_bounded(Vec x) {
   p = multiply_add(p, r, splat(2.4022648e-1F));
   p = multiply_add(p, r, splat(6.9314718e-1F));
   p = multiply_add(p, r, splat(1.0F));
+#if defined(SIGLIP_ISA_AVX512) && !defined(SIGLIP_EMULATED)
+  return reinterpret_cast<Vec>(
+      _mm512_maskz_scalef_ps(kAllLanes, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
   // A product keeps every NaN; adding to the exponent's bits would turn some into numbers.
   const UintVec exponent = (reinterpret_cast<UintVec>(shifted) << 23) + 0x3f800000U;
   return p * reinterpret_cast<Vec>(exponent);
+#endif
 }
 
 // 1 / x for normal x, to 1 ulp or two: an estimate and one step of Newton's take a third of the time

@@ -9,7 +9,7 @@ import type { NdArray } from '../reference/nd_array';
 import { map, maxAbs } from '../reference/nd_array';
 import { randomOf } from './run_case';
 
-const hasTiles = ['bf16', 'amx'].every((name) =>
+const hasPairs = ['bf16'].every((name) =>
   (loadAddon().describe().features as readonly string[]).includes(name),
 );
 
@@ -71,7 +71,7 @@ test.each(cases.map((c) => [c.name, c] as const))('%s', async (_, c) => {
   const values = valuesOf(c, randomOf(c));
   const narrow = await run(c, values, { specialize });
   expect(await run(c, values, { specialize })).toEqual(narrow);
-  if (!hasTiles || values.causal !== undefined) {
+  if (!hasPairs || values.causal !== undefined) {
     expect(narrow).toEqual(await run(c, values, {}));
     return;
   }
@@ -80,7 +80,7 @@ test.each(cases.map((c) => [c.name, c] as const))('%s', async (_, c) => {
   expect(difference(narrow, expected)).toBeLessThan(bar * maxAbs(values.v));
 });
 
-(hasTiles ? test : test.skip)('tiles multiply', async () => {
+(hasPairs ? test : test.skip)('pairs are multiplied', async () => {
   const c = cases.find(({ name }) => name.includes('heads of 64'));
   if (c === undefined) throw new Error('no case');
   const values = valuesOf(c, randomOf(c));

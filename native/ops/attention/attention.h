@@ -16,7 +16,7 @@
 // get zeros as gradients. Excludes a mask and segments.
 // causal (B) uint8, with Tq = Tk: in an example where it is not 0, query i attends to the keys 0 to i
 // alone. Excludes a mask and segments.
-// narrow, for inference: where Features::amx is set, products are of q · scale · log2 e, k, v and probabilities
+// narrow, for inference: where Features::bf16 is set, products are of q · scale · log2 e, k, v and probabilities
 // rounded to bfloat16, summed up in float32; elsewhere, and with causal, it changes nothing.
 #pragma once
 

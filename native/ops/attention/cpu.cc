@@ -281,7 +281,7 @@ void prefetch_rows(Rows rows, int64_t begin, int64_t end, int64_t width) {
 // Operands of the forward, as pointers.
 struct Forward {
   Items items;
-  bool tiles;  // of bfloat16
+  bool narrow;  // products of bfloat16
   const float* q;
   const float* k;
   const float* v;
@@ -293,22 +293,21 @@ struct Forward {
   const uint8_t* mask_of(const Item& item) const {
     return mask == nullptr ? nullptr : mask + item.mask;
   }
-  bool by_tiles(const Item& item) const { return tiles && !few_queries(item); }
+  bool is_narrow(const Item& item) const { return narrow && !few_queries(item); }
 };
 
-// One head's keys as left operands of matrix tiles, filled up with zeros: K (keys, width) in pairs of
-// the width, Vᵀ (width, keys) in pairs of keys.
-struct TileKeys {
+// One head's keys as left operands of bfloat16: K (keys, width) in pairs of the width, Vᵀ (width, keys)
+// in pairs of keys. Filled up with zeros to whole matrix tiles.
+struct PairedKeys {
   Cell* k;
   int64_t k_stride;
   Cell* v;
   int64_t v_stride;
-  int64_t count;
 };
 
 // What a panel multiplies with them: c · Q in pairs of the width and probabilities in pairs of keys,
 // rows of kPanel cells.
-struct TilePanel {
+struct PairedPanel {
   Cell* queries;
   Cell* probabilities;
 };
@@ -317,36 +316,34 @@ struct ForwardWorkspace {
   int64_t* item;  // whose keys are packed now
   Keys* keys;
   KeyStore store;
-  TileKeys* tile_keys;
-  TilePanel tile_panel;
+  PairedKeys paired_keys;
+  PairedPanel paired_panel;
   float* queries;  // (padded width, kPanel): a panel of c · Q; or one query
-  float* scores;   // (kKeyBlock, kPanel), with tiles for all keys; or all scores of one query
+  float* scores;   // (kKeyBlock, kPanel), where narrow for all keys; or all scores of one query
   float* outputs;  // (padded width, kPanel), not yet divided by the sum
 };
 
 #if defined(SIGLIP_ISA_AVX512)
-constexpr int64_t kTileTokens = 2 * kTileCells;  // of a tile's pairs
+constexpr int64_t kTilePairs = 2 * kTileCells;  // numbers of a tile's row
 
-int64_t whole_tiles(int64_t size) { return ceil_div(size, kTileTokens) * kTileTokens; }
+int64_t whole_tiles(int64_t size) { return ceil_div(size, kTilePairs) * kTilePairs; }
 
 // A distance between rows that are not all in the same sets of L1.
 int64_t tile_stride(int64_t cells) { return cells % 256 == 0 ? cells + kTileCells : cells; }
 
-void take_tiles(const Extents& e, ForwardWorkspace& w, Carver& carver) {
+void take_pairs(const Extents& e, ForwardWorkspace& w, Carver& carver) {
   const int64_t keys = whole_tiles(e.keys);
   const int64_t width = whole_tiles(e.width);
-  w.tile_keys = carver.take<TileKeys>(1);
-  Cell* k = carver.take<Cell>(keys * tile_stride(width / 2));
-  Cell* v = carver.take<Cell>(e.padded_width() * tile_stride(keys / 2));
-  w.tile_panel.queries = carver.take<Cell>(width / 2 * kPanel);
-  w.tile_panel.probabilities = carver.take<Cell>(keys / 2 * kPanel);
-  if (k != nullptr) {
-    *w.tile_keys = {k, tile_stride(width / 2), v, tile_stride(keys / 2), 0};
-  }
+  w.paired_keys.k_stride = tile_stride(width / 2);
+  w.paired_keys.v_stride = tile_stride(keys / 2);
+  w.paired_keys.k = carver.take<Cell>(keys * w.paired_keys.k_stride);
+  w.paired_keys.v = carver.take<Cell>(e.padded_width() * w.paired_keys.v_stride);
+  w.paired_panel.queries = carver.take<Cell>(width / 2 * kPanel);
+  w.paired_panel.probabilities = carver.take<Cell>(keys / 2 * kPanel);
 }
 #endif
 
-ForwardWorkspace forward_workspace(const Extents& e, bool tiles, Carver& carver) {
+ForwardWorkspace forward_workspace(const Extents& e, bool narrow, Carver& carver) {
   ForwardWorkspace w = {};
   w.item = carver.take<int64_t>(1);
   w.keys = carver.take<Keys>(1);
@@ -354,13 +351,13 @@ ForwardWorkspace forward_workspace(const Extents& e, bool tiles, Carver& carver)
   w.queries = carver.take<float>(e.padded_width() * kPanel);
   w.outputs = carver.take<float>(e.padded_width() * kPanel);
 #if defined(SIGLIP_ISA_AVX512)
-  if (tiles) {
-    take_tiles(e, w, carver);
+  if (narrow) {
+    take_pairs(e, w, carver);
     w.scores = carver.take<float>(whole_tiles(e.keys) * kPanel);
     return w;
   }
 #else
-  static_cast<void>(tiles);
+  static_cast<void>(narrow);
 #endif
   w.scores = carver.take<float>(larger(kKeyBlock * kPanel, e.keys + kLanes));
   return w;
@@ -459,36 +456,34 @@ void forward_panel(const Keys& keys, int64_t last, Rows q, int64_t count, int64_
 }
 
 #if defined(SIGLIP_ISA_AVX512)
-// ---- Forward by matrix tiles -------------------------------------------------------------------
+// ---- Forward in bfloat16 -----------------------------------------------------------------------
 
-// kTileTokens numbers from p, `left` of which there are, as bfloat16; nothing where p is null.
-Vec load_pairs(const float* p, int64_t left) {
-  alignas(64) uint16_t pairs[kTileTokens] = {};
-  for (int64_t d = 0; p != nullptr && d < smaller(left, kTileTokens); d += kLanes) {
-    const HalfUshortVec halves = upper_halves(round_to_bfloat16(load_up_to(p + d, left - d)));
-    std::memcpy(pairs + d, &halves, sizeof(halves));
-  }
-  return load(reinterpret_cast<const float*>(pairs));
+// kTilePairs numbers from p, `left` of which there are, times `factor`.
+Vec load_pairs(const float* p, int64_t left, Vec factor) {
+  const auto half = [&](int64_t from) {
+    return left > from ? load_up_to(p + from, left - from) * factor : Vec{};
+  };
+  return reinterpret_cast<Vec>(Bfloat16Cells::follow(half(0), half(kLanes)));
 }
 
 // Of keys.count rows of K and V.
-void pack_tile_keys(const Extents& e, const Keys& keys, TileKeys& to) {
-  to.count = keys.count;
+void pair_keys(const Extents& e, const Keys& keys, const PairedKeys& to) {
   for (int64_t key = 0; key < whole_tiles(keys.count); ++key) {
-    const float* row = key < keys.count ? keys.k.at(key) : nullptr;
-    for (int64_t d = 0; d < e.width; d += kTileTokens) {
-      store(reinterpret_cast<float*>(to.k + key * to.k_stride + d / 2),
-            load_pairs(row == nullptr ? nullptr : row + d, e.width - d));
+    for (int64_t d = 0; d < e.width; d += kTilePairs) {
+      const Vec pairs =
+          key < keys.count ? load_pairs(keys.k.at(key) + d, e.width - d, splat(1.0F)) : Vec{};
+      store(reinterpret_cast<float*>(to.k + key * to.k_stride + d / 2), pairs);
     }
   }
-  for (int64_t key = 0; key < keys.count; key += kTileTokens) {
+  for (int64_t key = 0; key < keys.count; key += kTilePairs) {
     for (int64_t d = 0; d < e.width; d += kLanes) {
       const auto row = [&](int64_t i) {
         return i < keys.count ? load_up_to(keys.v.at(i) + d, e.width - d) : Vec{};
       };
       Vec v[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        v[i] = reinterpret_cast<Vec>(pair_bfloat16(row(key + 2 * i), row(key + 2 * i + 1)));
+        v[i] = reinterpret_cast<Vec>(
+            Bfloat16Cells::interleave(row(key + 2 * i), row(key + 2 * i + 1)));
       }
       transpose(v);
       for (int64_t i = 0; i < kLanes; ++i) {
@@ -500,15 +495,13 @@ void pack_tile_keys(const Extents& e, const Keys& keys, TileKeys& to) {
 
 // `count` queries, times c, side by side in the lanes.
 template <int kVectors>
-void pack_tile_queries(Rows q, int64_t count, int64_t width, float c, float* row, Cell* to) {
+void pair_queries(Rows q, int64_t count, int64_t width, float c, Cell* to) {
   for (int64_t j = 0; j < kVectors; ++j) {
-    for (int64_t d = 0; d < width; d += kTileTokens) {
-      const int64_t size = smaller(width - d, kTileTokens);
+    for (int64_t d = 0; d < width; d += kTilePairs) {
       Vec v[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
         const int64_t query = j * kLanes + i;
-        if (query < count) scale_row(q.at(query) + d, c, size, row);
-        v[i] = load_pairs(query < count ? row : nullptr, size);
+        v[i] = query < count ? load_pairs(q.at(query) + d, width - d, splat(c)) : Vec{};
       }
       transpose(v);
       for (int64_t i = 0; i < kLanes; ++i) {
@@ -518,45 +511,74 @@ void pack_tile_queries(Rows q, int64_t count, int64_t width, float c, float* row
   }
 }
 
-// sums (kTileHeight, kVectors · 16) of a panel = left (kTileHeight, steps · kTileCells) · right
+// sums (rows, kVectors · kLanes) of a panel = left (rows, cells) · right, in matrix tiles or in vectors.
+// Tiles are whole: rows and cells are rounded up.
 template <int kVectors>
-void multiply_panel_tiles(const Cell* left, int64_t stride, const Cell* right, int64_t steps,
-                          float* sums) {
-  zero_tile<0>();
-  if constexpr (kVectors > 1) zero_tile<1>();
-  if constexpr (kVectors > 2) zero_tile<2>();
-  for (int64_t step = 0; step < steps; ++step) {
-    load_tile<3>(left + step * kTileCells, stride);
-    const Cell* from = right + step * kTileCells * kPanel;
-    load_tile<4>(from, kPanel);
-    Bfloat16Tiles::add_tile<0, 3, 4>();
-    if constexpr (kVectors > 1) {
-      load_tile<5>(from + kLanes, kPanel);
-      Bfloat16Tiles::add_tile<1, 3, 5>();
+void multiply_pairs(Bfloat16Tiles, const Cell* left, int64_t stride, int64_t rows,
+                    const Cell* right, int64_t cells, float* sums) {
+  for (int64_t row = 0; row < rows; row += kTileHeight) {
+    zero_tile<0>();
+    if constexpr (kVectors > 1) zero_tile<1>();
+    if constexpr (kVectors > 2) zero_tile<2>();
+    for (int64_t k = 0; k < cells; k += kTileCells) {
+      load_tile<3>(left + row * stride + k, stride);
+      const Cell* from = right + k * kPanel;
+      load_tile<4>(from, kPanel);
+      Bfloat16Tiles::add_tile<0, 3, 4>();
+      if constexpr (kVectors > 1) {
+        load_tile<5>(from + kLanes, kPanel);
+        Bfloat16Tiles::add_tile<1, 3, 5>();
+      }
+      if constexpr (kVectors > 2) {
+        load_tile<6>(from + 2 * kLanes, kPanel);
+        Bfloat16Tiles::add_tile<2, 3, 6>();
+      }
     }
-    if constexpr (kVectors > 2) {
-      load_tile<6>(from + 2 * kLanes, kPanel);
-      Bfloat16Tiles::add_tile<2, 3, 6>();
-    }
+    Cell* to = reinterpret_cast<Cell*>(sums + row * kPanel);
+    store_tile<0>(to, kPanel);
+    if constexpr (kVectors > 1) store_tile<1>(to + kLanes, kPanel);
+    if constexpr (kVectors > 2) store_tile<2>(to + 2 * kLanes, kPanel);
   }
-  Cell* to = reinterpret_cast<Cell*>(sums);
-  store_tile<0>(to, kPanel);
-  if constexpr (kVectors > 1) store_tile<1>(to + kLanes, kPanel);
-  if constexpr (kVectors > 2) store_tile<2>(to + 2 * kLanes, kPanel);
+}
+
+template <int kVectors>
+void multiply_pairs(Bfloat16Cells, const Cell* left, int64_t stride, int64_t rows,
+                    const Cell* right, int64_t cells, float* sums) {
+  for_tiles<kVectors>(rows, [&](int64_t row, auto height) {
+    constexpr int kRows = decltype(height)::value;
+    IntVec sum[kRows][kVectors] = {};
+    for (int64_t k = 0; k < cells; ++k) {
+      IntVec vector[kVectors];
+      for (int j = 0; j < kVectors; ++j) vector[j] = load_cells(right + k * kPanel + j * kLanes);
+      for (int i = 0; i < kRows; ++i) {
+        const IntVec cell = splat_cell(left[(row + i) * stride + k]);
+        for (int j = 0; j < kVectors; ++j) {
+          sum[i][j] = Bfloat16Cells::add_product(sum[i][j], cell, vector[j]);
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kVectors; ++j) {
+        store_cells(sums + (row + i) * kPanel + j * kLanes, sum[i][j]);
+      }
+    }
+  });
 }
 
 // As forward_panel, with all scores of the panel at once. At least one key.
-template <int kVectors>
-void forward_panel_tiles(const TileKeys& keys, Rows q, int64_t count, int64_t width, float c,
-                         const ForwardWorkspace& w, const Results& to) {
-  const auto& [queries, probabilities] = w.tile_panel;
-  pack_tile_queries<kVectors>(q, count, width, c, w.queries, queries);
+template <int kVectors, typename Cells>
+void forward_panel_narrow(Cells by, int64_t key_count, Rows q, int64_t count, int64_t width,
+                          float c, const ForwardWorkspace& w, const Results& to) {
+  const PairedKeys& keys = w.paired_keys;
+  const auto& [queries, probabilities] = w.paired_panel;
+  pair_queries<kVectors>(q, count, width, c, queries);
   Vec highest[kVectors];
   for (int j = 0; j < kVectors; ++j) highest[j] = splat(-__builtin_huge_valf());
-  for (int64_t key = 0; key < keys.count; key += kTileHeight) {
-    multiply_panel_tiles<kVectors>(keys.k + key * keys.k_stride, keys.k_stride, queries,
-                                   whole_tiles(width) / kTileTokens, w.scores + key * kPanel);
-    for (int64_t i = key; i < smaller(key + kTileHeight, keys.count); ++i) {
+  for (int64_t key = 0; key < key_count; key += kTileHeight) {
+    const int64_t rows = smaller(kTileHeight, key_count - key);
+    multiply_pairs<kVectors>(by, keys.k + key * keys.k_stride, keys.k_stride, rows, queries,
+                             ceil_div(width, 2), w.scores + key * kPanel);
+    for (int64_t i = key; i < key + rows; ++i) {
       for (int j = 0; j < kVectors; ++j) {
         highest[j] = max(load(w.scores + i * kPanel + j * kLanes), highest[j]);
       }
@@ -564,23 +586,22 @@ void forward_panel_tiles(const TileKeys& keys, Rows q, int64_t count, int64_t wi
   }
 
   Vec total[kVectors] = {};
-  for (int64_t key = 0; key < whole_tiles(keys.count); key += 2) {
+  for (int64_t key = 0; key < whole_tiles(key_count); key += 2) {
     for (int j = 0; j < kVectors; ++j) {
       const auto probability = [&](int64_t i) {
-        if (i >= keys.count) return Vec{};
+        if (i >= key_count) return Vec{};
         return exp2_nonpositive(load(w.scores + i * kPanel + j * kLanes) - highest[j]);
       };
       const Vec lower = probability(key);
       const Vec upper = probability(key + 1);
       total[j] += lower + upper;
-      store_cells(probabilities + key / 2 * kPanel + j * kLanes, pair_bfloat16(lower, upper));
+      store_cells(probabilities + key / 2 * kPanel + j * kLanes,
+                  Bfloat16Cells::interleave(lower, upper));
     }
   }
 
-  for (int64_t d = 0; d < width; d += kTileHeight) {
-    multiply_panel_tiles<kVectors>(keys.v + d * keys.v_stride, keys.v_stride, probabilities,
-                                   whole_tiles(keys.count) / kTileTokens, w.outputs + d * kPanel);
-  }
+  multiply_pairs<kVectors>(by, keys.v, keys.v_stride, width, probabilities, ceil_div(key_count, 2),
+                           w.outputs);
   finish_panel<kVectors>(highest, total, count, width, w.outputs, to);
 }
 #endif
@@ -631,9 +652,9 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
   const Item item = call.items.at(index);
   if (*w.item != index) {
     *w.keys = select_keys(e, item, 0, item.keys, call.k, call.v, call.mask_of(item),
-                          !call.by_tiles(item) && wants_packing(e, item), w.store);
+                          !call.is_narrow(item) && wants_packing(e, item), w.store);
 #if defined(SIGLIP_ISA_AVX512)
-    if (call.by_tiles(item)) pack_tile_keys(e, *w.keys, *w.tile_keys);
+    if (call.is_narrow(item)) pair_keys(e, *w.keys, w.paired_keys);
 #endif
     *w.item = index;
   }
@@ -671,9 +692,11 @@ void forward_unit(const Forward& call, int64_t index, int64_t next, int64_t begi
     const int64_t at = begin + first;
     const Results to = {o + at * e.result_stride(), e.result_stride(), lse + at};
 #if defined(SIGLIP_ISA_AVX512)
-    if (call.tiles) {
-      forward_panel_tiles<decltype(vectors)::value>(*w.tile_keys, {q.at(at), q.stride}, size,
-                                                    e.width, call.c, w, to);
+    if (call.narrow) {
+      with_bfloat16_pairs([&](auto by) {
+        forward_panel_narrow<decltype(vectors)::value>(by, w.keys->count, {q.at(at), q.stride},
+                                                       size, e.width, call.c, w, to);
+      });
       return;
     }
 #endif
@@ -962,9 +985,9 @@ void backward_unit(const Backward& call, const Item& item, int64_t begin, int64_
   }
 }
 
-size_t forward_worker_bytes(const Extents& e, bool tiles) {
+size_t forward_worker_bytes(const Extents& e, bool narrow) {
   Carver carver(nullptr);
-  forward_workspace(e, tiles, carver);
+  forward_workspace(e, narrow, carver);
   return carver.bytes();
 }
 
@@ -1004,7 +1027,7 @@ size_t attention_forward_scratch(int threads, In q, In k, MaybeIn segments, Mayb
                                  int64_t narrow) {
   const Extents e = extents_of(q, k, segments, key_segments);
   return shared_bytes(e, 0) + static_cast<size_t>(threads) *
-                                  forward_worker_bytes(e, narrow != 0 && has_bfloat16_tiles());
+                                  forward_worker_bytes(e, narrow != 0 && has_bfloat16_pairs());
 }
 
 void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, MaybeIn segments,
@@ -1020,9 +1043,9 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
   Carver carver(scratch.data);
   const Shared shared = take_shared(e, 0, carver);
   std::byte* const workers = scratch.data + carver.bytes();
-  const bool tiles = narrow != 0 && has_bfloat16_tiles();
+  const bool in_pairs = narrow != 0 && has_bfloat16_pairs();
   const Forward call = {items_of(e, limits, shared.order),
-                        tiles && !causal.present(),
+                        in_pairs && !causal.present(),
                         q.data() + part_offset(q, 0),
                         k.data() + part_offset(k, 1),
                         v.data() + part_offset(v, 2),
@@ -1031,10 +1054,10 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
                         o.data(),
                         lse.data()};
 
-  const size_t worker_bytes = forward_worker_bytes(e, tiles);
+  const size_t worker_bytes = forward_worker_bytes(e, in_pairs);
   const auto workspace = [&](int worker) {
     Carver part(workers + static_cast<size_t>(worker) * worker_bytes);
-    return forward_workspace(e, tiles, part);
+    return forward_workspace(e, in_pairs, part);
   };
   for (int worker = 0; worker < stream.threads(); ++worker) *workspace(worker).item = -1;
 
@@ -1047,7 +1070,7 @@ void attention_forward(Stream& stream, In q, In k, In v, MaybeIn key_mask, Maybe
     const ForwardWorkspace w = workspace(worker);
 #if defined(SIGLIP_ISA_AVX512)
     std::optional<TileRegisters> registers;
-    if (call.tiles) registers.emplace();
+    if (call.narrow && has_bfloat16_tiles()) registers.emplace();
 #endif
     for (int64_t unit = tasks.begin(task); unit < tasks.end(task); ++unit) {
       const int64_t index = unit / chunks;

@@ -84,18 +84,22 @@ inline void fetch_to_second_level(const float* p) { __builtin_prefetch(p, 0, 2);
 
 // ---- Register tile ------------------------------------------------------------------------------
 
-// Cache lines of a rectangle wanted soon, by number. They are fetched piece by piece while tiles are
+// Cache lines of a rectangle wanted soon, row after row. They are fetched one by one while tiles are
 // multiplied, since a burst of fetches would stall them.
 struct Stretch {
-  const float* data = nullptr;
-  int64_t stride = 0;    // floats from one row of the rectangle to the next
-  uint32_t per_row = 1;  // lines
-  uint32_t next = 0;
-  uint32_t end = 0;
+  const float* row = nullptr;
+  int64_t stride = 0;  // floats from one row of the rectangle to the next
+  int64_t width = 1;   // floats of a row
+  int64_t at = 0;      // in the row
+  int64_t left = 0;    // lines to fetch
 
   void fetch() {
-    fetch_to_second_level(data + next / per_row * stride + next % per_row * kLine);
-    ++next;
+    fetch_to_second_level(row + at);
+    --left;
+    at += kLine;
+    if (at < width) return;
+    at = 0;
+    row += stride;
   }
 };
 
@@ -118,9 +122,8 @@ struct Tile {
   Stretch next_b;       // of the next panel, to be had in L2
 };
 
-// Fetches come once in so many steps of k. They stand outside the innermost loop, in which the
-// compiler would else run out of registers for the sums.
-constexpr int64_t kFetchSteps = 32;
+// Fetches come once in so many steps of k.
+constexpr int64_t kFetchSteps = 4;
 
 // Longer chains of multiply-adds round too much: after so many steps of k a new one begins.
 constexpr int64_t kChain = 384;
@@ -142,7 +145,7 @@ void multiply_tile(const Tile& tile) {
   const float* b = tile.b;
   const int64_t b_stride = tile.b_stride;
   Stretch next_b = tile.next_b;
-  const int64_t fetches = ceil_div(next_b.end - next_b.next, ceil_div(tile.depth, kFetchSteps));
+  const int64_t fetches = ceil_div(next_b.left, ceil_div(tile.depth, kFetchSteps));
   alignas(64) float former[height * width * kLanes] = {};  // sums of the chains before
   for (int64_t begin = 0; begin < tile.depth; begin += kFetchSteps) {
     const int64_t end = smaller(begin + kFetchSteps, tile.depth);
@@ -163,7 +166,7 @@ void multiply_tile(const Tile& tile) {
         fetch_for_reading(tile.next_a + begin * kHeight + i);
       }
     }
-    for (int64_t i = 0; i < fetches && next_b.next < next_b.end; ++i) next_b.fetch();
+    for (int64_t i = 0; i < fetches && next_b.left > 0; ++i) next_b.fetch();
 #pragma GCC unroll 4
     for (int64_t k = begin; k < end; ++k) {
       Vec columns[width];
@@ -611,20 +614,21 @@ class Part {
     Range width = {0, depth() * kColumns};
     Stretch stretch;
     if (shape_.packed_b) {
-      stretch.data = packed_panel(next.begin);
+      stretch.row = packed_panel(next.begin);
     } else if (now_.rows.begin != rows_.begin) {
-      stretch.data = packed_b_ + (next.begin - now_.columns.begin) * depth();
+      stretch.row = packed_b_ + (next.begin - now_.columns.begin) * depth();
     } else {
       rows = shape_.transpose_b ? next : now_.ks;
       width = shape_.transpose_b ? now_.ks : next;
-      stretch.data = b_.data + rows.begin * b_.stride + width.begin;
+      stretch.row = b_.data + rows.begin * b_.stride + width.begin;
       stretch.stride = b_.stride;
     }
     const int64_t per_row = ceil_div(width.size(), kLine);
     const Range share = Range{0, rows.size() * per_row}.part(tile, tiles_, 1);
-    stretch.per_row = static_cast<uint32_t>(per_row);
-    stretch.next = static_cast<uint32_t>(share.begin);
-    stretch.end = static_cast<uint32_t>(share.end);
+    stretch.width = width.size();
+    stretch.row += share.begin / per_row * stretch.stride;
+    stretch.at = share.begin % per_row * kLine;
+    stretch.left = share.size();
     return stretch;
   }
 

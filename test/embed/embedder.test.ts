@@ -224,8 +224,8 @@ describe('the end', () => {
     const before = loadAddon().memory();
     const embedder = await load({ maxBatch: 4, maxQueue: 10 });
     const calls = [
-      ...Array.from({ length: 30 }, (_, i) => codeOf(embedder.embedImage(picture(i)))),
-      ...Array.from({ length: 30 }, (_, i) => codeOf(embedder.embedText(ids(i)))),
+      ...Array.from({ length: 300 }, (_, i) => codeOf(embedder.embedImage(picture(i)))),
+      ...Array.from({ length: 300 }, (_, i) => codeOf(embedder.embedText(ids(i)))),
     ];
     while (embedder.stats().texts.running === 0) await turn();
     embedder.dispose();

@@ -215,6 +215,8 @@ interface PackedForm {
   /** x, W -> x · Wᵀ as the kernel computes it, before the bias. */
   readonly product: (x: NdArray, weight: NdArray) => NdArray;
   readonly weightBytes: number;
+  /** Of a GELU in its epilogue: narrow ones compute it to 2⁻¹⁴. */
+  readonly geluCondition: number;
 }
 
 const int8: PackedForm = {
@@ -226,18 +228,21 @@ const int8: PackedForm = {
       linearInt8.levels(weight.shape[1], loadAddon().describe().features.includes('vnni')),
     ),
   weightBytes: 1,
+  geluCondition: 10,
 };
 
 const bfloat16: PackedForm = {
   precision: 'bfloat16',
   product: linearBfloat16.product,
   weightBytes: 2,
+  geluCondition: 10,
 };
 
 const float32Form: PackedForm = {
   precision: 'float32',
   product: linear.linear,
   weightBytes: 4,
+  geluCondition: 1,
 };
 const packedForms = [float32Form, bfloat16, int8];
 
@@ -296,6 +301,7 @@ function packedMlpCase(
   return opCase({
     op: `linear_${form.precision}`,
     name: `${text([...lead, D])} through ${String(hidden)} with GELU and residual`,
+    condition: form.geluCondition,
     operands: {
       x: f32([...lead, D], fixed),
       inner: f32([...lead, hidden], fixed),
@@ -346,6 +352,7 @@ function packedLayerCase(
   return opCase({
     op: `linear_${form.precision}`,
     name: `${text([M, K])} to ${String(N)}, ${epilogue}`,
+    condition: epilogue === 'gelu' ? form.geluCondition : 1,
     operands: {
       x: f32([M, K], fixed),
       packed: operand('uint8', [ops.packedLinear[form.precision].bytes(N, K)], { draw: () => 0 }),

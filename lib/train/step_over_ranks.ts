@@ -9,6 +9,10 @@
 // rows, and so are the statistics that averages follow. Every number that ranks share is the same bits on
 // each, so their weights never part.
 //
+// With micro-batches the towers run forward twice, as in cached_step.ts: all of them for their embeddings, then
+// the loss, then each with its backward. Their gradients are added up on the rank and travel once; those of
+// sharded parameters, which no rank has room for, travel every time.
+//
 // What a rank keeps of the state is said in state_over_ranks.ts. With `shard: 'parameters'` the weights of a
 // part are gathered while the part before it runs, given back behind it, and gathered again for the
 // backward.
@@ -28,10 +32,12 @@ import {
   pullback,
 } from '../graph';
 import type { TeacherLogits } from '../loss';
+import { SiglipError } from '../errors';
 import { globalNorm } from '../ops';
 import { BalanceOverRanks } from './balance_over_ranks';
 import type { LazyArray, Placement, TrainingState } from './checkpoint';
 import type { TextExchange } from './loss_over_ranks';
+import type { LossOverRanksResult } from './loss_over_ranks';
 import { LossOverRanks } from './loss_over_ranks';
 import type {
   Averages,
@@ -45,6 +51,7 @@ import type {
 import { moveAverages, tensorsByPath } from './objective';
 import type { OptimizerConfig, OptimizerState } from './optimizer';
 import { updateParameters } from './optimizer';
+import { batchRange } from './pairs';
 import type { ArraysByPath, Sharding, Term, Unit, WholeWeights } from './state_over_ranks';
 import { at, partsPlacedOn, StateOverRanks, unitOf, unitOfAverage } from './state_over_ranks';
 import type { StepScalars } from './step';
@@ -67,6 +74,11 @@ export interface RanksConfig {
 export interface StepOverRanksConfig extends RanksConfig {
   readonly objective: Objective;
   readonly optimizer: OptimizerConfig;
+  /**
+   * Most pairs that a rank's towers take at once (one more where a rank would be left without). Default all
+   * of its own.
+   */
+  readonly microBatch?: number;
   /** See StepConfig. */
   readonly entered?: readonly string[];
   /** Default `'cpu'`. */
@@ -137,17 +149,29 @@ interface AverageInputs<Leaf> {
   readonly statistics: Readonly<Record<string, Leaf>>;
 }
 
+/** Forward and backward of so many pairs. */
+interface Towers {
+  readonly program: ProgramInParts;
+  readonly batch: StepBatch<Spec>;
+  /** Their share of the batch. */
+  readonly share: number;
+}
+
 /** What a rank runs for the batches of one form. */
 interface Form {
-  readonly towers: ProgramInParts;
+  /** Where the micro-batches begin in the own pairs, and where the last ends. */
+  readonly starts: readonly number[];
+  /** Of each micro-batch; the same for as many pairs. */
+  readonly towers: readonly Towers[];
   /** Of the sigmoid loss; `undefined` where it has no weight. */
   readonly loss: LossOverRanks | undefined;
   readonly sigmoid: number;
-  /** The own pairs' share of the batch. */
-  readonly share: number;
-  readonly batch: StepBatch<Spec>;
   /** Sinkhorn-Knopp over the whole batch, by the name of the centre. */
   readonly balance: ReadonlyMap<string, BalanceOverRanks>;
+}
+
+function programsOf(forms: Iterable<Form>): readonly ProgramInParts[] {
+  return [...new Set([...forms].flatMap(({ towers }) => towers.map(({ program }) => program)))];
 }
 
 /**
@@ -199,7 +223,7 @@ export class StepOverRanks {
         { donate: ['parameters', 'state'], device, precision },
       );
       this.average = objective.averages.length === 0 ? undefined : this.averageProgram();
-      const bytes = Math.max(...[...this.forms.values()].map(({ towers }) => towers.workBytes));
+      const bytes = Math.max(...programsOf(this.forms.values()).map(({ workBytes }) => workBytes));
       this.work = DeviceArray.empty({ dtype: 'uint8', shape: [Math.max(bytes, 1)] }, device);
     } catch (error) {
       this.dispose();
@@ -228,13 +252,18 @@ export class StepOverRanks {
     const lengths = new Map([...units, ...averageUnits].map((u) => [u.name, u.layout.length]));
     const gradients = [...owned.parameters.values()].reduce((sum, { bytes }) => sum + bytes, 0);
     // Of two parts in a row: gradients on their way, and weights that were gathered.
-    const travelling = [...this.forms.values()].flatMap(({ towers: { parts } }) => {
+    const travelling = programsOf(this.forms.values()).flatMap(({ parts }) => {
       const sizes = parts.map((part) =>
         part.units.reduce((sum, name) => sum + 4 * (lengths.get(name) ?? 0), 0),
       );
       return sizes.map((size, i) => (this.fleeting ? 2 : 1) * (size + (sizes.at(i + 1) ?? 0)));
     });
-    return this.state.bytes + gradients + Math.max(0, ...travelling) + (this.work?.bytes ?? 0);
+    const split = [...this.forms.values()].some(({ towers }) => towers.length > 1);
+    const carried =
+      split && !this.fleeting ? units.reduce((n, u) => n + 4 * u.layout.length, 0) : 0;
+    return (
+      this.state.bytes + gradients + carried + Math.max(0, ...travelling) + (this.work?.bytes ?? 0)
+    );
   }
 
   /** The weights that every rank has whole; with sharded parameters those of the logits alone. */
@@ -256,14 +285,7 @@ export class StepOverRanks {
     schedule: ScheduleInputs,
     batch: StepBatch<HostArray>,
   ): Promise<StepScalars<number>> {
-    const towers = new TowersRun(at(this.forms, form), this.state, {
-      comm: this.comm,
-      device: this.device,
-      fleeting: this.fleeting,
-      work: this.work,
-      logits: this.logits,
-    });
-    const { loss, terms, gradients, statistics } = await towers.run(batch);
+    const { loss, terms, gradients, statistics } = await this.towersOf(at(this.forms, form), batch);
     const norms = await this.updated(gradients, schedule);
     if (this.average !== undefined) await this.moved(this.average, statistics);
     return { loss, terms, ...norms };
@@ -283,8 +305,8 @@ export class StepOverRanks {
 
   /** Frees the programs and the state. */
   dispose(): void {
-    for (const { towers, loss, balance } of this.forms.values()) {
-      towers.dispose();
+    for (const program of programsOf(this.forms.values())) program.dispose();
+    for (const { loss, balance } of this.forms.values()) {
       loss?.dispose();
       for (const centre of balance.values()) centre.dispose();
     }
@@ -300,23 +322,59 @@ export class StepOverRanks {
   }
 
   private form(name: string): Form {
-    const { comm, objective, exchange, device, precision, partBytes = PART_BYTES } = this.config;
+    const { comm, objective, exchange, device } = this.config;
     const pairs = objective.pairs(name);
-    const parts = evenParts(pairs, comm.size);
-    const rows = countsOf(parts);
+    const rows = countsOf(evenParts(pairs, comm.size));
     const own = rows[comm.rank];
-    const step = objective.step(name, own);
-    const { sigmoid } = step;
-    const share = own / pairs;
+    const { microBatch = own } = this.config;
+    const most = Math.ceil(Math.max(...rows) / microBatch);
+    const starts = evenParts(own, Math.min(most, ...rows));
+    const towersOf = new Map<number, Towers>();
+    try {
+      const towers = countsOf(starts).map((size) => {
+        const made = towersOf.get(size) ?? this.towers(name, size, size / pairs);
+        towersOf.set(size, made);
+        return made;
+      });
+      const { sigmoid, balanced, averageSpecs } = objective.step(name, own);
+      if (towers.length > 1 && averageSpecs.length > 0) {
+        throw new SiglipError(
+          'ERR_CONFIG',
+          'train: a batch in micro-batches must be without self-distillation, got one with a teacher',
+        );
+      }
+      const { embedding } = objective.model;
+      const loss =
+        sigmoid === 0
+          ? undefined
+          : new LossOverRanks({ comm, rows, embedding, exchange, device, weight: sigmoid });
+      const balance = new Map(
+        Object.keys(balanced).map((centre) => {
+          const [features, prototypes] = ['features', 'prototypes'].map((part) =>
+            at(towers[0].program.results, `${TEACHER}${centre}.${part}`),
+          );
+          return [centre, new BalanceOverRanks(comm, rows, features, prototypes, this.device)];
+        }),
+      );
+      return { starts, towers, loss, sigmoid, balance };
+    } catch (error) {
+      for (const { program } of towersOf.values()) program.dispose();
+      throw error;
+    }
+  }
+
+  private towers(form: string, pairs: number, share: number): Towers {
+    const { objective, device, precision, partBytes = PART_BYTES } = this.config;
+    const step = objective.step(form, pairs);
     const averages = new Map(step.averageSpecs.map((spec) => [spec.path, unitOfAverage(spec)]));
-    const towers = compileParts<TowersInputs>(
+    const program = compileParts<TowersInputs>(
       step.name,
       (inputs) => towersAndBackward(step, share, inputs, this.fleeting),
       {
         parameters: step.parameters,
         averages: step.averages,
         batch: step.batch,
-        upstream: sigmoid === 0 ? {} : step.embeddings,
+        upstream: step.sigmoid === 0 ? {} : step.embeddings,
         balance: step.balanced,
       },
       {
@@ -332,25 +390,25 @@ export class StepOverRanks {
         },
       },
     );
-    try {
-      const { embedding } = objective.model;
-      const loss =
-        sigmoid === 0
-          ? undefined
-          : new LossOverRanks({ comm, rows, embedding, exchange, device, weight: sigmoid });
-      const balance = new Map(
-        Object.keys(step.balanced).map((centre) => {
-          const [features, prototypes] = ['features', 'prototypes'].map((part) =>
-            at(towers.results, `${TEACHER}${centre}.${part}`),
-          );
-          return [centre, new BalanceOverRanks(comm, rows, features, prototypes, this.device)];
-        }),
-      );
-      return { towers, loss, sigmoid, share, batch: step.batch, balance };
-    } catch (error) {
-      towers.dispose();
-      throw error;
-    }
+    return { program, batch: step.batch, share };
+  }
+
+  private async towersOf(form: Form, batch: StepBatch<HostArray>): Promise<TowersResult> {
+    const options = {
+      comm: this.comm,
+      device: this.device,
+      fleeting: this.fleeting,
+      work: this.work,
+      logits: this.logits,
+    };
+    const [only, ...others] = form.towers;
+    if (others.length === 0) return new TowersRun(only, form, this.state, options).run(batch);
+    const { starts } = form;
+    const microBatches = form.towers.map((towers, i) => ({
+      towers,
+      batch: batchRange(batch, starts[form.towers.length], starts[i], starts[i + 1]),
+    }));
+    return new MicroBatches(form, this.state, options).run(microBatches);
   }
 
   private averageProgram(): NonNullable<StepOverRanks['average']> {
@@ -451,12 +509,19 @@ interface TowersResult {
   readonly statistics: Statistics<Float32Array>;
 }
 
+/** The sigmoid loss of the batch, and its gradients. */
+type Contrast = Pick<LossOverRanksResult, 'loss' | 'logitScale' | 'logitBias'>;
+
 interface TowersRunOptions {
   readonly comm: Communicator;
   readonly device: Device;
   readonly fleeting: boolean;
   readonly work: DeviceArray | undefined;
   readonly logits: { readonly logitScale: DeviceArray; readonly logitBias: DeviceArray };
+  /** Gradient of the loss by the embeddings of a micro-batch, where that is known. Taken over. */
+  readonly upstream?: Embeddings<DeviceArray>;
+  /** Gradients of the micro-batches before, by path, which do not travel but with the last one's. */
+  readonly carried?: { readonly sums: Map<string, DeviceArray>; readonly last: boolean };
 }
 
 /** One run of the towers, forward and backward, part by part. */
@@ -466,23 +531,57 @@ class TowersRun {
   /** Units that are here or on their way, by name. */
   private readonly gathered = new Map<string, Promise<ReadonlyMap<string, DeviceArray>>>();
   private readonly reductions: { readonly unit: Unit; readonly sum: Promise<ArraysByPath> }[] = [];
-  private contrast: { loss: number; logitScale: number; logitBias: number } | undefined;
+  private readonly additions: Promise<void>[] = [];
+  private contrast: Contrast | undefined;
 
   constructor(
+    private readonly towers: Towers,
     private readonly form: Form,
     private readonly state: StateOverRanks,
     private readonly options: TowersRunOptions,
   ) {}
 
   async run(batch: StepBatch<HostArray>): Promise<TowersResult> {
-    const { towers } = this.form;
-    const { parts } = towers;
-    const uploaded = this.upload(batch);
+    const { upstream } = this.options;
+    for (const [name, array] of Object.entries(upstream ?? {})) {
+      this.results.set(`${UPSTREAM}${name}`, array as DeviceArray);
+      this.inputs.set(`${UPSTREAM}${name}`, array as DeviceArray);
+    }
+    const goesOn = (part: Part): boolean => {
+      this.takeGradients(part);
+      return true;
+    };
+    return this.through(batch, goesOn, () => this.result());
+  }
+
+  /** Runs them as far as their embeddings, which are copied to the host. */
+  async embed(batch: StepBatch<HostArray>): Promise<Embeddings<Float32Array>> {
+    const names = ['images', 'texts'].map((name) => `${EMBEDDINGS}${name}`);
+    const awaited = new Set(names);
+    const goesOn = ({ ends }: Part): boolean => {
+      for (const path of ends) awaited.delete(path);
+      return awaited.size > 0;
+    };
+    return this.through(batch, goesOn, async () => {
+      const [images, texts] = await Promise.all(names.map((name) => at(this.results, name).read()));
+      return { images: images as Float32Array, texts: texts as Float32Array };
+    });
+  }
+
+  // Runs part after part, as long as it goes on behind each, and takes what is wanted of their results.
+  private async through<T>(
+    batch: StepBatch<HostArray>,
+    goesOn: (part: Part) => boolean,
+    take: () => Promise<T>,
+  ): Promise<T> {
+    const { program } = this.towers;
+    const { parts } = program;
     const { whole, owned } = this.state;
     for (const [path, array] of whole.parameters) this.inputs.set(`parameters.${path}`, array);
     for (const [path, array] of this.options.fleeting ? owned.averages : whole.averages) {
       this.inputs.set(`averages.${path}`, array);
     }
+    const uploaded = this.upload(batch);
     try {
       for (const [i, part] of parts.entries()) {
         for (const path of part.inputs) {
@@ -491,11 +590,12 @@ class TowersRun {
         }
         await this.bring(part, parts.at(i + 1));
         this.open(part);
-        await towers.run(i, this.inputs, this.results, this.options.work);
-        this.takeGradients(part);
+        await program.run(i, this.inputs, this.results, this.options.work);
+        const on = goesOn(part);
         this.giveBack(part, parts.at(i + 1));
+        if (!on) break;
       }
-      return await this.result();
+      return await take();
     } finally {
       // Without waiting: after a failure here the other ranks may wait for this one.
       for (const arrays of this.gathered.values()) void arrays.then(disposeMap, () => undefined);
@@ -504,7 +604,7 @@ class TowersRun {
   }
 
   private upload(batch: StepBatch<HostArray>): DeviceArray[] {
-    const specs = flatten(this.form.batch).map(({ leaf }) => leaf as Spec);
+    const specs = flatten(this.towers.batch).map(({ leaf }) => leaf as Spec);
     return flatten(batch).map(({ path, leaf }, i) => {
       const array = DeviceArray.from(leaf as HostArray, specs[i].shape, this.options.device);
       this.inputs.set(`batch.${path}`, array);
@@ -515,13 +615,15 @@ class TowersRun {
   /** The loss of all pairs, when the embeddings are there; once. */
   private async meet(): Promise<void> {
     const { loss } = this.form;
-    if (loss === undefined || this.contrast !== undefined) return;
+    if (loss === undefined || this.inputs.has(`${UPSTREAM}images`)) return;
     const images = at(this.results, `${EMBEDDINGS}images`);
     const texts = at(this.results, `${EMBEDDINGS}texts`);
     const met = await loss.run(texts, () => Promise.resolve(images), this.options.logits);
     this.contrast = met;
-    this.results.set('upstream.images', met.images).set('upstream.texts', met.texts);
-    this.inputs.set('upstream.images', met.images).set('upstream.texts', met.texts);
+    for (const name of ['images', 'texts'] as const) {
+      this.results.set(`${UPSTREAM}${name}`, met[name]);
+      this.inputs.set(`${UPSTREAM}${name}`, met[name]);
+    }
   }
 
   /** A centre over the teacher's features of all ranks, when they are there; once. */
@@ -571,10 +673,10 @@ class TowersRun {
 
   /** Makes room for what a part writes. */
   private open({ results }: Part): void {
-    const { towers } = this.form;
+    const { program } = this.towers;
     for (const path of results) {
       if (this.results.has(path)) continue;
-      this.results.set(path, DeviceArray.empty(at(towers.results, path), this.options.device));
+      this.results.set(path, DeviceArray.empty(at(program.results, path), this.options.device));
     }
   }
 
@@ -589,28 +691,46 @@ class TowersRun {
       byUnit.set(name, [...(byUnit.get(name) ?? []), { path, array }]);
       this.results.delete(result);
     }
+    const { carried } = this.options;
     for (const [name, terms] of byUnit) {
+      if (carried?.last === false) {
+        for (const term of terms) this.carry(carried.sums, term);
+        continue;
+      }
+      const before = terms.flatMap(({ path }): Term[] => {
+        const array = carried?.sums.get(path);
+        carried?.sums.delete(path);
+        return array === undefined ? [] : [{ path, array }];
+      });
       const unit = this.state.unitOfName(name);
-      const sum = this.state.reduced(unit, terms);
+      const sum = this.state.reduced(unit, [...before, ...terms]);
       // Awaited with the result.
       sum.catch(() => undefined);
       this.reductions.push({ unit, sum });
     }
   }
 
+  private carry(sums: Map<string, DeviceArray>, { path, array }: Term): void {
+    const sum = sums.get(path);
+    if (sum === undefined) {
+      sums.set(path, array);
+      return;
+    }
+    const addition = this.state.additions.add(sum, array);
+    // Awaited with the result.
+    addition.catch(() => undefined);
+    this.additions.push(addition);
+  }
+
   private async result(): Promise<TowersResult> {
-    const { loss: pairs, sigmoid, share } = this.form;
+    const { program, share } = this.towers;
     const gradients = new Map<Unit, ArraysByPath>();
     for (const { unit, sum } of this.reductions) {
-      const before = gradients.get(unit);
-      const arrays = await sum;
-      if (before === undefined) gradients.set(unit, arrays);
-      for (const [path, total] of before ?? []) {
-        await this.state.additions.add(total, at(arrays, path));
-      }
+      await addGradients(this.state, gradients, unit, await sum);
     }
+    await Promise.all(this.additions);
     const others = [GRADIENTS, EMBEDDINGS, TEACHER];
-    const names = [...this.form.towers.results.keys()].filter(
+    const names = [...program.results.keys()].filter(
       (name) => !others.some((prefix) => name.startsWith(prefix)),
     );
     const means = await this.means(names, share);
@@ -618,19 +738,15 @@ class TowersRun {
       [...means].flatMap(([name, mean]) =>
         name.startsWith(prefix) ? [[name.slice(prefix.length), mean]] : [],
       );
-    const { contrast } = this;
-    const loss = (means.get('loss')?.[0] ?? 0) + sigmoid * (contrast?.loss ?? 0);
-    if (pairs !== undefined && contrast !== undefined) this.addLogits(gradients, contrast);
-    const own = named('terms.').map(([name, mean]): [string, number] => [name, mean[0]]);
-    return {
-      loss,
-      terms: {
-        ...(contrast === undefined ? {} : { sigmoid: contrast.loss }),
-        ...Object.fromEntries(own),
-      },
+    const own: TowersResult = {
+      loss: means.get('loss')?.[0] ?? 0,
+      terms: Object.fromEntries(named('terms.').map(([name, mean]) => [name, mean[0]])),
       gradients,
       statistics: Object.fromEntries(named('statistics.')),
     };
+    return this.contrast === undefined
+      ? own
+      : withContrast(own, this.contrast, this.form.sigmoid, this.state, this.options.device);
   }
 
   /** Means over the batch of what are means over the own pairs. */
@@ -638,9 +754,9 @@ class TowersRun {
     names: readonly string[],
     share: number,
   ): Promise<ReadonlyMap<string, Float32Array>> {
-    const { towers } = this.form;
+    const { program } = this.towers;
     const own = new Map<string, Float32Array>();
-    const lengths = names.map((name) => elements(at(towers.results, name)));
+    const lengths = names.map((name) => elements(at(program.results, name)));
     const all = new Float32Array(lengths.reduce((sum, n) => sum + n, 0));
     let start = 0;
     for (const [i, name] of names.entries()) {
@@ -653,23 +769,132 @@ class TowersRun {
     if (all.length > 0) await this.options.comm.allReduce(all);
     return own;
   }
+}
 
-  /** The gradient of the logits' scalars is the loss's own, and known to all ranks. */
-  private addLogits(
-    gradients: Map<Unit, ArraysByPath>,
-    met: { readonly logitScale: number; readonly logitBias: number },
-  ): void {
-    const unit = this.state.unitOfName(unitOf('logitScale'));
-    const values: Readonly<Record<string, number>> = {
-      logitScale: met.logitScale,
-      logitBias: met.logitBias,
-    };
-    const own = unit.pieces.map(({ path }): [string, DeviceArray] => [
-      path,
-      DeviceArray.from(Float32Array.of(values[path]), [1], this.options.device),
-    ]);
-    gradients.set(unit, new Map(own));
+/** A micro-batch of the own pairs. */
+interface MicroBatch {
+  readonly towers: Towers;
+  readonly batch: StepBatch<HostArray>;
+}
+
+/** The towers of a step, micro-batch by micro-batch. */
+class MicroBatches {
+  constructor(
+    private readonly form: Form,
+    private readonly state: StateOverRanks,
+    private readonly options: TowersRunOptions,
+  ) {}
+
+  async run(microBatches: readonly MicroBatch[]): Promise<TowersResult> {
+    const { sigmoid } = this.form;
+    const { device, fleeting } = this.options;
+    const met = await this.meet(microBatches);
+    const carried = new Map<string, DeviceArray>();
+    const gradients = new Map<Unit, ArraysByPath>();
+    const sum = { loss: 0, terms: {} as Record<string, number> };
+    try {
+      for (const [i, { towers, batch }] of microBatches.entries()) {
+        const result = await new TowersRun(towers, this.form, this.state, {
+          ...this.options,
+          ...(met === undefined ? {} : { upstream: this.upstream(met, i) }),
+          ...(fleeting ? {} : { carried: { sums: carried, last: i + 1 === microBatches.length } }),
+        }).run(batch);
+        for (const [unit, arrays] of result.gradients) {
+          await addGradients(this.state, gradients, unit, arrays);
+        }
+        sum.loss += result.loss;
+        for (const [name, term] of Object.entries(result.terms)) {
+          sum.terms[name] = (sum.terms[name] ?? 0) + term;
+        }
+      }
+    } finally {
+      disposeMap(carried);
+    }
+    const own: TowersResult = { ...sum, gradients, statistics: {} };
+    return met === undefined ? own : withContrast(own, met.contrast, sigmoid, this.state, device);
   }
+
+  /** Loss and gradient of the embeddings of all micro-batches. */
+  private async meet(
+    microBatches: readonly MicroBatch[],
+  ): Promise<{ contrast: Contrast; images: Float32Array; texts: Float32Array } | undefined> {
+    const { loss, starts } = this.form;
+    if (loss === undefined) return undefined;
+    const { device, logits } = this.options;
+    const parts: Embeddings<Float32Array>[] = [];
+    for (const { towers, batch } of microBatches) {
+      parts.push(await new TowersRun(towers, this.form, this.state, this.options).embed(batch));
+    }
+    const own = starts[starts.length - 1];
+    const whole = (name: 'images' | 'texts'): DeviceArray => {
+      const values = concatenated(parts.map((part) => part[name]));
+      return DeviceArray.from(values, [own, values.length / own], device);
+    };
+    using images = whole('images');
+    using texts = whole('texts');
+    const met = await loss.run(texts, () => Promise.resolve(images), logits);
+    try {
+      const [dimages, dtexts] = await Promise.all([met.images.read(), met.texts.read()]);
+      return { contrast: met, images: dimages as Float32Array, texts: dtexts as Float32Array };
+    } finally {
+      disposeArrays([met.images, met.texts]);
+    }
+  }
+
+  private upstream(met: Embeddings<Float32Array>, index: number): Embeddings<DeviceArray> {
+    const { starts } = this.form;
+    const [from, to] = starts.slice(index);
+    const rows = (whole: Float32Array): DeviceArray => {
+      const width = whole.length / starts[starts.length - 1];
+      const values = whole.subarray(from * width, to * width);
+      return DeviceArray.from(values, [to - from, width], this.options.device);
+    };
+    return { images: rows(met.images), texts: rows(met.texts) };
+  }
+}
+
+function concatenated(parts: readonly Float32Array[]): Float32Array {
+  const whole = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let start = 0;
+  for (const part of parts) {
+    whole.set(part, start);
+    start += part.length;
+  }
+  return whole;
+}
+
+/** Adds those of a unit to what is there, which takes them over. */
+async function addGradients(
+  state: StateOverRanks,
+  gradients: Map<Unit, ArraysByPath>,
+  unit: Unit,
+  arrays: ArraysByPath,
+): Promise<void> {
+  const before = gradients.get(unit);
+  if (before === undefined) gradients.set(unit, arrays);
+  for (const [path, total] of before ?? []) await state.additions.add(total, at(arrays, path));
+}
+
+/** With the sigmoid loss, whose gradient of the logits' scalars is known to all ranks. */
+function withContrast(
+  own: TowersResult,
+  { loss, logitScale, logitBias }: Contrast,
+  weight: number,
+  state: StateOverRanks,
+  device: Device,
+): TowersResult {
+  const unit = state.unitOfName(unitOf('logitScale'));
+  const values: Readonly<Record<string, number>> = { logitScale, logitBias };
+  const arrays = unit.pieces.map(({ path }): [string, DeviceArray] => [
+    path,
+    DeviceArray.from(Float32Array.of(values[path]), [1], device),
+  ]);
+  return {
+    ...own,
+    loss: own.loss + weight * loss,
+    terms: { sigmoid: loss, ...own.terms },
+    gradients: new Map([...own.gradients, [unit, new Map(arrays)]]),
+  };
 }
 
 // Where inputs and results of the towers begin.

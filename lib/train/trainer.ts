@@ -63,7 +63,8 @@ export interface TrainerConfig {
   /**
    * The ranks the run is spread over, each of which starts it with the same configuration and a stream
    * that gives its rows of every batch, or super-batch ({@link rowsOfRank}). Rank 0 writes the files.
-   * Without `microBatch` and `microBatches`; with `curation` the ranks have whole parameters.
+   * `microBatch` is then of each rank. Without `microBatches`; with `curation` the ranks have whole
+   * parameters.
    */
   readonly ranks?: RanksConfig | undefined;
   /** Optimizer steps and warm-up. */
@@ -536,15 +537,16 @@ async function stepOverRanks(
     );
   };
   if (microBatches !== 1) refuse('microBatches', '1', String(microBatches));
-  if (microBatchOf(config) !== objective.batch) {
-    refuse('microBatch', 'the batch', String(config.microBatch));
-  }
   if (curation !== undefined && ranks.shard === 'parameters') {
     refuse('shard', 'none or optimizer with curation, which scores by whole weights', ranks.shard);
   }
   const { optimizer = defaultOptimizer } = config;
   return StepOverRanks.create(
-    { ...ranks, objective, entered, optimizer, device, precision },
+    {
+      ...ranks,
+      ...{ objective, entered, optimizer, device, precision },
+      microBatch: microBatchOf(config),
+    },
     state,
   );
 }

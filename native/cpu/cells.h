@@ -78,6 +78,25 @@ static inline QuarterByteVec narrow_to_bytes(IntVec v) {
 #endif
 }
 
+#if defined(SIGLIP_ISA_AVX512)
+// Of four vectors, one after the other, each in [-128, 127].
+static inline IntVec narrow_to_bytes(IntVec a, IntVec b, IntVec c, IntVec d) {
+#if defined(__AVX512BW__) && !defined(SIGLIP_EMULATED)
+  const auto wide = [](IntVec v) { return reinterpret_cast<__m512i>(v); };
+  const __m512i shorts[2] = {_mm512_packs_epi32(wide(a), wide(b)),
+                             _mm512_packs_epi32(wide(c), wide(d))};
+  // Packing goes by quarters of a register: in each lie four bytes of a, of b, of c and of d.
+  const __m512i quarters = _mm512_packs_epi16(shorts[0], shorts[1]);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return reinterpret_cast<IntVec>(_mm512_maskz_permutexvar_epi32(kAllLanes, order, quarters));
+#else
+  const QuarterByteVec bytes[4] = {narrow_to_bytes(a), narrow_to_bytes(b), narrow_to_bytes(c),
+                                   narrow_to_bytes(d)};
+  return load_cells(bytes);
+#endif
+}
+#endif
+
 // The bits of the nearest bfloat16, ties to even, in the upper half of each lane; the lower is zero.
 // A NaN stays one, quiet.
 static inline UintVec round_to_bfloat16(Vec x) {

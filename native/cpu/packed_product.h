@@ -428,7 +428,7 @@ class PackedProduct {
         };
         Vec v = value(i, j);
         if (output.pre != nullptr) put(output.pre + offset, v);
-        if (output.gelu) v = gelu(v);
+        if (output.gelu) v = rough_gelu(v);
         if (output.residual != nullptr) {
           const float* p = output.residual + offset + j;
           v += whole || left >= kLanes ? load(p) : load_partial(p, left);

@@ -228,6 +228,27 @@ static inline Vec gelu_exponential(Vec x) {
   return exp2_bounded(min(splat(126.0F), max(splat(-125.0F), x * slope)));
 }
 static inline Vec gelu(Vec x) { return x * reciprocal(splat(1.0F) + gelu_exponential(x)); }
+
+// GELU to 2^-14, for what the next product rounds to bfloat16 or int8.
+static inline Vec rough_gelu(Vec x) {
+#if defined(SIGLIP_ISA_AVX512) && !defined(SIGLIP_EMULATED)
+  const Vec slope = multiply_add(x * x, splat(-0.10294324F), splat(-2.3022082F));
+  const __m512 t = reinterpret_cast<__m512>(min(splat(126.0F), x * slope));
+  const __m512 n = _mm512_maskz_roundscale_ps(kAllLanes, t, _MM_FROUND_NO_EXC);
+  const Vec r = reinterpret_cast<Vec>(t) - reinterpret_cast<Vec>(n);
+  Vec p = multiply_add(splat(9.6184369e-3F), r, splat(5.5503324e-2F));
+  p = multiply_add(p, r, splat(2.4022648e-1F));
+  p = multiply_add(p, r, splat(6.9314718e-1F));
+  p = multiply_add(p, r, splat(1.0F));
+  const Vec e =
+      reinterpret_cast<Vec>(_mm512_maskz_scalef_ps(kAllLanes, reinterpret_cast<__m512>(p), n));
+  const __m512 sum = reinterpret_cast<__m512>(splat(1.0F) + e);
+  return x * reinterpret_cast<Vec>(_mm512_maskz_rcp14_ps(kAllLanes, sum));
+#else
+  return gelu(x);
+#endif
+}
+
 static inline Vec gelu_gradient(Vec x) {
   x = min(splat(10.0F), max(splat(-10.0F), x));  // outside, the gradient is 0 or 1 in float32
   const Vec e = gelu_exponential(x);

@@ -73,14 +73,16 @@ function difference(a: readonly number[], b: readonly number[]): number {
   return a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i])), 0) / largest;
 }
 
-// Without the features all instruction sets quantise alike, and sums of integers are exact.
+// Without the features all instruction sets quantise alike, and sums of integers are exact; but AVX-512 has its
+// own GELU, to 2⁻¹⁴.
 (isa === 'generic' ? test.skip : test)('instruction sets agree', () => {
   const generic = results('generic');
   for (const set of isa === 'avx512' ? ['avx2', 'avx512'] : ['avx2']) {
     results(`${set},novnni,nobf16`).forEach((result, i) => {
       expect(result.int8.length).toBe(sizes[i][0] * sizes[i][2]);
-      expect(difference(result.int8, generic[i].int8)).toBeLessThan(5e-7);
-      expect(difference(result.bfloat16, generic[i].bfloat16)).toBeLessThan(4e-6);
+      const bar = set === 'avx512' ? 3e-5 : 5e-7;
+      expect(difference(result.int8, generic[i].int8)).toBeLessThan(bar);
+      expect(difference(result.bfloat16, generic[i].bfloat16)).toBeLessThan(bar + 4e-6);
     });
   }
 });

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { localRanks } from '../../lib/comm';
 import type { StreamState } from '../../lib/data';
 import { loadAddon } from '../../lib/native/load';
-import type { RanksConfig } from '../../lib/train';
+import type { RanksConfig, TrainerConfig } from '../../lib/train';
 import { readMetrics } from '../../lib/train';
 import { describeMpi, mpirun } from '../comm/mpirun';
 import { failure } from '../failure';
@@ -33,9 +33,10 @@ async function onRanks(
   folder: string,
   way: Way = {},
   until = steps,
+  changes: Partial<TrainerConfig> = {},
 ): Promise<NoiseRun> {
   const runs = await Promise.all(
-    localRanks(size).map((comm) => noiseRun(folder, { comm, ...way }, until)),
+    localRanks(size).map((comm) => noiseRun(folder, { comm, ...way }, until, changes)),
   );
   const [first] = runs;
   for (const { metrics, parameters } of runs) {
@@ -86,6 +87,22 @@ describe.each(ways)('%s', (_, way) => {
     const once = await onRanks(3, newFolder(), way);
     expect((await onRanks(3, newFolder(), way)).parameters).toEqual(once.parameters);
   });
+
+  // Of the 5 and 4, or 3, 3 and 3, or 3, 2, 2 and 2 pairs of a rank.
+  test.each([
+    [1, 3],
+    [2, 3],
+    [3, 1],
+    [4, 1],
+  ])('%d ranks in micro-batches of %d: the losses of one', async (size, microBatch) => {
+    const alone = await noiseRun(newFolder());
+    const before = loadAddon().memory();
+    const split = await onRanks(size, newFolder(), way, steps, { microBatch });
+    expectSameRun(split.metrics, alone.metrics);
+    const again = await onRanks(size, newFolder(), way, steps, { microBatch });
+    expect(again.parameters).toEqual(split.parameters);
+    expectGivenBack(before);
+  });
 });
 
 test('gives back all memory', async () => {
@@ -106,7 +123,7 @@ test('checkpoints with sharded moments are those without', async () => {
   );
 });
 
-test('micro-batches are refused', async () => {
+test('batches whose losses are averaged are refused', async () => {
   const [comm] = localRanks(1);
   const run = noiseRun(newFolder(), { comm }, steps, { microBatches: 2 });
   expect((await failure(run)).message).toMatch(/microBatches must be 1 over ranks/);

@@ -174,3 +174,18 @@ test.each([{}, { shard: 'parameters' }] as const)(
     expectSameValues(actual, expected);
   },
 );
+
+test.each([
+  [2, {}],
+  [3, { shard: 'optimizer' }],
+  [2, { shard: 'parameters', partBytes: 1 }],
+] as const)('with the decoder, in micro-batches on %d ranks: %o', async (size, way) => {
+  const [alone, folder] = [newFolder(), newFolder()];
+  const expected = await runOn(alone, undefined, ['A']);
+  const before = loadAddon().memory();
+  const split = overrideRecipe(recipe, { microBatch: 1 });
+  const actual = await onRanks(size, folder, way, ['A'], undefined, split);
+  expectSameRun(folder, alone, ['A']);
+  expectSameValues(actual, expected);
+  expectGivenBack(before);
+});

@@ -29,13 +29,19 @@ void store_row(FloatCells, Cell* cells, const float* row, int64_t count) {
 #if defined(SIGLIP_ISA_AVX512)
 void store_row(Bfloat16Cells, Cell* cells, const float* row, int64_t count) {
   uint16_t* to = reinterpret_cast<uint16_t*>(cells);
-  round_row(row, count, [&](int64_t k, UintVec bits, int64_t left) {
+  constexpr int64_t kStep = 2 * kLanes;
+  int64_t first = 0;
+  for (; first + kStep <= count; first += kStep) {
+    store_cells(to + first, Bfloat16Cells::follow(load(row + first), load(row + first + kLanes)));
+  }
+  round_row(row + first, count - first, [&](int64_t k, UintVec bits, int64_t left) {
     const HalfUshortVec halves = upper_halves(bits);
     if (left >= kLanes) {
-      *reinterpret_cast<unaligned::HalfUshortVec*>(to + k) = halves;
+      *reinterpret_cast<unaligned::HalfUshortVec*>(to + first + k) = halves;
       return;
     }
-    std::memcpy(to + k, &halves, static_cast<size_t>(packed_steps(left)) * sizeof(uint16_t));
+    std::memcpy(to + first + k, &halves,
+                static_cast<size_t>(packed_steps(left)) * sizeof(uint16_t));
   });
 }
 #endif

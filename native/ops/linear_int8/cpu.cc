@@ -56,13 +56,14 @@ template <typename Put>
 void quantise(const float* row, int64_t count, const Quantiser& quantiser, const Put& put) {
   const Vec factor = splat(quantiser.factor);
   // Infinity times zero would be NaN.
-  const IntVec mask = splat_cell(quantiser.factor == 0.0F ? 0 : -1);
+  const bool zeros = quantiser.factor == 0.0F;
   int64_t k = 0;
   for (; k + kLanes <= count; k += kLanes) {
-    put(k, round_to_int(load(row + k) * factor) & mask, kLanes);
+    put(k, zeros ? IntVec{} : round_to_int(load(row + k) * factor), kLanes);
   }
   if (k < count) {
-    put(k, round_to_int(load_partial(row + k, count - k) * factor) & mask, count - k);
+    const Vec rest = load_partial(row + k, count - k);
+    put(k, zeros ? IntVec{} : round_to_int(rest * factor), count - k);
   }
 }
 
@@ -91,13 +92,25 @@ void store_row(PairCells, Cell* cells, const float* row, int64_t count, const Qu
 // Shifted into the range of uint8; the correction takes that away.
 void store_row(ByteCells, Cell* cells, const float* row, int64_t count, const Quantiser& by) {
   uint8_t* to = reinterpret_cast<uint8_t*>(cells);
-  quantise(row, count, by, [&](int64_t k, IntVec q, int64_t left) {
+  int64_t first = 0;
+#if defined(SIGLIP_ISA_AVX512)
+  constexpr int64_t kStep = 4 * kLanes;
+  const Vec factor = splat(by.factor);
+  for (; by.factor != 0.0F && first + kStep <= count; first += kStep) {
+    const auto integers = [&](int i) {
+      return round_to_int(load(row + first + i * kLanes) * factor);
+    };
+    const IntVec bytes = narrow_to_bytes(integers(0), integers(1), integers(2), integers(3));
+    store_cells(to + first, bytes ^ static_cast<Cell>(0x80808080));
+  }
+#endif
+  quantise(row + first, count - first, by, [&](int64_t k, IntVec q, int64_t left) {
     const QuarterByteVec bytes = narrow_to_bytes(q + 128);
     if (left >= kLanes) {
-      *reinterpret_cast<unaligned::QuarterByteVec*>(to + k) = bytes;
+      *reinterpret_cast<unaligned::QuarterByteVec*>(to + first + k) = bytes;
       return;
     }
-    std::memcpy(to + k, &bytes, static_cast<size_t>(packed_steps(left)));
+    std::memcpy(to + first + k, &bytes, static_cast<size_t>(packed_steps(left)));
   });
 }
 #endif

@@ -13,6 +13,8 @@
 // same. Sums of integers are exact, so y depends on L, but not on the instruction set, beyond the
 // epilogue's roundings. A row whose magnitudes are all below 2⁻¹⁰⁰ counts as zeros. A row with an
 // infinity or a NaN gives NaN throughout: a row of x a row of y, a row of the weight a column.
+//
+// A GELU in the epilogue is exact to 2⁻¹⁴, as its results are for the next such layer, which rounds them more.
 #pragma once
 
 #include "cpu/isa.h"

@@ -83,6 +83,9 @@ export async function trainOnCorpus(options: CorpusTrainingOptions): Promise<Cor
     onStep: (stage, metrics) => {
       if (isFirst) watcher.step(stage, metrics);
     },
+    onSelection: (stage, selection) => {
+      if (isFirst) watcher.select(stage, selection);
+    },
     onStageEnd: async (stage, trainer) => {
       if (!isFirst) return;
       await saveStage(recipe, stage, trainer, modelFolder(folder, recipe, stage), tokenizer);

@@ -119,6 +119,9 @@ export async function trainOnEmoji(options: EmojiTrainingOptions): Promise<Emoji
     onStep: (stage, metrics) => {
       if (isFirst) watcher.step(stage, metrics);
     },
+    onSelection: (stage, selection) => {
+      if (isFirst) watcher.select(stage, selection);
+    },
     onStageEnd: async (stage, trainer) => {
       if (!isFirst) return;
       await saveStage(recipe, stage, trainer, modelFolder(folder, recipe, stage), tokenizerFolder);

@@ -2,7 +2,7 @@
 // is written again now and then.
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Recipe, Stage, StepMetrics } from '../train';
+import type { Recipe, Selection, Stage, StepMetrics } from '../train';
 import {
   trainsDecoder,
   hasEnded,
@@ -15,6 +15,7 @@ import {
 import { Progress } from './progress';
 import type { PictureRow } from './run_page';
 import { renderRunPage } from './run_page';
+import { selectionPictures } from './selection_pictures';
 
 /** Seconds between two writings of the page, and after which a browser loads it again. */
 const REFRESH = 15;
@@ -26,6 +27,10 @@ export class RunWatcher {
   private loss: number | undefined;
   private written = -Infinity;
   private readonly pictures = new Map<string, readonly PictureRow[]>();
+  /** Of curated stages: what one of their last steps chose. */
+  private readonly selections = new Map<string, readonly PictureRow[]>();
+  private selected = -Infinity;
+  private drawing: Promise<void> = Promise.resolve();
 
   constructor(
     private readonly recipe: Recipe,
@@ -50,8 +55,21 @@ export class RunWatcher {
     if (performance.now() - this.written > 1000 * REFRESH) this.write(REFRESH);
   }
 
+  /** Takes note of what a step chose to train on, as often as the page is written. */
+  select(stage: Stage, selection: Selection): void {
+    if (performance.now() - this.selected < 1000 * REFRESH) return;
+    this.selected = performance.now();
+    const drawn = selectionPictures(selection).then((rows) => {
+      this.selections.set(stage.name, rows);
+    });
+    // Thrown at the end of the stage.
+    drawn.catch(() => undefined);
+    this.drawing = drawn;
+  }
+
   /** Takes note of the end of a stage. */
   async end(stage: Stage): Promise<void> {
+    await this.drawing;
     this.pictures.set(stage.name, await this.picturesOf(stage));
     const others = this.stages.filter(({ name }) => name !== stage.name);
     this.write(others.every((one) => hasEnded(this.folder, one)) ? undefined : REFRESH);
@@ -87,7 +105,10 @@ export class RunWatcher {
         about: about(this.recipe, stage),
         steps: stageUpdates(this.recipe, stage),
         metrics: readMetrics(join(stageFolder(this.folder, stage), 'metrics.jsonl')),
-        pictures: this.pictures.get(stage.name) ?? [],
+        pictures: [
+          ...(this.selections.get(stage.name) ?? []),
+          ...(this.pictures.get(stage.name) ?? []),
+        ],
       })),
       settings: { recipe: JSON.stringify(this.recipe) },
       ...(refresh === undefined ? {} : { refresh }),

@@ -1,6 +1,5 @@
 // Pictures of what a stage has learned, for the page of its run: captions with the boxes it writes, what the
 // pooling head looks at, and the dense features as colours.
-import sharp from 'sharp';
 import { symmetricEigen } from '../array/symmetric';
 import { Philox4x32 } from '../array/random';
 import { patchMask } from '../data';
@@ -13,6 +12,7 @@ import type { Box } from '../text';
 import type { Recipe, Stage } from '../train';
 import { trainsDecoder, trainsSelfDistillation } from '../train';
 import { loadCheckpoint, readModelConfig } from '../weights';
+import { pngUrl } from './png_url';
 import type { Picture, PictureRow } from './run_page';
 
 /** A drawing with its name. */
@@ -20,9 +20,6 @@ export interface NamedImage {
   readonly image: RgbImage;
   readonly name: string;
 }
-
-/** Pixels a side of a picture on the page. */
-const SIDE = 96;
 
 /** Pictures of some images through the model of a stage. */
 export async function stagePictures(
@@ -249,12 +246,4 @@ function framed({ data, width, height }: RgbImage, [ymin, xmin, ymax, xmax]: Box
     paint(row, right);
   }
   return { data: out, width, height, channels: 3 };
-}
-
-async function pngUrl({ data, width, height }: RgbImage): Promise<string> {
-  const png = await sharp(data, { raw: { width, height, channels: 3 } })
-    .resize(SIDE, SIDE, { kernel: 'nearest', fit: 'fill' })
-    .png()
-    .toBuffer();
-  return `data:image/png;base64,${png.toString('base64')}`;
 }

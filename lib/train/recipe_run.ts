@@ -10,6 +10,7 @@ import { SiglipError } from '../errors';
 import type { ComputeDType } from '../graph';
 import { adaptModel } from '../model';
 import { publishTogether } from '../weights';
+import type { Selection } from './curation';
 import { superBatch } from './curation';
 import type { Inheritance } from './inherit';
 import { inheritCheckpoint } from './inherit';
@@ -41,6 +42,8 @@ export interface RecipeRunOptions extends Pick<
   /** The batches of a stage; `batchParts` says what they must bring. The run closes them. */
   readonly openStream: (stage: Stage) => Promise<Stream<Batch>>;
   readonly onStep?: (stage: Stage, metrics: StepMetrics) => void;
+  /** Called with what a curated step chooses to train on. */
+  readonly onSelection?: (stage: Stage, selection: Selection) => void;
   /**
    * Called when a stage has ended, with its trainer still open: to save and look at its model, on rank 0
    * where ranks have parts of it alone.
@@ -137,7 +140,8 @@ async function trainStage(
   stream: Stream<Batch>,
   reference: Reference | undefined,
 ): Promise<boolean> {
-  const { folder, pixelTable, checkpointActivations, signal, onStep, onStageEnd } = options;
+  const { folder, pixelTable, checkpointActivations, signal } = options;
+  const { onStep, onSelection, onStageEnd } = options;
   const trainer = await Trainer.start(
     {
       objective: stageObjective(recipe, stage, { pixelTable, checkpoint: checkpointActivations }),
@@ -156,6 +160,7 @@ async function trainStage(
     const ended = await trainer.train({
       ...(signal === undefined ? {} : { signal }),
       onStep: (metrics) => onStep?.(stage, metrics),
+      onSelection: (selection) => onSelection?.(stage, selection),
     });
     if (!ended) return false;
     await trainer.gather();

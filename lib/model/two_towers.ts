@@ -47,6 +47,8 @@ export function twoTowers(
   input: TwoTowersInput<Tensor>,
   options: TextTowerOptions = {},
 ): TwoTowersOutput {
+  // Texts first: over ranks they travel while the larger tower runs.
+  const text = textTower(parameters.text, config, input.ids, options);
   const vision = visionTower(parameters.vision, config, input.vision, options);
   const { pooled, embedding } = vision;
   if (pooled === undefined || embedding === undefined) {
@@ -55,7 +57,6 @@ export function twoTowers(
       `twoTowers: vision.pool must be map, got ${config.vision.pool}: a tower without a head gives no embedding`,
     );
   }
-  const text = textTower(parameters.text, config, input.ids, options);
   const [images, texts] = [extent(embedding, 0), extent(text.embedding, 0)];
   if (images !== texts) {
     throw new SiglipError(

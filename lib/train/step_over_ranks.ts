@@ -533,6 +533,14 @@ class TowersRun {
   private readonly reductions: { readonly unit: Unit; readonly sum: Promise<ArraysByPath> }[] = [];
   private readonly additions: Promise<void>[] = [];
   private contrast: Contrast | undefined;
+  /** The sigmoid loss, under way since the texts were there, and who waits for the images. */
+  private meeting:
+    | {
+        readonly met: Promise<LossOverRanksResult>;
+        readonly give: (images: DeviceArray) => void;
+        readonly giveUp: (reason: unknown) => void;
+      }
+    | undefined;
 
   constructor(
     private readonly towers: Towers,
@@ -548,6 +556,7 @@ class TowersRun {
       this.inputs.set(`${UPSTREAM}${name}`, array as DeviceArray);
     }
     const goesOn = (part: Part): boolean => {
+      if (part.ends.includes(`${EMBEDDINGS}texts`)) this.sendTexts();
       this.takeGradients(part);
       return true;
     };
@@ -597,6 +606,9 @@ class TowersRun {
       }
       return await take();
     } finally {
+      this.meeting?.giveUp(
+        new SiglipError('ERR_COMM', 'train: the towers must end, got a failure'),
+      );
       // Without waiting: after a failure here the other ranks may wait for this one.
       for (const arrays of this.gathered.values()) void arrays.then(disposeMap, () => undefined);
       disposeArrays([...uploaded, ...this.results.values()]);
@@ -612,13 +624,26 @@ class TowersRun {
     });
   }
 
-  /** The loss of all pairs, when the embeddings are there; once. */
-  private async meet(): Promise<void> {
+  /** Begins the loss of all pairs, whose texts travel while what is left of the towers runs. */
+  private sendTexts(): void {
     const { loss } = this.form;
     if (loss === undefined || this.inputs.has(`${UPSTREAM}images`)) return;
-    const images = at(this.results, `${EMBEDDINGS}images`);
+    let [give, giveUp]: [(images: DeviceArray) => void, (reason: unknown) => void] = [never, never];
+    const images = new Promise<DeviceArray>((resolve, reject) => {
+      [give, giveUp] = [resolve, reject];
+    });
+    images.catch(() => undefined);
     const texts = at(this.results, `${EMBEDDINGS}texts`);
-    const met = await loss.run(texts, () => Promise.resolve(images), this.options.logits);
+    const met = loss.run(texts, () => images, this.options.logits);
+    met.catch(() => undefined);
+    this.meeting = { met, give, giveUp };
+  }
+
+  /** The loss of all pairs, when the embeddings are there; once. */
+  private async meet(): Promise<void> {
+    if (this.meeting === undefined || this.inputs.has(`${UPSTREAM}images`)) return;
+    this.meeting.give(at(this.results, `${EMBEDDINGS}images`));
+    const met = await this.meeting.met;
     this.contrast = met;
     for (const name of ['images', 'texts'] as const) {
       this.results.set(`${UPSTREAM}${name}`, met[name]);
@@ -986,6 +1011,10 @@ function specsOf(arrays: ReadonlyMap<string, Spec>): Specs {
   return Object.fromEntries(
     [...arrays].map(([path, { dtype, shape }]) => [path, { dtype, shape }]),
   );
+}
+
+function never(): never {
+  throw new SiglipError('ERR_ARGUMENT', 'train: a promise must begin at once, got another');
 }
 
 function disposeMap(arrays: ReadonlyMap<string, DeviceArray>): void {

@@ -51,7 +51,7 @@ import { resizedPositions } from './naflex_positions';
 import { PyTorch, pytorchMissing } from './pytorch';
 import { readJson, writeJson, writeText } from './results';
 import type { Accuracy, LinearShare, Results, Row, Skipped } from './rows';
-import { isSound, lineOf, merged, pageOf, regressions, rounded, speedRow } from './rows';
+import { PEAK, isSound, lineOf, merged, pageOf, regressions, rounded, speedRow } from './rows';
 
 const resultsFile = join(__dirname, 'results', 'cpu.json');
 const pageFile = join(__dirname, '..', 'docs', 'benchmarks.md');
@@ -792,7 +792,7 @@ async function main(): Promise<void> {
   for (const [name, run] of groups) {
     if (name.includes(asked.only)) await run(context);
   }
-  context.facts['peak GFLOP/s'] = rounded(readPeak() / 1e9);
+  context.facts[PEAK] = rounded(readPeak() / 1e9);
   const { facts: machine, forms, rows, accuracy: accuracies, linearShares, skipped } = context;
   const results: Results = {
     machine,

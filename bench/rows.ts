@@ -53,6 +53,9 @@ export interface Results {
   readonly skipped: readonly Skipped[];
 }
 
+/** The fact of the machine that is its best reading, whatever disturbed the others. */
+export const PEAK = 'peak GFLOP/s';
+
 /**
  * Earlier results with those of a run of some groups in their place. A row measures two sides in turns, so
  * rows of different runs on one machine stand beside each other.
@@ -62,11 +65,16 @@ export function merged(earlier: Results, later: Results): Results {
     const keys = new Set(renewed.map(key));
     return [...old.filter((entry) => !keys.has(key(entry))), ...renewed];
   };
-  const skipped = replace(earlier.skipped, later.skipped, ({ name }) => name);
+  const rows = replace(earlier.rows, later.rows, ({ name, peerName }) => `${name} / ${peerName}`);
+  // A peer that one of the runs had was not skipped.
+  const skipped = replace(earlier.skipped, later.skipped, ({ name }) => name).filter(
+    ({ name }) => !rows.some(({ peerName }) => peerName.startsWith(name)),
+  );
+  const peaks = [earlier, later].map(({ machine }) => Number(machine[PEAK] ?? 0));
   return {
-    machine: { ...earlier.machine, ...later.machine },
+    machine: { ...earlier.machine, ...later.machine, [PEAK]: Math.max(...peaks) },
     forms: later.forms,
-    rows: replace(earlier.rows, later.rows, ({ name, peerName }) => `${name} / ${peerName}`),
+    rows,
     accuracy: replace(earlier.accuracy, later.accuracy, ({ name }) => name),
     linearShares: replace(
       earlier.linearShares,

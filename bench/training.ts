@@ -33,7 +33,7 @@ import { measure, readPeak } from './measure';
 import { PythonPeer, pytorchMissing } from './pytorch';
 import { writeJson } from './results';
 import type { Row } from './rows';
-import { lineOf, rounded, speedRow } from './rows';
+import { PEAK, lineOf, rounded, speedRow } from './rows';
 
 const resultsFile = join(__dirname, 'results', 'training.json');
 
@@ -284,7 +284,7 @@ async function main(): Promise<void> {
     }
   }
   peer?.close();
-  machine['peak GFLOP/s'] = rounded(readPeak() / 1e9);
+  machine[PEAK] = rounded(readPeak() / 1e9);
   if (!values.quick && missing === undefined) writeJson(resultsFile, { machine, rows, memory });
 }
 

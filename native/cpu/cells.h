@@ -241,11 +241,12 @@ struct Bfloat16Cells {
 
   // The same, lane by lane in pairs.
   [[gnu::always_inline]] static IntVec interleave(Vec lower, Vec upper) {
-#if defined(__AVX512F__) && !defined(SIGLIP_EMULATED)
+#if defined(__AVX512BW__) && !defined(SIGLIP_EMULATED)
     constexpr ShortVec kOrder = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return reinterpret_cast<IntVec>(
-        __builtin_shuffle(reinterpret_cast<ShortVec>(follow(lower, upper)), kOrder));
+        _mm512_maskz_permutexvar_epi16(0xffffffffU, reinterpret_cast<__m512i>(kOrder),
+                                       reinterpret_cast<__m512i>(follow(lower, upper))));
 #else
     return reinterpret_cast<IntVec>(round_to_bfloat16(lower) >> 16 | round_to_bfloat16(upper));
 #endif

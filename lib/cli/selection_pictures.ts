@@ -13,10 +13,9 @@ export async function selectionPictures({
   scores,
 }: Selection): Promise<PictureRow[]> {
   const { images, size, texts, step } = candidates;
-  const own = Array.from(texts.keys());
   const chosen = new Set(rows);
   const scoreOf = (row: number): number => scores?.[row] ?? 0;
-  const byScore = [...own].sort((a, b) => scoreOf(b) - scoreOf(a));
+  const byScore = Array.from(texts.keys()).sort((a, b) => scoreOf(b) - scoreOf(a));
   const picked = byScore.filter((row) => chosen.has(row));
   const dropped = byScore.filter((row) => !chosen.has(row)).reverse();
   const bytes = 3 * size * size;
@@ -35,7 +34,7 @@ export async function selectionPictures({
     const scored = scores === undefined ? 'drawn at random' : `mean score ${mean.toFixed(3)}`;
     return {
       title,
-      text: `${String(of.length)} of the ${String(own.length)} pairs of batch ${String(step)}, ${scored}.`,
+      text: `${String(of.length)} of the ${String(texts.length)} pairs of batch ${String(step)}, ${scored}.`,
       pictures: await Promise.all(of.slice(0, SHOWN).map(picture)),
     };
   };

@@ -34,6 +34,7 @@ import {
 import type { TeacherLogits } from '../loss';
 import { SiglipError } from '../errors';
 import { globalNorm } from '../ops';
+import { concatenate } from '../weights';
 import { BalanceOverRanks } from './balance_over_ranks';
 import type { LazyArray, Placement, TrainingState } from './checkpoint';
 import type { TextExchange } from './loss_over_ranks';
@@ -533,13 +534,11 @@ class TowersRun {
   private readonly reductions: { readonly unit: Unit; readonly sum: Promise<ArraysByPath> }[] = [];
   private readonly additions: Promise<void>[] = [];
   private contrast: Contrast | undefined;
-  /** The sigmoid loss, under way since the texts were there, and who waits for the images. */
-  private meeting:
-    | {
-        readonly met: Promise<LossOverRanksResult>;
-        readonly give: (images: DeviceArray) => void;
-        readonly giveUp: (reason: unknown) => void;
-      }
+  /** The sigmoid loss, under way since the texts were there. */
+  private met: Promise<LossOverRanksResult> | undefined;
+  /** What it waits for. */
+  private images:
+    | { readonly give: (images: DeviceArray) => void; readonly giveUp: (reason: Error) => void }
     | undefined;
 
   constructor(
@@ -606,9 +605,7 @@ class TowersRun {
       }
       return await take();
     } finally {
-      this.meeting?.giveUp(
-        new SiglipError('ERR_COMM', 'train: the towers must end, got a failure'),
-      );
+      this.images?.giveUp(new SiglipError('ERR_COMM', 'train: the towers must end, got a failure'));
       // Without waiting: after a failure here the other ranks may wait for this one.
       for (const arrays of this.gathered.values()) void arrays.then(disposeMap, () => undefined);
       disposeArrays([...uploaded, ...this.results.values()]);
@@ -628,22 +625,20 @@ class TowersRun {
   private sendTexts(): void {
     const { loss } = this.form;
     if (loss === undefined || this.inputs.has(`${UPSTREAM}images`)) return;
-    let [give, giveUp]: [(images: DeviceArray) => void, (reason: unknown) => void] = [never, never];
-    const images = new Promise<DeviceArray>((resolve, reject) => {
-      [give, giveUp] = [resolve, reject];
+    const images = new Promise<DeviceArray>((give, giveUp) => {
+      this.images = { give, giveUp };
     });
-    images.catch(() => undefined);
     const texts = at(this.results, `${EMBEDDINGS}texts`);
-    const met = loss.run(texts, () => images, this.options.logits);
-    met.catch(() => undefined);
-    this.meeting = { met, give, giveUp };
+    this.met = loss.run(texts, () => images, this.options.logits);
+    // Awaited where they meet.
+    for (const promise of [images, this.met]) promise.catch(() => undefined);
   }
 
   /** The loss of all pairs, when the embeddings are there; once. */
   private async meet(): Promise<void> {
-    if (this.meeting === undefined || this.inputs.has(`${UPSTREAM}images`)) return;
-    this.meeting.give(at(this.results, `${EMBEDDINGS}images`));
-    const met = await this.meeting.met;
+    if (this.met === undefined || this.inputs.has(`${UPSTREAM}images`)) return;
+    this.images?.give(at(this.results, `${EMBEDDINGS}images`));
+    const met = await this.met;
     this.contrast = met;
     for (const name of ['images', 'texts'] as const) {
       this.results.set(`${UPSTREAM}${name}`, met[name]);
@@ -852,7 +847,7 @@ class MicroBatches {
     }
     const own = starts[starts.length - 1];
     const whole = (name: 'images' | 'texts'): DeviceArray => {
-      const values = concatenated(parts.map((part) => part[name]));
+      const values = concatenate(parts.map((part) => part[name]));
       return DeviceArray.from(values, [own, values.length / own], device);
     };
     using images = whole('images');
@@ -876,16 +871,6 @@ class MicroBatches {
     };
     return { images: rows(met.images), texts: rows(met.texts) };
   }
-}
-
-function concatenated(parts: readonly Float32Array[]): Float32Array {
-  const whole = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let start = 0;
-  for (const part of parts) {
-    whole.set(part, start);
-    start += part.length;
-  }
-  return whole;
 }
 
 /** Adds those of a unit to what is there, which takes them over. */
@@ -1011,10 +996,6 @@ function specsOf(arrays: ReadonlyMap<string, Spec>): Specs {
   return Object.fromEntries(
     [...arrays].map(([path, { dtype, shape }]) => [path, { dtype, shape }]),
   );
-}
-
-function never(): never {
-  throw new SiglipError('ERR_ARGUMENT', 'train: a promise must begin at once, got another');
 }
 
 function disposeMap(arrays: ReadonlyMap<string, DeviceArray>): void {

@@ -3,6 +3,7 @@
 #include "cpu/check.h"
 #include "cpu/epilogue.h"
 #include "cpu/packed_product.h"
+#include "cpu/tile.h"
 
 namespace siglip::SIGLIP_CPU {
 namespace {
@@ -30,19 +31,15 @@ void store_row(FloatCells, Cell* cells, const float* row, int64_t count) {
 void store_row(Bfloat16Cells, Cell* cells, const float* row, int64_t count) {
   uint16_t* to = reinterpret_cast<uint16_t*>(cells);
   constexpr int64_t kStep = 2 * kLanes;
-  int64_t first = 0;
-  for (; first + kStep <= count; first += kStep) {
-    store_cells(to + first, Bfloat16Cells::follow(load(row + first), load(row + first + kLanes)));
+  int64_t k = 0;
+  for (; k + kStep <= count; k += kStep) {
+    store_cells(to + k, Bfloat16Cells::follow(load(row + k), load(row + k + kLanes)));
   }
-  round_row(row + first, count - first, [&](int64_t k, UintVec bits, int64_t left) {
-    const HalfUshortVec halves = upper_halves(bits);
-    if (left >= kLanes) {
-      *reinterpret_cast<unaligned::HalfUshortVec*>(to + first + k) = halves;
-      return;
-    }
-    std::memcpy(to + first + k, &halves,
-                static_cast<size_t>(packed_steps(left)) * sizeof(uint16_t));
-  });
+  const int64_t left = count - k;
+  if (left == 0) return;
+  const Vec second = left > kLanes ? load_partial(row + k + kLanes, left - kLanes) : Vec{};
+  const IntVec rest = Bfloat16Cells::follow(load_up_to(row + k, left), second);
+  std::memcpy(to + k, &rest, static_cast<size_t>(packed_steps(left)) * sizeof(uint16_t));
 }
 #endif
 

@@ -3,7 +3,7 @@
 //   pre = Σ_k bf16(x_mk) bf16(W_nk) + bias_n        y = act(pre) + residual
 //
 // bf16 rounds to the nearest bfloat16, ties to even; a NaN stays NaN, an infinity an infinity. Products
-// are exact and summed up in float32, by vdpbf16ps where Features::bfloat16 is set (it takes denormal
+// are exact and summed up in float32, by vdpbf16ps where Features::bf16 is set (it takes denormal
 // numbers for zeros), else by multiply-adds on the same values widened to float32.
 //
 // A GELU in the epilogue is exact to 2⁻¹⁴, as its results are for the next such layer, which rounds them more.
